@@ -1,0 +1,16 @@
+# Compiler settings of every target in this project, as one interface target.
+add_library(mamba3_options INTERFACE)
+target_compile_features(mamba3_options INTERFACE cxx_std_20)
+target_include_directories(mamba3_options INTERFACE
+  $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>)
+target_compile_options(mamba3_options INTERFACE -Wall -Wextra -Wshadow -Wno-psabi
+  # One rounding per operation, as written: a compiler's choice to fuse would change bits between builds.
+  -ffp-contract=off)
+if(MAMBA3_WERROR)
+  target_compile_options(mamba3_options INTERFACE -Werror)
+endif()
+if(MAMBA3_SANITIZE)
+  target_compile_options(mamba3_options INTERFACE -fsanitize=${MAMBA3_SANITIZE} -fno-omit-frame-pointer
+    -fno-sanitize-recover=all)
+  target_link_options(mamba3_options INTERFACE -fsanitize=${MAMBA3_SANITIZE})
+endif()

@@ -1,0 +1,43 @@
+// What every op is given: threads, workspace memory, and where log lines go. One Context serves one
+// caller at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace mamba3 {
+
+class Arena;
+class ThreadPool;
+
+enum class LogLevel { kDebug, kInfo, kWarning };
+using LogCallback = std::function<void(LogLevel, const std::string&)>;
+
+struct ContextOptions {
+  int threads = 0;  // 0: one per processor this process may use
+  std::uint64_t seed = 0;
+  LogCallback log;  // empty: the library stays silent
+};
+
+class Context {
+ public:
+  explicit Context(ContextOptions options = {});
+  ~Context();
+  Context(Context&&) noexcept;
+  Context& operator=(Context&&) noexcept;
+
+  int threads() const;
+  ThreadPool& pool();
+  Arena& workspace();  // see core/arena.h: scopes give back what they took
+  std::uint64_t seed() const;
+  void log(LogLevel level, const std::string& message) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mamba3

@@ -1,0 +1,102 @@
+// A Mamba-3 language model in memory: weights, and the two things that can be done with them,
+// reading many tokens (prefill) and reading one token of many sequences (step). Both work on the
+// slots of a StatePool.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "mamba3/config.h"
+#include "mamba3/context.h"
+#include "mamba3/state.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+// kF32: exact fp32 arithmetic on the stored weights. kBf16: inputs of every linear rounded to bf16,
+// fp32 sums.
+enum class ComputeDType : std::uint8_t { kF32, kBf16 };
+
+struct ModelOptions {
+  ComputeDType compute = ComputeDType::kF32;
+  // Refuse weights that hold NaN or infinity (otherwise they are logged as a warning).
+  bool strict = false;
+};
+
+// The states of many sequences. A slot is in use by one sequence at a time; a fresh or reset slot
+// is all zeros.
+class StatePool {
+ public:
+  StatePool(const ModelConfig& config, std::int64_t slots);
+  ~StatePool();
+  StatePool(StatePool&&) noexcept;
+  StatePool& operator=(StatePool&&) noexcept;
+
+  std::int64_t slots() const;
+  void reset(std::int32_t slot);
+  void fork(std::int32_t from, std::int32_t to);
+  std::int64_t position(std::int32_t slot) const;  // tokens read
+
+  // Between a slot and a portable state; both ways lossless.
+  SequenceState export_slot(std::int32_t slot, std::uint64_t model_fingerprint) const;
+  void import_slot(std::int32_t slot, const SequenceState& state);
+
+ private:
+  friend class Model;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Rows of logits as they become ready: logits [rows, padded vocabulary] of tokens first_token ...
+// in the packed order.
+using LogitsCallback =
+    std::function<void(std::int64_t first_token, TensorView<const float, 2> logits)>;
+
+struct PrefillArgs {
+  std::span<const std::int32_t> ids;         // [t], sequences one after the other
+  std::span<const std::int64_t> cu_seqlens;  // [q + 1]
+  std::span<const std::int32_t> slots;       // [q], all different
+  // At most one of the two; neither: the tokens are only read.
+  TensorView<float, 2>
+      last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
+  LogitsCallback all_logits;
+  std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop
+};
+
+class Model {
+ public:
+  // `tensors` are named as tensor_specs() says and stay where they are: large matrices are used in
+  // place, so `owner` is kept for as long as the model lives. All missing, extra and misshapen
+  // tensors are reported at once.
+  static std::shared_ptr<const Model> create(ModelConfig config,
+                                             const std::map<std::string, TensorRef>& tensors,
+                                             std::shared_ptr<const void> owner,
+                                             const ModelOptions& options, Context& ctx);
+  // Random weights as the authors initialise, for benchmarks and tests.
+  static std::shared_ptr<const Model> random(ModelConfig config, DType dtype, std::uint64_t seed,
+                                             const ModelOptions& options, Context& ctx);
+  ~Model();
+
+  const ModelConfig& config() const;
+  ComputeDType compute() const;
+  std::uint64_t fingerprint() const;  // of config and weights: what a state file is checked against
+  std::int64_t weights_bytes() const;  // read once per decoded token
+
+  // Reads packed tokens in segments, so memory does not grow with their number.
+  void prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const;
+  // Reads one token of each slot. logits [b, padded vocabulary].
+  void step(std::span<const std::int32_t> ids, std::span<const std::int32_t> slots,
+            StatePool& states, TensorView<float, 2> logits, Context& ctx) const;
+
+ private:
+  Model();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mamba3

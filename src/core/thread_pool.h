@@ -1,0 +1,60 @@
+// The one thread pool of a Context. Everything that runs in parallel, GEMM tiles included, runs on
+// it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace mamba3 {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);  // the calling thread is one of them
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls body(task, worker) once for each task in [0, tasks), worker in [0, threads()). Tasks are
+  // handed out in order as workers become free, so results must not depend on which worker runs a
+  // task. Returns when all are done; rethrows the first exception. Not reentrant: a body must not
+  // call run().
+  template <class Body>
+  void run(std::int64_t tasks, Body&& body) {
+    using Fn = std::remove_reference_t<Body>;
+    run_erased(tasks, &body, [](void* fn, std::int64_t task, int worker) {
+      (*static_cast<Fn*>(fn))(task, worker);
+    });
+  }
+
+ private:
+  using Call = void (*)(void* body, std::int64_t task, int worker);
+
+  void run_erased(std::int64_t tasks, const void* body, Call call);
+  void work(int worker);
+  void take_tasks(int worker);
+
+  // The job in progress: written by run_erased before the generation is raised.
+  void* body_ = nullptr;
+  Call call_ = nullptr;
+  std::int64_t tasks_ = 0;
+  std::atomic<std::int64_t> next_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<bool> stop_{false};
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::exception_ptr error_;  // guarded by mutex_
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace mamba3

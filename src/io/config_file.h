@@ -1,0 +1,28 @@
+// config.json and generation_config.json.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "mamba3/config.h"
+
+namespace mamba3 {
+
+// Reads config.json of the package, with the package's defaults for missing keys. mlp_hidden is the
+// package's rounding of d_intermediate; a checkpoint's fc1.weight overrides it
+// (fit_config_to_weights). Refuses other layer types ("this is Mamba-1/2: not supported yet"),
+// attention layers, LayerNorm, bad types and ranges.
+ModelConfig read_config(const std::filesystem::path& path);
+ModelConfig parse_config(const std::string& json_text, const std::string& origin);
+// What the package reads back; records the A activation in ssm_cfg.a_activation.
+std::string config_to_json(const ModelConfig& config);
+
+struct GenerationConfig {
+  std::vector<std::int32_t> eos_token_ids;
+};
+// eos_token_id of generation_config.json, else of config.json (a number or a list), else empty.
+GenerationConfig read_generation_config(const std::filesystem::path& folder);
+
+}  // namespace mamba3

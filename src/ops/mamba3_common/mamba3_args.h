@@ -1,0 +1,81 @@
+// What mamba3_scan and mamba3_step share: the shapes, a layer's small parameters, the columns of
+// in_proj, the state.
+#pragma once
+
+#include <cstdint>
+
+#include "mamba3/config.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+struct Mamba3Dims {
+  std::int64_t heads = 0;     // h
+  std::int64_t head_dim = 0;  // p
+  std::int64_t state = 0;     // n
+  std::int64_t groups = 1;    // g, divides h
+  std::int64_t rank = 1;      // r
+  std::int64_t angles = 0;    // s, at most n / 2
+  bool mimo = false;          // pairs (i, i + n/2) and mimo_x/z/o; otherwise pairs (2i, 2i + 1)
+  bool out_norm = false;
+  float a_floor = 1e-4f;
+  AActivation a_activation = AActivation::kHeavyTail;
+};
+
+// The small parameters of one mixer, all contiguous fp32.
+struct Mamba3Params {
+  const float* dt_bias = nullptr;     // [h]
+  const float* skip = nullptr;        // [h]        the tensor named D
+  const float* in_b_bias = nullptr;   // [h, r, n]
+  const float* out_c_bias = nullptr;  // [h, r, n]
+  const float* in_b_norm = nullptr;   // [n]
+  const float* out_c_norm = nullptr;  // [n]
+  const float* mimo_x = nullptr;      // [h, r, p]  mimo only
+  const float* mimo_z = nullptr;      // [h, r, p]  mimo only
+  const float* mimo_o = nullptr;      // [h, r, p]  mimo only
+  const float* out_norm = nullptr;    // [h * p]    out_norm only
+};
+
+// The columns of one in_proj output, fp32. A row is one token; the innermost dimensions are
+// contiguous, rows may be further apart (`row_stride` elements), so the views usually point into
+// one [t, e] buffer.
+struct Mamba3Columns {
+  std::int64_t row_stride = 0;
+  const float* z = nullptr;          // [t, h, p]
+  const float* x = nullptr;          // [t, h, p]
+  const float* in_b = nullptr;       // [t, r, g, n]  before RMSNorm, bias and rotation
+  const float* out_c = nullptr;      // [t, r, g, n]
+  const float* dt_raw = nullptr;     // [t, h]
+  const float* decay_raw = nullptr;  // [t, h]
+  const float* trap_raw = nullptr;   // [t, h]
+  const float* angle_raw = nullptr;  // [t, s]
+};
+
+// The in_proj buffer [t, e] cut into its columns, in the package's order z, x, B, C, dt, A, trap,
+// angle.
+Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
+                            const Mamba3Dims& dims);
+
+// The states of one layer for many sequences. A slot is one sequence; the parts of slot i start at
+// part + i * slot_stride (in elements of that part). Inside a slot everything is contiguous. `ssm`
+// is stored [h, n, p], transposed against the canonical tuple's [h, p, n]: both kernels then update
+// it with vectors along p and never add across a vector. Phi is kept as unsigned 32-bit turns: 2^32
+// is a full turn, sums wrap exactly and are associative, so prefill, stepping and replay agree bit
+// for bit.
+struct Mamba3States {
+  std::uint32_t* turns = nullptr;  // [slot, h, s]
+  float* ssm = nullptr;            // [slot, h, n, p]
+  float* k =
+      nullptr;  // [slot, r, h, n]  K of the last token: normalised, biased, rotated, unscaled
+  float* v = nullptr;  // [slot, h, p]     x of the last token, without mimo_x
+  std::int64_t slots = 0;
+  std::int64_t turns_stride = 0;
+  std::int64_t ssm_stride = 0;
+  std::int64_t k_stride = 0;
+  std::int64_t v_stride = 0;
+};
+
+// Refuses sizes that no path takes, naming the value. Both ops call it at entry.
+void check_dims(const Mamba3Dims& dims);
+
+}  // namespace mamba3

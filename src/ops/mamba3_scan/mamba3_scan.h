@@ -1,0 +1,40 @@
+// The Mamba-3 recurrence over many tokens of one or more sequences, from and to a state.
+//
+// Formulas: docs/SEMANTICS.md (the merged, chunked form); source: arXiv 2603.15569 and the authors'
+// package.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "mamba3/context.h"
+#include "ops/mamba3_common/mamba3_args.h"
+
+namespace mamba3 {
+
+struct Mamba3ScanArgs {
+  Mamba3Dims dims;
+  Mamba3Params params;
+  Mamba3Columns columns;  // t tokens, sequences one after the other
+  std::span<const std::int64_t>
+      cu_seqlens;  // [q + 1], first 0, not decreasing, last t; empty sequences allowed
+  std::span<const std::int32_t>
+      slots;            // [q], all different; sequence i starts from and ends in slots[i]
+  Mamba3States states;  // read and overwritten; a slot of zeros is a fresh sequence
+  TensorView<float, 2>
+      y;  // [t, h * p], rows may be strided; gated, ranks summed: what out_proj gets
+  // Matrix products inside a chunk round their inputs to bf16 (states, decays and sums stay fp32)
+  // where the machine is faster so. Never set for exact results.
+  bool bf16_products = false;
+};
+
+// Tokens in a chunk. Cutting a sequence at a multiple of it changes no bit of what follows.
+std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
+
+// Workspace taken from ctx.workspace() during the call.
+std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);
+
+// The same input gives the same bits for any thread count, any packing and any neighbours.
+void mamba3_scan(const Mamba3ScanArgs& args, Context& ctx);
+
+}  // namespace mamba3

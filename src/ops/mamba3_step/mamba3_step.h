@@ -1,0 +1,26 @@
+// The Mamba-3 recurrence for one more token of many sequences; states are updated in place.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "mamba3/context.h"
+#include "ops/mamba3_common/mamba3_args.h"
+
+namespace mamba3 {
+
+struct Mamba3StepArgs {
+  Mamba3Dims dims;
+  Mamba3Params params;
+  Mamba3Columns columns;                // b rows, one token each
+  std::span<const std::int32_t> slots;  // [b], all different
+  Mamba3States states;                  // read and overwritten
+  TensorView<float, 2> y;               // [b, h * p], rows may be strided
+};
+
+std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx);
+
+// A row's bits do not depend on its neighbours, its slot, the batch size or the thread count.
+void mamba3_step(const Mamba3StepArgs& args, Context& ctx);
+
+}  // namespace mamba3

@@ -1,0 +1,20 @@
+// residual += hidden; y = residual / rms(residual) * weight. All fp32; the sum of squares is taken
+// in double.
+#pragma once
+
+#include "mamba3/context.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+struct RmsNormArgs {
+  TensorView<float, 2> residual;      // [rows, d], read, and overwritten when hidden is given
+  TensorView<const float, 2> hidden;  // [rows, d] or data == nullptr: nothing is added
+  const float* weight = nullptr;      // [d]
+  float eps = 1e-5f;
+  TensorView<float, 2> y;  // [rows, d]
+};
+
+void rms_norm(const RmsNormArgs& args, Context& ctx);
+
+}  // namespace mamba3
