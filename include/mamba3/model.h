@@ -32,6 +32,8 @@ struct ModelOptions {
 // is all zeros.
 class StatePool {
  public:
+  struct Impl;  // model/state_pool.h
+
   StatePool(const ModelConfig& config, std::int64_t slots);
   ~StatePool();
   StatePool(StatePool&&) noexcept;
@@ -48,23 +50,20 @@ class StatePool {
 
  private:
   friend class Model;
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-// Rows of logits as they become ready: logits [rows, padded vocabulary] of tokens first_token ...
-// in the packed order.
-using LogitsCallback =
-    std::function<void(std::int64_t first_token, TensorView<const float, 2> logits)>;
+// Rows of logits as they become ready: logits [rows, padded vocabulary] for logit_tokens[first ...].
+using LogitsCallback = std::function<void(std::int64_t first, TensorView<const float, 2> logits)>;
 
 struct PrefillArgs {
   std::span<const std::int32_t> ids;         // [t], sequences one after the other
   std::span<const std::int64_t> cu_seqlens;  // [q + 1]
   std::span<const std::int32_t> slots;       // [q], all different
-  // At most one of the two; neither: the tokens are only read.
-  TensorView<float, 2>
-      last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
-  LogitsCallback all_logits;
+  // At most one of the two kinds of output; none: the tokens are only read.
+  TensorView<float, 2> last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
+  std::span<const std::int64_t> logit_tokens;  // ascending indices into ids whose logits are wanted
+  LogitsCallback on_logits;
   std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@ class SequenceState {
   SequenceState() = default;
   // A fresh sequence of a model: all zeros, position 0.
   SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint);
+  bool empty() const { return layers_ == 0; }
 
   std::uint64_t model_fingerprint() const { return model_fingerprint_; }
   std::int64_t position() const { return position_; }  // tokens read so far
@@ -65,7 +67,7 @@ class SequenceState {
   static SequenceState load(const std::filesystem::path& path, const ModelConfig& config,
                             std::uint64_t model_fingerprint);
   std::vector<std::byte> serialize() const;
-  static SequenceState deserialize(std::vector<std::byte> bytes, const ModelConfig& config,
+  static SequenceState deserialize(std::span<const std::byte> bytes, const ModelConfig& config,
                                    std::uint64_t model_fingerprint, const std::string& origin);
 
  private:
@@ -77,7 +79,8 @@ class SequenceState {
   std::int64_t ssm_count_ = 0;        // h * p * n
   std::int64_t k_count_ = 0;          // r * h * n
   std::int64_t v_count_ = 0;          // h * p
-  std::vector<std::uint32_t> words_;  // layers * (turns, ssm, k, v)
+  std::vector<std::uint32_t> turns_;  // [l, h, s]
+  std::vector<float> values_;         // [l] of ssm, k, v
 };
 
 }  // namespace mamba3

@@ -12,7 +12,7 @@ struct RmsNormArgs {
   TensorView<const float, 2> hidden;  // [rows, d] or data == nullptr: nothing is added
   const float* weight = nullptr;      // [d]
   float eps = 1e-5f;
-  TensorView<float, 2> y;  // [rows, d]
+  TensorView<float, 2> y;  // [rows, d], may be the memory of hidden
 };
 
 void rms_norm(const RmsNormArgs& args, Context& ctx);

@@ -1,0 +1,18 @@
+// The sequence-mixing half of a block, [rows, d] -> [rows, d].
+#pragma once
+
+#include "mamba3/context.h"
+#include "model/batch.h"
+#include "model/weights.h"
+#include "ops/mamba3_common/mamba3_args.h"
+
+namespace mamba3 {
+
+Mamba3Dims mixer_dims(const ModelConfig& config);
+
+// in_proj, the recurrence from and to `states`, out_proj. `out` may be the memory of `x`.
+void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
+                   TensorView<const float, 2> x, const Mamba3States& states,
+                   TensorView<float, 2> out, Context& ctx);
+
+}  // namespace mamba3

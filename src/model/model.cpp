@@ -1,0 +1,237 @@
+#include "mamba3/model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/arena.h"
+#include "core/check.h"
+#include "model/init.h"
+#include "model/mixer.h"
+#include "model/mlp.h"
+#include "model/segments.h"
+#include "model/state_pool.h"
+#include "model/weights.h"
+#include "ops/embedding/embedding.h"
+#include "ops/mamba3_scan/mamba3_scan.h"
+#include "ops/rms_norm/rms_norm.h"
+
+namespace mamba3 {
+namespace {
+
+constexpr float kNormEps = 1e-5f;
+// Long inputs are read in segments: large enough that weights are streamed seldom, small enough
+// that a segment's activations stay near the cores.
+constexpr std::int64_t kSegmentTokens = 1024;
+// Logits of this many tokens exist at once.
+constexpr std::int64_t kLogitRows = 128;
+
+}  // namespace
+
+struct Model::Impl {
+  ModelConfig config;
+  ModelOptions options;
+  ModelWeights weights;
+  std::uint64_t fingerprint = 0;
+  std::int64_t weights_bytes = 0;
+  std::int64_t chunk_tokens = 0;
+
+  Compute compute() const {
+    return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
+  }
+  // All layers and the final norm: ids to the head's input `hidden` [rows, d].
+  void read(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
+            TensorView<float, 2> hidden, Context& ctx) const;
+  void head(TensorView<const float, 2> hidden, TensorView<float, 2> logits, LinearPath path,
+            Context& ctx) const {
+    linear({hidden, weights.lm_head, logits, compute(), path}, ctx);
+  }
+  void read_segment(const PrefillArgs& args, const Segment& segment, StatePool::Impl& states,
+                    Context& ctx) const;
+  void last_logits(const PrefillArgs& args, const Segment& segment,
+                   TensorView<const float, 2> hidden, Context& ctx) const;
+  void wanted_logits(const PrefillArgs& args, const Segment& segment,
+                     TensorView<const float, 2> hidden, Context& ctx) const;
+  void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
+};
+
+namespace {
+
+void check_slots(std::span<const std::int32_t> slots, const StatePool::Impl& states) {
+  std::vector<bool> used(static_cast<std::size_t>(states.slots), false);
+  for (const std::int32_t slot : slots) {
+    states.check_slot(slot);
+    check_input(!used[slot], "slot ", slot, " is named twice; expected different slots");
+    used[slot] = true;
+  }
+}
+
+}  // namespace
+
+void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
+                       StatePool::Impl& states, TensorView<float, 2> hidden, Context& ctx) const {
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t d = config.width;
+  const TensorView<float, 2> residual(scope.allocate<float>(batch.rows * d), {batch.rows, d});
+  embedding({ids, weights.embedding, residual}, ctx);
+  TensorView<float, 2> added;  // the first block has nothing to add
+  for (std::int64_t l = 0; l < config.layers; ++l) {
+    const BlockWeights& block = weights.blocks[l];
+    rms_norm({residual, added, block.norm.data(), kNormEps, hidden}, ctx);
+    mixer_forward(block.mixer, config, batch, hidden, states.layer(l), hidden, ctx);
+    mlp_forward(block.mlp, batch, residual, hidden, ctx);
+    added = hidden;
+  }
+  rms_norm({residual, added, weights.final_norm.data(), kNormEps, hidden}, ctx);
+}
+
+void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
+                              TensorView<const float, 2> hidden, Context& ctx) const {
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t d = config.width, v = config.padded_vocab();
+  for (std::size_t i = 0; i < segment.sequences.size(); ++i) {
+    const std::int32_t q = segment.sequences[i];
+    const std::int64_t row = segment.cu_seqlens[i + 1] - 1;
+    if (segment.begin + row + 1 != args.cu_seqlens[q + 1]) continue;  // the sequence goes on
+    const TensorView<const float, 2> last(&hidden(row, 0), {1, d});
+    head(last, TensorView<float, 2>(&args.last_logits(q, 0), {1, v}), LinearPath::kSkinny, ctx);
+  }
+}
+
+void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
+                                TensorView<const float, 2> hidden, Context& ctx) const {
+  const std::int64_t d = config.width, v = config.padded_vocab();
+  const auto& wanted = args.logit_tokens;
+  const auto first = std::lower_bound(wanted.begin(), wanted.end(), segment.begin) - wanted.begin();
+  const auto last = std::lower_bound(wanted.begin(), wanted.end(), segment.end) - wanted.begin();
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t most_rows = std::min<std::int64_t>(kLogitRows, last - first);
+  float* const rows = scope.allocate<float>(most_rows * d);
+  float* const logits = scope.allocate<float>(most_rows * v);
+  for (std::int64_t at = first; at < last; at += kLogitRows) {
+    const std::int64_t count = std::min(kLogitRows, last - at);
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(&hidden(wanted[at + i] - segment.begin, 0), d, rows + i * d);
+    }
+    const TensorView<float, 2> out(logits, {count, v});
+    head(TensorView<const float, 2>(rows, {count, d}), out, LinearPath::kGemm, ctx);
+    args.on_logits(at, out);
+  }
+}
+
+void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
+                               StatePool::Impl& states, Context& ctx) const {
+  std::vector<std::int32_t> slots;
+  for (const std::int32_t q : segment.sequences) slots.push_back(args.slots[q]);
+  Batch batch;
+  batch.rows = segment.end - segment.begin;
+  batch.cu_seqlens = segment.cu_seqlens;
+  batch.slots = slots;
+  batch.compute = compute();
+  ArenaScope scope(ctx.workspace());
+  const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
+                                    {batch.rows, config.width});
+  read(args.ids.subspan(segment.begin, batch.rows), batch, states, hidden, ctx);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    states.positions[slots[i]] += segment.cu_seqlens[i + 1] - segment.cu_seqlens[i];
+  }
+  if (args.last_logits.data != nullptr) last_logits(args, segment, hidden, ctx);
+  if (args.on_logits) wanted_logits(args, segment, hidden, ctx);
+}
+
+void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const {
+  const auto& cu = args.cu_seqlens;
+  const auto tokens = static_cast<std::int64_t>(args.ids.size());
+  check_input(
+      !cu.empty() && cu.front() == 0 && cu.back() == tokens && std::is_sorted(cu.begin(), cu.end()),
+      "cu_seqlens must rise from 0 to the number of ids, ", tokens);
+  check_input(args.slots.size() + 1 == cu.size(), args.slots.size(), " slots for ", cu.size() - 1,
+              " sequences; expected one each");
+  check_slots(args.slots, states);
+  for (std::size_t i = 0; i < args.ids.size(); ++i) {
+    check_input(args.ids[i] >= 0 && args.ids[i] < config.padded_vocab(), "token id ", args.ids[i],
+                " at position ", i, " is outside the vocabulary; expected 0 to ",
+                config.padded_vocab() - 1, "; is this the model's own tokenizer?");
+  }
+}
+
+void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const {
+  StatePool::Impl& pool = *states.impl_;
+  impl_->check_prefill(args, pool);
+  for (const Segment& segment :
+       cut_segments(args.cu_seqlens, kSegmentTokens, impl_->chunk_tokens)) {
+    impl_->read_segment(args, segment, pool, ctx);
+    if (args.progress) args.progress(segment.end);
+  }
+}
+
+void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t> slots,
+                 StatePool& states, TensorView<float, 2> logits, Context& ctx) const {
+  StatePool::Impl& pool = *states.impl_;
+  check_input(ids.size() == slots.size(), ids.size(), " ids for ", slots.size(),
+              " slots; expected one each");
+  check_slots(slots, pool);
+  if (ids.empty()) return;
+  Batch batch;
+  batch.is_step = true;
+  batch.rows = static_cast<std::int64_t>(ids.size());
+  batch.slots = slots;
+  batch.compute = impl_->compute();
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t d = impl_->config.width;
+  const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * d), {batch.rows, d});
+  impl_->read(ids, batch, pool, hidden, ctx);
+  impl_->head(hidden, logits, batch.linear_path(), ctx);
+  for (const std::int32_t slot : slots) ++pool.positions[slot];
+}
+
+Model::Model() : impl_(std::make_unique<Impl>()) {}
+Model::~Model() = default;
+
+std::shared_ptr<const Model> Model::create(ModelConfig config,
+                                           const std::map<std::string, TensorRef>& tensors,
+                                           std::shared_ptr<const void> owner,
+                                           const ModelOptions& options, Context& ctx) {
+  check_config(config);
+  std::shared_ptr<Model> model(new Model());
+  Impl& impl = *model->impl_;
+  impl.weights = bind_weights(config, tensors, std::move(owner));
+  const std::vector<std::string> bad = find_non_finite(config, tensors, ctx);
+  if (!bad.empty()) {
+    const std::string text =
+        str(bad.size(), " tensors hold NaN or infinity, the first is ", bad.front());
+    check_input(!options.strict, text,
+                "; expected finite weights; the checkpoint is broken, or leave out --strict");
+    ctx.log(LogLevel::kWarning, text + "; the output will hold NaN");
+  }
+  impl.config = config;
+  impl.options = options;
+  impl.fingerprint = model_fingerprint(config, tensors);
+  impl.chunk_tokens = mamba3_scan_chunk_tokens(mixer_dims(config));
+  for (const TensorSpec& spec : tensor_specs(config))
+    impl.weights_bytes += tensors.at(spec.name).bytes();
+  // A tied table is read whole by the head; an untied embedding gives only a row.
+  if (!config.tied_embeddings) impl.weights_bytes -= impl.weights.embedding.bytes();
+  return model;
+}
+
+std::shared_ptr<const Model> Model::random(ModelConfig config, DType dtype, std::uint64_t seed,
+                                           const ModelOptions& options, Context& ctx) {
+  check_config(config);
+  auto tensors = std::make_shared<InitialTensors>(init_tensors(config, dtype, seed, ctx));
+  return create(std::move(config), tensors->tensors, tensors, options, ctx);
+}
+
+const ModelConfig& Model::config() const {
+  return impl_->config;
+}
+ComputeDType Model::compute() const {
+  return impl_->options.compute;
+}
+std::uint64_t Model::fingerprint() const {
+  return impl_->fingerprint;
+}
+std::int64_t Model::weights_bytes() const {
+  return impl_->weights_bytes;
+}
+
+}  // namespace mamba3

@@ -1,0 +1,203 @@
+// SequenceState: the portable state of one sequence, and its bytes.
+//
+// A state file is a 96-byte header, the turns of all layers, the values of all layers, and a
+// checksum of everything before it, all little-endian. docs/FORMATS.md has the table.
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <span>
+
+#include "core/check.h"
+#include "core/hash.h"
+#include "mamba3/state.h"
+
+namespace mamba3 {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "state files are little-endian");
+
+constexpr char kMagic[8] = {'M', 'A', 'M', 'B', 'A', '3', 'S', 'T'};
+constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kDTypeF32 = 0;
+constexpr double kTurn = 4294967296.0;  // 2^32 steps are a full turn
+
+struct Header {
+  char magic[8];
+  std::uint32_t version;
+  std::uint32_t dtype;
+  std::uint64_t model_fingerprint;
+  std::int64_t position;
+  std::int64_t layers;
+  std::int64_t turns_count;
+  std::int64_t ssm_count;
+  std::int64_t k_count;
+  std::int64_t v_count;
+  std::int32_t pending_id;
+  std::uint32_t reserved;
+  std::uint64_t payload_bytes;
+  std::uint64_t header_checksum;  // of the fields above
+};
+static_assert(sizeof(Header) == 96);
+
+std::uint64_t checksum(std::span<const std::byte> bytes) {
+  Hash64 hash;
+  hash.update(bytes);
+  return hash.value();
+}
+
+std::uint64_t header_checksum(const Header& header) {
+  return checksum(std::as_bytes(std::span(&header, 1)).first(offsetof(Header, header_checksum)));
+}
+
+void append(std::vector<std::byte>& out, std::span<const std::byte> bytes) {
+  out.insert(out.end(), bytes.begin(), bytes.end());
+}
+
+Header read_header(std::span<const std::byte> bytes, const std::string& origin) {
+  Header header;
+  check_input(bytes.size() >= sizeof(Header) + sizeof(std::uint64_t), "state ", origin, " has ",
+              bytes.size(),
+              " bytes, fewer than its header; expected a file that --save-state wrote; "
+              "it is truncated: save it again");
+  std::memcpy(&header, bytes.data(), sizeof(Header));
+  check_input(
+      std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0, "state ", origin,
+      " does not begin with MAMBA3ST; expected a file that --save-state wrote; check the path");
+  check_input(header.version == kVersion, "state ", origin, " has format version ", header.version,
+              "; this program reads version ", kVersion, "; save it again with this program");
+  check_input(
+      header.header_checksum == header_checksum(header), "state ", origin,
+      " has a damaged header (checksum differs); expected an unchanged file; save it again");
+  check_input(header.dtype == kDTypeF32, "state ", origin, " holds numbers of type ", header.dtype,
+              "; expected 0 (fp32); save it again with this program");
+  return header;
+}
+
+template <class T>
+void check_count(const std::vector<T>& values, std::int64_t expected, const char* what) {
+  check_input(static_cast<std::int64_t>(values.size()) == expected, "imported ", what, " has ",
+              values.size(), " numbers; expected ", expected, " for this model");
+}
+
+}  // namespace
+
+SequenceState::SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint)
+    : model_fingerprint_(model_fingerprint),
+      layers_(config.layers),
+      turns_count_(config.heads() * config.mixer.angles()),
+      ssm_count_(config.heads() * config.mixer.head_dim * config.mixer.state),
+      k_count_(config.mixer.rank * config.heads() * config.mixer.state),
+      v_count_(config.heads() * config.mixer.head_dim) {
+  turns_.assign(static_cast<std::size_t>(layers_ * turns_count_), 0);
+  values_.assign(static_cast<std::size_t>(layers_ * (ssm_count_ + k_count_ + v_count_)), 0.0f);
+}
+
+SequenceState::Parts SequenceState::parts(std::int64_t layer) {
+  float* values = values_.data() + layer * (ssm_count_ + k_count_ + v_count_);
+  return {turns_.data() + layer * turns_count_, values, values + ssm_count_,
+          values + ssm_count_ + k_count_};
+}
+
+SequenceState::ConstParts SequenceState::parts(std::int64_t layer) const {
+  const float* values = values_.data() + layer * (ssm_count_ + k_count_ + v_count_);
+  return {turns_.data() + layer * turns_count_, values, values + ssm_count_,
+          values + ssm_count_ + k_count_};
+}
+
+LayerState SequenceState::export_layer(std::int64_t layer) const {
+  check_input(layer >= 0 && layer < layers_, "layer ", layer, " of a state with ", layers_,
+              " layers");
+  const ConstParts from = parts(layer);
+  LayerState out;
+  out.angle.resize(static_cast<std::size_t>(turns_count_));
+  for (std::int64_t i = 0; i < turns_count_; ++i) {
+    out.angle[i] = static_cast<float>(from.turns[i] * (2.0 * std::numbers::pi / kTurn));
+  }
+  out.ssm.assign(from.ssm, from.ssm + ssm_count_);
+  out.k.assign(from.k, from.k + k_count_);
+  out.v.assign(from.v, from.v + v_count_);
+  return out;
+}
+
+void SequenceState::import_layer(std::int64_t layer, const LayerState& state) {
+  check_input(layer >= 0 && layer < layers_, "layer ", layer, " of a state with ", layers_,
+              " layers");
+  check_count(state.angle, turns_count_, "angle");
+  check_count(state.ssm, ssm_count_, "ssm");
+  check_count(state.k, k_count_, "k");
+  check_count(state.v, v_count_, "v");
+  const Parts to = parts(layer);
+  for (std::int64_t i = 0; i < turns_count_; ++i) {
+    const double turns = state.angle[i] / (2.0 * std::numbers::pi);
+    check_input(std::isfinite(turns), "imported angle ", i, " is not finite");
+    to.turns[i] = static_cast<std::uint32_t>(std::llrint((turns - std::floor(turns)) * kTurn));
+  }
+  std::copy(state.ssm.begin(), state.ssm.end(), to.ssm);
+  std::copy(state.k.begin(), state.k.end(), to.k);
+  std::copy(state.v.begin(), state.v.end(), to.v);
+}
+
+std::vector<std::byte> SequenceState::serialize() const {
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.version = kVersion;
+  header.dtype = kDTypeF32;
+  header.model_fingerprint = model_fingerprint_;
+  header.position = position_;
+  header.layers = layers_;
+  header.turns_count = turns_count_;
+  header.ssm_count = ssm_count_;
+  header.k_count = k_count_;
+  header.v_count = v_count_;
+  header.pending_id = pending_id_;
+  const auto turns = std::as_bytes(std::span(turns_));
+  const auto values = std::as_bytes(std::span(values_));
+  header.payload_bytes = turns.size() + values.size();
+  header.header_checksum = header_checksum(header);
+
+  std::vector<std::byte> out;
+  out.reserve(sizeof(Header) + header.payload_bytes + sizeof(std::uint64_t));
+  append(out, std::as_bytes(std::span(&header, 1)));
+  append(out, turns);
+  append(out, values);
+  const std::uint64_t sum = checksum(out);
+  append(out, std::as_bytes(std::span(&sum, 1)));
+  return out;
+}
+
+SequenceState SequenceState::deserialize(std::span<const std::byte> bytes,
+                                         const ModelConfig& config, std::uint64_t model_fingerprint,
+                                         const std::string& origin) {
+  const Header header = read_header(bytes, origin);
+  SequenceState state(config, model_fingerprint);
+  const bool same_shape = header.layers == state.layers_ &&
+                          header.turns_count == state.turns_count_ &&
+                          header.ssm_count == state.ssm_count_ &&
+                          header.k_count == state.k_count_ && header.v_count == state.v_count_;
+  check_input(same_shape && header.model_fingerprint == model_fingerprint, "state ", origin,
+              " was saved by another model",
+              same_shape ? " of the same shape (fingerprint differs)" : " (its sizes differ)",
+              "; expected a state of this model; load it with the model that saved it");
+  const auto turns = std::as_writable_bytes(std::span(state.turns_));
+  const auto values = std::as_writable_bytes(std::span(state.values_));
+  const std::size_t payload_bytes = turns.size() + values.size();
+  const std::size_t expected_bytes = sizeof(Header) + payload_bytes + sizeof(std::uint64_t);
+  check_input(header.payload_bytes == payload_bytes && bytes.size() == expected_bytes, "state ",
+              origin, " has ", bytes.size(), " bytes; expected ", expected_bytes,
+              "; it is truncated or has something appended: save it again");
+  std::uint64_t sum;
+  std::memcpy(&sum, bytes.data() + sizeof(Header) + payload_bytes, sizeof(sum));
+  check_input(sum == checksum(bytes.first(sizeof(Header) + payload_bytes)), "state ", origin,
+              " is damaged (checksum differs); expected an unchanged file; save it again");
+  check_input(header.position >= 0 && header.pending_id >= -1 && header.pending_id < config.vocab,
+              "state ", origin, " names position ", header.position, " and pending id ",
+              header.pending_id, ", outside of what this model can have; save it again");
+  std::memcpy(turns.data(), bytes.data() + sizeof(Header), turns.size());
+  std::memcpy(values.data(), bytes.data() + sizeof(Header) + turns.size(), values.size());
+  state.position_ = header.position;
+  state.pending_id_ = header.pending_id;
+  return state;
+}
+
+}  // namespace mamba3

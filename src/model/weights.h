@@ -1,0 +1,69 @@
+// The tensors of a model, bound by name. One walk (tensor_specs) serves loading, checking, saving
+// and initialising.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "mamba3/config.h"
+#include "mamba3/context.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+struct Mamba3MixerWeights {
+  TensorRef in_proj;                          // [e, d]
+  TensorRef out_proj;                         // [d, h * p]
+  std::vector<float> dt_bias, skip;           // [h]
+  std::vector<float> in_b_bias, out_c_bias;   // [h, r, n]
+  std::vector<float> in_b_norm, out_c_norm;   // [n]
+  std::vector<float> mimo_x, mimo_z, mimo_o;  // [h, r, p], mimo only
+  std::vector<float> out_norm;                // [h * p], with out-norm only
+};
+
+struct SwigluMlpWeights {
+  std::vector<float> norm;  // [d]
+  TensorRef fc1;            // [2 f, d]
+  TensorRef fc2;            // [d, f]
+};
+struct NoMlpWeights {};
+
+// Closed sets: another mixer or MLP is another alternative here and an op folder.
+using MixerWeights = std::variant<Mamba3MixerWeights>;
+using MlpWeights = std::variant<NoMlpWeights, SwigluMlpWeights>;
+
+struct BlockWeights {
+  std::vector<float> norm;  // [d]
+  MixerWeights mixer;
+  MlpWeights mlp;
+};
+
+struct ModelWeights {
+  TensorRef embedding;  // [padded v, d]
+  TensorRef lm_head;    // [padded v, d]; the embedding when tied
+  std::vector<BlockWeights> blocks;
+  std::vector<float> final_norm;  // [d]
+  std::vector<std::shared_ptr<const void>> owners;
+};
+
+// Binds tensors to their places. Large bf16 and fp32 matrices stay where they are; small tensors,
+// and matrices of other types, are widened to fp32 copies. Missing, extra and misshapen tensors are
+// all reported in one error.
+ModelWeights bind_weights(const ModelConfig& config,
+                          const std::map<std::string, TensorRef>& tensors,
+                          std::shared_ptr<const void> owner);
+
+// The names of tensors that hold NaN or infinity.
+std::vector<std::string> find_non_finite(const ModelConfig& config,
+                                         const std::map<std::string, TensorRef>& tensors,
+                                         Context& ctx);
+
+// Of the config and of samples of every tensor: tells models apart without reading gigabytes.
+std::uint64_t model_fingerprint(const ModelConfig& config,
+                                const std::map<std::string, TensorRef>& tensors);
+
+}  // namespace mamba3
