@@ -9,7 +9,7 @@
 namespace mamba3 {
 
 // Bytes go to a temporary file in the same folder; commit() syncs and renames it. Without commit()
-// nothing stays.
+// nothing stays. A path that is a device or a pipe (/dev/stdout) is written directly.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path);
@@ -19,11 +19,16 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  // Syncs and closes, and leaves the rename to commit(): several files can so be made ready first
+  // and appear together.
+  void finish();
   void commit();
 
  private:
+  [[noreturn]] void refuse(int error) const;
+
   std::filesystem::path path_;
-  std::filesystem::path temporary_;
+  std::filesystem::path temporary_;  // empty: written directly, or already renamed
   int fd_ = -1;
 };
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <vector>
 
 namespace mamba3 {
 
@@ -12,6 +13,9 @@ class MappedFile {
  public:
   // Refuses what is missing, unreadable or not a regular file, with the path and the reason.
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  // The same from memory, for tests and fuzzers; `path` only names it in messages.
+  static std::shared_ptr<const MappedFile> from_bytes(std::vector<std::byte> bytes,
+                                                      const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -24,6 +28,8 @@ class MappedFile {
   std::filesystem::path path_;
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  bool mapped_ = false;
+  std::vector<std::byte> owned_;  // of from_bytes
 };
 
 }  // namespace mamba3
