@@ -8,7 +8,7 @@
 namespace mamba3 {
 
 // In double quotes, control and non-ASCII bytes as \xNN, cut after 100 bytes.
-inline std::string quoted(std::string_view text) {
+inline std::string quote(std::string_view text) {
   constexpr std::size_t kMostBytes = 100;
   constexpr const char* kDigits = "0123456789abcdef";
   std::string out = "\"";

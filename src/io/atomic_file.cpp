@@ -43,7 +43,7 @@ void sync_folder(const std::filesystem::path& path) {
 
 AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
   std::error_code ignored;
-  check_input(!std::filesystem::is_directory(path, ignored), "cannot write ", quoted(path.string()),
+  check_input(!std::filesystem::is_directory(path, ignored), "cannot write ", quote(path.string()),
               ": it is a folder; expected a file name; choose another");
   if (is_device_or_pipe(path)) {
     fd_ = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
@@ -70,7 +70,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::refuse(int error) const {
-  fail(ErrorCode::kBadInput, "cannot write ", quoted(path_.string()), ": ", std::strerror(error),
+  fail(ErrorCode::kBadInput, "cannot write ", quote(path_.string()), ": ", std::strerror(error),
        "; expected an existing folder that can be written, with room for the file; choose another "
        "path or make room");
 }

@@ -13,7 +13,7 @@ void refuse_json(const std::string& origin, std::string_view reason) {
     reason.remove_prefix(end + 2);
   }
   // They also repeat the text around the fault, which may be anything.
-  const std::string shown = quoted(reason);
+  const std::string shown = quote(reason);
   fail(ErrorCode::kBadInput, origin, " is not valid JSON: ", shown,
        "; expected a JSON document in UTF-8; correct the file or fetch it again");
 }

@@ -24,7 +24,7 @@ struct Descriptor {
 };
 
 [[noreturn]] void refuse(const std::filesystem::path& path, int error) {
-  fail(ErrorCode::kBadInput, "cannot open ", quoted(path.string()), ": ", std::strerror(error),
+  fail(ErrorCode::kBadInput, "cannot open ", quote(path.string()), ": ", std::strerror(error),
        "; expected a readable file; check the path and its permissions");
 }
 
@@ -36,9 +36,9 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& 
   if (file.fd < 0) refuse(path, errno);
   struct stat status {};
   if (::fstat(file.fd, &status) != 0) refuse(path, errno);
-  check_input(!S_ISDIR(status.st_mode), quoted(path.string()),
+  check_input(!S_ISDIR(status.st_mode), quote(path.string()),
               " is a folder; expected a file; name a file inside it");
-  check_input(S_ISREG(status.st_mode), quoted(path.string()),
+  check_input(S_ISREG(status.st_mode), quote(path.string()),
               " is not a regular file; expected one that can be mapped; copy it to a file first");
 
   std::shared_ptr<MappedFile> out(new MappedFile());

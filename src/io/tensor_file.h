@@ -13,8 +13,8 @@
 
 namespace mamba3 {
 
-// The tensors point into `files` (or into `copies`, for the few that a file stores misaligned,
-// non-contiguous or in a byte order that must be undone), so they live as long as this object.
+// The tensors point into `files` (or into `copies`, for the few that a file stores misaligned or
+// non-contiguous), so they live as long as this object.
 struct TensorFile {
   std::map<std::string, TensorRef> tensors;
   std::map<std::string, std::string> metadata;  // safetensors' __metadata__
@@ -27,6 +27,9 @@ TensorFile read_safetensors(const std::filesystem::path& path);
 TensorFile read_safetensors_index(const std::filesystem::path& index_path);
 // The package's pytorch_model.bin: a stored zip with a restricted pickle. Nothing is executed.
 TensorFile read_torch_bin(const std::filesystem::path& path);
+// The same from a file that is already mapped.
+TensorFile parse_safetensors(const std::shared_ptr<const MappedFile>& file);
+TensorFile parse_torch_bin(const std::shared_ptr<const MappedFile>& file);
 // The weights in a folder: model.safetensors, model.safetensors.index.json or pytorch_model.bin, in
 // this order.
 TensorFile read_folder_weights(const std::filesystem::path& folder);
