@@ -32,4 +32,8 @@ class MappedFile {
   std::vector<std::byte> owned_;  // of from_bytes
 };
 
+// False only when nothing is there; what cannot be looked at is left for open() to refuse with the
+// reason.
+bool is_there(const std::filesystem::path& path);
+
 }  // namespace mamba3
