@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "mamba3/config.h"
+#include "mamba3/context.h"
 #include "mamba3/tensor.h"
 
 namespace mamba3 {
@@ -75,7 +77,15 @@ struct Mamba3States {
   std::int64_t v_stride = 0;
 };
 
-// Refuses sizes that no path takes, naming the value. Both ops call it at entry.
+// What both ops check at entry, naming the value that was found.
 void check_dims(const Mamba3Dims& dims);
+void check_params(const Mamba3Dims& dims, const Mamba3Params& params);
+void check_columns(const Mamba3Dims& dims, const Mamba3Columns& columns, std::int64_t rows);
+// Slots must exist and differ; strides must leave room for a slot.
+void check_states(const Mamba3Dims& dims, const Mamba3States& states,
+                  std::span<const std::int32_t> slots, Context& ctx);
+std::size_t check_slots_workspace_bytes(std::span<const std::int32_t> slots);
+// y [rows, h * p]
+void check_scan_output(const Mamba3Dims& dims, const TensorView<float, 2>& y, std::int64_t rows);
 
 }  // namespace mamba3

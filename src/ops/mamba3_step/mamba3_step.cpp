@@ -1,0 +1,48 @@
+#include "ops/mamba3_step/mamba3_step.h"
+
+#include "core/check.h"
+#include "core/thread_pool.h"
+#include "ops/mamba3_step/mamba3_step_cpu.h"
+
+namespace mamba3 {
+
+std::size_t step_scratch_bytes(const Mamba3Dims& dims) {
+  constexpr std::int64_t kParts = 10;  // of StepScratch, each rounded up to the arena's alignment
+  const std::int64_t floats = 4 * dims.angles + dims.rank * (8 * dims.state + 3 * dims.head_dim);
+  return static_cast<std::size_t>(floats) * sizeof(float) + kParts * Arena::kAlignBytes;
+}
+
+StepScratch take_step_scratch(ArenaScope& scope, const Mamba3Dims& dims) {
+  const std::int64_t rn = dims.rank * dims.state;
+  const std::int64_t rp = dims.rank * dims.head_dim;
+  StepScratch out;
+  out.half_tanh = scope.allocate<double>(dims.angles);
+  out.cosine = scope.allocate<float>(dims.angles);
+  out.sine = scope.allocate<float>(dims.angles);
+  out.normed_b = scope.allocate<float>(rn);
+  out.normed_c = scope.allocate<float>(rn);
+  out.rows = scope.allocate<float>(3 * rn);
+  out.coefficients = scope.allocate<float>(3 * rn);
+  out.x_carry = scope.allocate<float>(rp);
+  out.x_now = scope.allocate<float>(rp);
+  out.read_out = scope.allocate<float>(rp);
+  return out;
+}
+
+std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx) {
+  const std::size_t workers = static_cast<std::size_t>(ctx.threads());
+  return workers * (step_scratch_bytes(args.dims) + sizeof(StepScratch)) +
+         check_slots_workspace_bytes(args.slots) + Arena::kAlignBytes;
+}
+
+void mamba3_step(const Mamba3StepArgs& args, Context& ctx) {
+  const auto rows = static_cast<std::int64_t>(args.slots.size());
+  check_dims(args.dims);
+  check_params(args.dims, args.params);
+  check_columns(args.dims, args.columns, rows);
+  check_states(args.dims, args.states, args.slots, ctx);
+  check_scan_output(args.dims, args.y, rows);
+  if (rows > 0) mamba3_step_cpu(args, ctx);
+}
+
+}  // namespace mamba3
