@@ -27,12 +27,8 @@ ThreadPool::ThreadPool(int threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_.store(true);
-    generation_.fetch_add(1);
-  }
-  wake_.notify_all();
+  stop_.store(true);
+  wake_sleepers();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -41,25 +37,19 @@ void ThreadPool::run_erased(std::int64_t tasks, const void* body, Call call) {
   body_ = const_cast<void*>(body);
   call_ = call;
   tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
-  const bool alone = tasks == 1 || workers_.empty();
-  if (!alone) {
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
+  unfinished_.store(tasks, std::memory_order_relaxed);
+  // Publishes the fields above to whoever takes a task. Sequentially consistent, as is the count of
+  // sleepers: either this thread sees a sleeper, or the one about to sleep sees the tasks.
+  untaken_.store(tasks, std::memory_order_seq_cst);
+  if (tasks > 1 && sleepers_.load(std::memory_order_seq_cst) > 0) wake_sleepers();
+  while (take_task(0)) {
   }
-  take_tasks(0);
-  if (!alone) {
-    // Pairs with the release in work(): the workers' results are visible once busy_ reads 0.
-    for (int polls = 0; busy_.load(std::memory_order_acquire) > 0; ++polls) {
-      if (polls < kPollsBeforeSleep) {
-        relax();
-      } else {
-        std::this_thread::yield();
-      }
+  // Pairs with the release in take_task(): the results of all tasks are visible once this reads 0.
+  for (int polls = 0; unfinished_.load(std::memory_order_acquire) > 0; ++polls) {
+    if (polls < kPollsBeforeSleep) {
+      relax();
+    } else {
+      std::this_thread::yield();
     }
   }
   std::exception_ptr error;
@@ -70,36 +60,43 @@ void ThreadPool::run_erased(std::int64_t tasks, const void* body, Call call) {
   if (error) std::rethrow_exception(error);
 }
 
+void ThreadPool::wake_sleepers() {
+  { const std::lock_guard lock(mutex_); }  // a worker is either before its last look or asleep
+  wake_.notify_all();
+}
+
 void ThreadPool::work(int worker) {
-  std::uint64_t seen = 0;
+  const auto something_to_do = [this] {
+    return stop_.load() || untaken_.load(std::memory_order_seq_cst) > 0;
+  };
   while (true) {
-    for (int polls = 0; polls < kPollsBeforeSleep; ++polls) {
-      if (generation_.load(std::memory_order_acquire) != seen) break;
-      relax();
-    }
-    if (generation_.load(std::memory_order_acquire) == seen) {
+    for (int polls = 0; polls < kPollsBeforeSleep && !something_to_do(); ++polls) relax();
+    if (!something_to_do()) {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, something_to_do);
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
     if (stop_.load()) return;
-    seen = generation_.load(std::memory_order_acquire);
-    take_tasks(worker);
-    busy_.fetch_sub(1, std::memory_order_release);
+    while (take_task(worker)) {
+    }
   }
 }
 
-void ThreadPool::take_tasks(int worker) {
+bool ThreadPool::take_task(int worker) {
+  std::int64_t left = untaken_.load(std::memory_order_relaxed);
+  do {
+    if (left <= 0) return false;
+  } while (!untaken_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
+                                           std::memory_order_relaxed));
   try {
-    while (true) {
-      const std::int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= tasks_) return;
-      call_(body_, task, worker);
-    }
+    call_(body_, tasks_ - left, worker);
   } catch (...) {
-    next_.store(tasks_, std::memory_order_relaxed);  // the others need not go on
     const std::lock_guard lock(mutex_);
     if (!error_) error_ = std::current_exception();
   }
+  unfinished_.fetch_sub(1, std::memory_order_release);
+  return true;
 }
 
 }  // namespace mamba3

@@ -40,17 +40,20 @@ class ThreadPool {
 
   void run_erased(std::int64_t tasks, const void* body, Call call);
   void work(int worker);
-  void take_tasks(int worker);
+  bool take_task(int worker);  // false: there was none to take
+  void wake_sleepers();
 
-  // The job in progress: written by run_erased before the generation is raised.
+  // Tasks that nobody has taken yet, handed out from the highest count down. Taking one is a step
+  // down by compare-and-swap: whoever succeeds holds an unfinished task, so the job's fields below
+  // stay as they are until it is done. A worker that comes late finds nothing and delays nobody.
+  std::atomic<std::int64_t> untaken_{0};
+  std::atomic<std::int64_t> unfinished_{0};
   void* body_ = nullptr;
   Call call_ = nullptr;
   std::int64_t tasks_ = 0;
-  std::atomic<std::int64_t> next_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<std::uint64_t> generation_{0};
-  std::atomic<bool> stop_{false};
 
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
   std::exception_ptr error_;  // guarded by mutex_
