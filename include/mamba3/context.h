@@ -12,6 +12,7 @@ namespace mamba3 {
 
 class Arena;
 class ThreadPool;
+struct OpTimes;
 
 enum class LogLevel { kDebug, kInfo, kWarning };
 using LogCallback = std::function<void(LogLevel, const std::string&)>;
@@ -34,6 +35,10 @@ class Context {
   Arena& workspace();  // see core/arena.h: scopes give back what they took
   std::uint64_t seed() const;
   void log(LogLevel level, const std::string& message) const;
+
+  // Where ops add the time they take (core/op_timer.h); null, the default: nobody measures.
+  void set_op_times(OpTimes* times);
+  OpTimes* op_times() const;
 
  private:
   struct Impl;

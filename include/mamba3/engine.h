@@ -31,8 +31,9 @@ struct Checkpoint {
   std::vector<std::int32_t> eos_ids;
 };
 
-// `folder` as Hugging Face lays it out: config.json, weights, tokenizer.json.
-Checkpoint load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options,
+// `path`: a folder as Hugging Face lays it out (config.json, weights, tokenizer.json), or a weights
+// file in it.
+Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions& options,
                            Context& ctx);
 
 enum class FinishReason : std::uint8_t { kLength, kEos, kStop, kInterrupted };

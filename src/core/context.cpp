@@ -33,6 +33,7 @@ struct Context::Impl {
   ContextOptions options;
   ThreadPool pool;
   Arena workspace;
+  OpTimes* op_times = nullptr;
 };
 
 Context::Context(ContextOptions options) {
