@@ -2,21 +2,12 @@
 #include <memory>
 
 #include "core/check.h"
+#include "engine/checkpoint_files.h"
 #include "io/config_file.h"
-#include "io/tensor_file.h"
 #include "mamba3/engine.h"
 
 namespace mamba3 {
 namespace {
-
-// The package rounds the MLP's width, and releases differ in how; the tensor knows.
-void fit_mlp_to_weights(ModelConfig& config, const TensorFile& file) {
-  const auto fc1 = file.tensors.find("backbone.layers.0.mlp.fc1.weight");
-  if (fc1 == file.tensors.end() || fc1->second.shape.size() != 2) return;
-  if (config.mlp_hidden > 0 && fc1->second.shape[0] > 0 && fc1->second.shape[0] % 2 == 0) {
-    config.mlp_hidden = fc1->second.shape[0] / 2;
-  }
-}
 
 void choose_a_activation(ModelConfig& config, const LoadOptions& options, Context& ctx) {
   if (options.a_activation) {
@@ -35,16 +26,6 @@ ComputeDType choose_compute(const LoadOptions& options, const TensorFile& file) 
   return bf16 ? ComputeDType::kBf16 : ComputeDType::kF32;
 }
 
-std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& folder,
-                                                const LoadOptions& options) {
-  if (!options.tokenizer.empty()) return Tokenizer::load(options.tokenizer);
-  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
-    std::error_code ec;
-    if (std::filesystem::exists(folder / name, ec)) return Tokenizer::load(folder / name);
-  }
-  return nullptr;
-}
-
 void check_vocabulary(const Checkpoint& checkpoint) {
   const std::int64_t ids = checkpoint.tokenizer->vocab();
   const std::int64_t rows = checkpoint.model->config().padded_vocab();
@@ -54,18 +35,17 @@ void check_vocabulary(const Checkpoint& checkpoint) {
 
 }  // namespace
 
-Checkpoint load_checkpoint(const std::filesystem::path& folder, const LoadOptions& options,
+Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions& options,
                            Context& ctx) {
-  ModelConfig config = read_config(folder / "config.json");
-  auto file = std::make_shared<TensorFile>(read_folder_weights(folder));
-  fit_mlp_to_weights(config, *file);
-  choose_a_activation(config, options, ctx);
-  const ModelOptions model_options{choose_compute(options, *file), options.strict};
+  CheckpointFiles files = open_checkpoint_files(path);
+  choose_a_activation(files.config, options, ctx);
+  const ModelOptions model_options{choose_compute(options, *files.weights), options.strict};
 
   Checkpoint checkpoint;
-  checkpoint.tokenizer = find_tokenizer(folder, options);
-  checkpoint.model = Model::create(config, file->tensors, file, model_options, ctx);
-  checkpoint.eos_ids = read_generation_config(folder).eos_token_ids;
+  checkpoint.tokenizer = find_tokenizer(files.folder, options.tokenizer);
+  checkpoint.model =
+      Model::create(files.config, files.weights->tensors, files.weights, model_options, ctx);
+  checkpoint.eos_ids = read_generation_config(files.folder).eos_token_ids;
   if (checkpoint.tokenizer) {
     check_vocabulary(checkpoint);
     const std::optional<std::int32_t> end = checkpoint.tokenizer->end_of_text();

@@ -1,0 +1,53 @@
+#include "engine/checkpoint_files.h"
+
+#include "core/check.h"
+#include "core/quote.h"
+#include "io/config_file.h"
+
+namespace mamba3 {
+namespace {
+
+// The package rounds the MLP's width, and releases differ in how; the tensor knows.
+void fit_mlp_to_weights(ModelConfig& config, const TensorFile& weights) {
+  const auto fc1 = weights.tensors.find("backbone.layers.0.mlp.fc1.weight");
+  if (fc1 == weights.tensors.end() || fc1->second.shape.size() != 2) return;
+  if (config.mlp_hidden > 0 && fc1->second.shape[0] > 0 && fc1->second.shape[0] % 2 == 0) {
+    config.mlp_hidden = fc1->second.shape[0] / 2;
+  }
+}
+
+TensorFile read_weights_file(const std::filesystem::path& path) {
+  const std::string name = path.filename().string();
+  if (name.ends_with(".index.json")) return read_safetensors_index(path);
+  if (name.ends_with(".safetensors")) return read_safetensors(path);
+  if (name.ends_with(".bin")) return read_torch_bin(path);
+  fail(ErrorCode::kBadInput, quote(path.string()),
+       " is neither a folder nor a weights file; expected a folder with config.json, or a "
+       ".safetensors, .index.json or .bin file beside one; check -m");
+}
+
+}  // namespace
+
+CheckpointFiles open_checkpoint_files(const std::filesystem::path& path) {
+  std::error_code ec;
+  const bool is_file = std::filesystem::is_regular_file(path, ec);
+  CheckpointFiles files;
+  files.folder = is_file ? path.parent_path() : path;
+  files.config = read_config(files.folder / "config.json");
+  files.weights = std::make_shared<const TensorFile>(is_file ? read_weights_file(path)
+                                                             : read_folder_weights(path));
+  fit_mlp_to_weights(files.config, *files.weights);
+  return files;
+}
+
+std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& folder,
+                                                const std::filesystem::path& named) {
+  if (!named.empty()) return Tokenizer::load(named);
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    std::error_code ec;
+    if (std::filesystem::exists(folder / name, ec)) return Tokenizer::load(folder / name);
+  }
+  return nullptr;
+}
+
+}  // namespace mamba3
