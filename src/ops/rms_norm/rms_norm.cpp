@@ -1,0 +1,37 @@
+#include "ops/rms_norm/rms_norm.h"
+
+#include <cmath>
+
+#include "core/check.h"
+#include "ops/rms_norm/rms_norm_cpu.h"
+
+namespace mamba3 {
+namespace {
+
+template <class T>
+void check_rows(const char* name, const TensorView<T, 2>& view, const RmsNormArgs& args) {
+  check_input(view.shape == args.residual.shape, "rms_norm: ", name, " is ",
+              shape_string(view.shape), " and residual ", shape_string(args.residual.shape),
+              "; expected the same shape, [rows, d]");
+  check_input(view.stride[1] == 1 || view.shape[1] <= 1, "rms_norm: the inner stride of ", name,
+              " is ", view.stride[1], "; expected 1");
+}
+
+void check(const RmsNormArgs& args) {
+  check_rows("residual", args.residual, args);
+  check_rows("y", args.y, args);
+  if (args.hidden.data != nullptr) check_rows("hidden", args.hidden, args);
+  check_input(args.residual.elements() == 0 || args.weight != nullptr,
+              "rms_norm: no weight was given; expected ", args.residual.shape[1], " values");
+  check_input(std::isfinite(args.eps) && args.eps >= 0, "rms_norm: eps is ", args.eps,
+              "; expected a finite number of at least 0");
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormArgs& args, Context& ctx) {
+  check(args);
+  if (args.residual.elements() > 0) rms_norm_cpu(args, ctx);
+}
+
+}  // namespace mamba3
