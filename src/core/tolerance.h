@@ -1,0 +1,84 @@
+// The one rule by which a result is called right: its error against the truth is at most twice the
+// error of a plain implementation in the same precision, plus a few roundings; and it is NaN or
+// infinite where the truth is. Used by `mamba3 verify` and by the tests.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+namespace mamba3 {
+
+// kRelative: the largest difference over the largest absolute value of the truth. kCircle: the
+// largest difference of angles, in radians, whole turns taken off.
+enum class ErrorMetric : std::uint8_t { kRelative, kCircle };
+
+struct Comparison {
+  double error = 0;        // of the result
+  double naive_error = 0;  // of the plain implementation
+  double bound = 0;
+  bool same_nonfinite = true;
+  bool ok = false;
+};
+
+// Half a unit of the last place: what one rounding costs, relative.
+inline constexpr double kRoundoffDouble = 0x1p-53;
+inline constexpr double kRoundoffFloat = 0x1p-24;
+inline constexpr double kRoundoffBf16 = 0x1p-9;
+
+// The plain run may be exact by luck (one token, few terms). Eight roundings are those of the
+// longest chain that no sum explains: norm, bias, rotation, decay, gate and output, once each for a
+// value and its factor.
+inline constexpr double kFreeRoundings = 8;
+
+inline double circle_distance(double a, double b) {
+  constexpr double kTurn = 6.283185307179586476925;
+  return std::fabs(std::remainder(a - b, kTurn));
+}
+
+// The same NaN, or the same infinity, or both finite.
+template <class A, class B>
+bool same_kind(A a, B b) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) && std::isnan(b);
+  if (std::isinf(a) || std::isinf(b)) return std::isinf(a) && std::isinf(b) && (a > 0) == (b > 0);
+  return true;
+}
+
+// The largest error of `got`; infinite where only one of the two is finite.
+template <class T, class U>
+double largest_error(std::span<const T> got, std::span<const U> truth, ErrorMetric metric) {
+  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
+  double worst = 0;
+  double scale = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double a = got[i];
+    const double b = truth[i];
+    if (!same_kind(a, b)) return std::numeric_limits<double>::infinity();
+    if (!std::isfinite(b)) continue;
+    scale = std::max(scale, std::fabs(b));
+    worst =
+        std::max(worst, metric == ErrorMetric::kCircle ? circle_distance(a, b) : std::fabs(a - b));
+  }
+  if (metric == ErrorMetric::kCircle || worst == 0) return worst;
+  return scale > 0 ? worst / scale : std::numeric_limits<double>::infinity();
+}
+
+// `roundoff` is that of the precision both runs use. A plain run that overflows allows nothing
+// more: its error counts as none.
+template <class T, class N, class U>
+Comparison compare(std::span<const T> got, std::span<const N> naive, std::span<const U> truth,
+                   double roundoff, ErrorMetric metric = ErrorMetric::kRelative) {
+  Comparison out;
+  out.error = largest_error(got, truth, metric);
+  out.naive_error = largest_error(naive, truth, metric);
+  out.same_nonfinite = std::isfinite(out.error);
+  const double allowed = std::isfinite(out.naive_error) ? 2 * out.naive_error : 0;
+  out.bound = allowed + kFreeRoundings * roundoff;
+  out.ok = out.error <= out.bound;
+  return out;
+}
+
+}  // namespace mamba3
