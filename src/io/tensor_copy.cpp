@@ -48,14 +48,11 @@ std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sh
 }
 
 std::int64_t checked_elements(const std::vector<std::int64_t>& shape) {
-  // A zero anywhere makes the tensor empty, whatever the others multiply to.
-  if (std::any_of(shape.begin(), shape.end(), [](std::int64_t extent) { return extent < 0; })) {
-    return -1;
-  }
-  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
+  // Extents of zero are left out first: what the others multiply to must fit in any order.
   std::int64_t count = 1;
-  for (const std::int64_t extent : shape) count = multiply_sizes(count, extent);
-  return count;
+  for (const std::int64_t extent : shape) count = multiply_sizes(count, extent == 0 ? 1 : extent);
+  const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+  return count >= 0 && empty ? 0 : count;
 }
 
 TensorRef place_tensor(const StridedTensor& tensor, const std::string& name, TensorFile& out,

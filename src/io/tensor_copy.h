@@ -24,7 +24,8 @@ TensorRef place_tensor(const StridedTensor& tensor, const std::string& name, Ten
                        std::int64_t& copied_bytes, std::int64_t most_bytes);
 
 std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& shape);
-// Number of elements, or -1 when it does not fit in 63 bits.
+// Number of elements, or -1 when an extent is negative or their product (those of zero left out)
+// does not fit in 63 bits.
 std::int64_t checked_elements(const std::vector<std::int64_t>& shape);
 
 }  // namespace mamba3
