@@ -85,6 +85,8 @@ T element(const TensorRef& tensor, std::int64_t i) {
   return value;
 }
 
+}  // namespace
+
 std::vector<float> widen(const TensorRef& tensor) {
   std::vector<float> out(static_cast<std::size_t>(tensor.elements()));
   for (std::int64_t i = 0; i < tensor.elements(); ++i) {
@@ -104,6 +106,8 @@ std::vector<float> widen(const TensorRef& tensor) {
   }
   return out;
 }
+
+namespace {
 
 bool is_real(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kBf16 || dtype == DType::kF16 ||
@@ -135,6 +139,8 @@ std::vector<std::string> complaints(const ModelConfig& config,
   return out;
 }
 
+}  // namespace
+
 void check_tensors(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors) {
   constexpr std::size_t kMostLines = 12;
   const std::vector<std::string> lines = complaints(config, tensors);
@@ -148,6 +154,8 @@ void check_tensors(const ModelConfig& config, const std::map<std::string, Tensor
        "; expected exactly the tensors that the config describes; check that both files belong "
        "together");
 }
+
+namespace {
 
 template <class Bits>
 bool any_non_finite(const std::byte* data, std::int64_t count, Bits exponent_mask) {

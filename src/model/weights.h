@@ -50,6 +50,13 @@ struct ModelWeights {
   std::vector<std::shared_ptr<const void>> owners;
 };
 
+// Refuses tensors that are not those of tensor_specs(): missing, extra and misshapen ones are all
+// reported in one error.
+void check_tensors(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors);
+
+// A tensor of any floating type, in fp32.
+std::vector<float> widen(const TensorRef& tensor);
+
 // Binds tensors to their places. Large bf16 and fp32 matrices stay where they are; small tensors,
 // and matrices of other types, are widened to fp32 copies. Missing, extra and misshapen tensors are
 // all reported in one error.
