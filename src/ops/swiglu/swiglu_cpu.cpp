@@ -24,6 +24,22 @@ HWY_INLINE V gated(D df64, V up, V gate) {
   return hn::Div(hn::Mul(up, gate), hn::Add(one, e));
 }
 
+// hn::DemoteTo turns what overflows, infinity too, into the largest float on the two targets that
+// have no vectors.
+template <class D, class V>
+HWY_INLINE hn::Vec<D> demote(D df32, V v) {
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+  const hn::Rebind<double, D> df64;
+  double from[HWY_MAX_BYTES / sizeof(double)];
+  float to[HWY_MAX_BYTES / sizeof(double)];
+  hn::StoreU(v, df64, from);
+  for (std::size_t i = 0; i < hn::Lanes(df64); ++i) to[i] = static_cast<float>(from[i]);
+  return hn::LoadU(df32, to);
+#else
+  return hn::DemoteTo(df32, v);
+#endif
+}
+
 void swiglu_rows(const SwigluArgs& args, std::int64_t begin, std::int64_t end) {
   const hn::ScalableTag<double> df64;
   const hn::Rebind<float, decltype(df64)> df32;
@@ -32,7 +48,7 @@ void swiglu_rows(const SwigluArgs& args, std::int64_t begin, std::int64_t end) {
   const auto step = [&](const float* up, const float* gate, float* y) {
     const auto u = hn::PromoteTo(df64, hn::LoadU(df32, up));
     const auto g = hn::PromoteTo(df64, hn::LoadU(df32, gate));
-    hn::StoreU(hn::DemoteTo(df32, gated(df64, u, g)), df32, y);
+    hn::StoreU(demote(df32, gated(df64, u, g)), df32, y);
   };
   for (std::int64_t row = begin; row < end; ++row) {
     const float* up = args.h.data + row * args.h.stride[0];
