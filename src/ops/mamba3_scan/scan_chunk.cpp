@@ -1,0 +1,56 @@
+#include "ops/mamba3_scan/scan_chunk.h"
+
+#include <algorithm>
+
+namespace mamba3 {
+namespace {
+
+constexpr std::int64_t kLineFloats = 16;
+// Rows of a full chunk. More rows spend more above the diagonal and in scores; fewer spend more
+// in passes over the state.
+constexpr std::int64_t kChunkRows = 64;
+
+std::int64_t padded_stride(std::int64_t columns) {
+  const std::int64_t lines = (columns + kLineFloats - 1) / kLineFloats;
+  return (lines | 1) * kLineFloats;
+}
+
+}  // namespace
+
+ChunkSizes::ChunkSizes(const Mamba3Dims& dims)
+    : rank(dims.rank),
+      n(dims.state),
+      p(dims.head_dim),
+      tokens(std::max<std::int64_t>(1, kChunkRows / dims.rank)),
+      rows(tokens * rank),
+      n_stride(padded_stride(n)),
+      p_stride(padded_stride(p)),
+      row_stride(padded_stride(rows)),
+      state_elements((n + kRowPadding) * p_stride) {}
+
+ChunkScratch::ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, Carver& carver) {
+  const std::int64_t padded_rows = sizes.rows + kRowPadding;
+  row_token = carver.take<std::int32_t>(sizes.row_stride + kRowPadding);
+  row_limit = carver.take<std::int32_t>(sizes.row_stride + kRowPadding);
+  sum_high = carver.take<float>(sizes.row_stride);
+  sum_low = carver.take<float>(sizes.row_stride);
+  source = carver.take<float>(sizes.row_stride);
+  decay = carver.take<float>(sizes.tokens);
+  to_last = carver.take<float>(sizes.tokens);
+  turns = carver.take<std::uint32_t>(dims.angles);
+  cosine = carver.take<float>(sizes.tokens * dims.angles);
+  sine = carver.take<float>(sizes.tokens * dims.angles);
+  k = carver.take<float>(padded_rows * sizes.n_stride);
+  k_t = carver.take<float>((sizes.n + kRowPadding) * sizes.row_stride);
+  q = carver.take<float>(padded_rows * sizes.n_stride);
+  x = carver.take<float>(sizes.rows * sizes.p_stride);
+  x_state = carver.take<float>(sizes.rows * sizes.p_stride);
+  x_carried = carver.take<float>(sizes.rank * sizes.p_stride);
+  weights = carver.take<float>(sizes.tokens * sizes.row_stride);
+  scores = carver.take<float>(padded_rows * sizes.row_stride);
+  y = carver.take<float>(padded_rows * sizes.p_stride);
+  read_out = carver.take<float>(sizes.rank * sizes.p);
+  state = carver.take<float>(sizes.state_elements);
+}
+
+}  // namespace mamba3
