@@ -50,10 +50,6 @@ std::uint64_t header_checksum(const Header& header) {
   return checksum(std::as_bytes(std::span(&header, 1)).first(offsetof(Header, header_checksum)));
 }
 
-void append(std::vector<std::byte>& out, std::span<const std::byte> bytes) {
-  out.insert(out.end(), bytes.begin(), bytes.end());
-}
-
 Header read_header(std::span<const std::byte> bytes, const std::string& origin) {
   Header header;
   check_input(bytes.size() >= sizeof(Header) + sizeof(std::uint64_t), "state ", origin, " has ",
@@ -156,13 +152,13 @@ std::vector<std::byte> SequenceState::serialize() const {
   header.payload_bytes = turns.size() + values.size();
   header.header_checksum = header_checksum(header);
 
-  std::vector<std::byte> out;
-  out.reserve(sizeof(Header) + header.payload_bytes + sizeof(std::uint64_t));
-  append(out, std::as_bytes(std::span(&header, 1)));
-  append(out, turns);
-  append(out, values);
-  const std::uint64_t sum = checksum(out);
-  append(out, std::as_bytes(std::span(&sum, 1)));
+  const std::size_t payload_end = sizeof(Header) + header.payload_bytes;
+  std::vector<std::byte> out(payload_end + sizeof(std::uint64_t));
+  std::memcpy(out.data(), &header, sizeof(Header));
+  std::memcpy(out.data() + sizeof(Header), turns.data(), turns.size());
+  std::memcpy(out.data() + sizeof(Header) + turns.size(), values.data(), values.size());
+  const std::uint64_t sum = checksum(std::span(out).first(payload_end));
+  std::memcpy(out.data() + payload_end, &sum, sizeof(sum));
   return out;
 }
 

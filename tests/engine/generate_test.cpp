@@ -127,7 +127,7 @@ TEST_P(GenerateTest, ScoresAgreeWithGeneratedLogprobsAndWithEachOtherHoweverPack
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, GenerateTest, testing::Values(0, 1, 2),
-                         [](const auto& info) { return tiny_models()[info.param].name; });
+                         [](const auto& tiny) { return tiny_models()[tiny.param].name; });
 
 }  // namespace
 }  // namespace mamba3

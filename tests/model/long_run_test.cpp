@@ -54,7 +54,7 @@ TEST_P(LongRun, StepsStayWithPrefillAndMemoryStaysPut) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, LongRun, testing::Values(0, 1),
-                         [](const auto& info) { return tiny_models()[info.param].name; });
+                         [](const auto& tiny) { return tiny_models()[tiny.param].name; });
 
 }  // namespace
 }  // namespace mamba3

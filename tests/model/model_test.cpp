@@ -200,7 +200,7 @@ TEST_P(ModelTest, RefusesWhatItCannotRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, ModelTest, testing::Values(0, 1, 2),
-                         [](const auto& info) { return tiny_models()[info.param].name; });
+                         [](const auto& tiny) { return tiny_models()[tiny.param].name; });
 
 }  // namespace
 }  // namespace mamba3
