@@ -17,6 +17,10 @@ using nlohmann::json;
 
 constexpr std::int64_t kMlpMultiple = 128;  // the package rounds the MLP's width up to it
 
+std::string shown(const json& value) {
+  return quote(value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', true));
+}
+
 // One JSON object with typed, checked look-ups that name the key in their errors.
 class Fields {
  public:
@@ -58,8 +62,8 @@ class Fields {
     return found == object_.end() ? nullptr : &*found;
   }
   [[noreturn]] void refuse(const char* key, const json& value, const char* expected) const {
-    fail(ErrorCode::kBadInput, origin_, ": ", key, " is ", value.type_name(), " ",
-         quote(value.dump(-1, ' ', true)), "; expected ", expected, "; correct the file");
+    fail(ErrorCode::kBadInput, origin_, ": ", key, " is ", shown(value), ", a JSON ",
+         value.type_name(), "; expected ", expected, "; correct the file");
   }
 
  private:
@@ -115,8 +119,7 @@ void refuse_other_architectures(const Fields& fields, const std::string& origin)
   const json* attention = fields.find("attn_layer_idx");
   if (attention == nullptr) return;
   if (!attention->is_array()) fields.refuse("attn_layer_idx", *attention, "a list");
-  check_input(attention->empty(), origin, ": attn_layer_idx is ",
-              quote(attention->dump(-1, ' ', true)),
+  check_input(attention->empty(), origin, ": attn_layer_idx is ", shown(*attention),
               ": attention layers are not supported yet; expected an empty list; choose a "
               "checkpoint without attention");
 }
@@ -124,7 +127,7 @@ void refuse_other_architectures(const Fields& fields, const std::string& origin)
 std::int32_t parse_token_id(const json& value, const std::string& origin) {
   const bool fits =
       value.is_number_integer() && value >= 0 && value <= std::numeric_limits<std::int32_t>::max();
-  check_input(fits, origin, ": eos_token_id is or holds ", quote(value.dump(-1, ' ', true)),
+  check_input(fits, origin, ": eos_token_id is or holds ", shown(value),
               "; expected token ids, 0 or more; correct the file");
   return value.get<std::int32_t>();
 }

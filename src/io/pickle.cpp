@@ -350,8 +350,8 @@ class PickleMachine {
     if (found == allowed_.end()) {
       fail(ErrorCode::kBadInput, origin_, ": its pickle asks for the forbidden global ",
            quote(name),
-           "; expected only tensors, their storages and dictionaries; the file could "
-           "run code where it is unpickled: do not trust it, or save it again as a state_dict");
+           "; expected only tensors, their storages and dictionaries; others can run code where "
+           "they are unpickled: do not trust the file, or save it again as a plain state_dict");
     }
     push_number(PickleKind::kGlobal, found - allowed_.begin());
   }
