@@ -1,5 +1,7 @@
 #include "ops/mamba3_scan/mamba3_scan.h"
 
+#include <hwy/targets.h>
+
 #include <algorithm>
 
 #include "core/arena.h"
@@ -98,16 +100,27 @@ bool parallel_over_time(const Segment& segment, std::int64_t heads, std::int64_t
   return 100 * rounds * threads > kParallelCostPercent * heads && segment.chunks > 1;
 }
 
+// Only where an instruction takes pairs of bf16; anywhere else fp32 is as fast.
+bool use_bf16_products(const Mamba3ScanArgs& args) {
+#if HWY_ARCH_X86
+  return args.bf16_products && (hwy::SupportedTargets() & HWY_AVX3) != 0 &&
+         __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  (void)args;
+  return false;
+#endif
+}
+
 // All memory of one call.
 struct Workspace {
   Workspace(const Mamba3ScanArgs& args, const ChunkSizes& sizes, std::int64_t threads,
-            std::int64_t most_tokens, Carver& carver)
+            std::int64_t most_tokens, bool bf16_products, Carver& carver)
       : tokens(args.dims, longest_segment(args, most_tokens), carver),
         parts(carver.take<ScanPart>(
             std::min<std::int64_t>(most_tokens, static_cast<std::int64_t>(args.slots.size())))),
         states(args.dims, sizes, parallel_chunks(args, sizes, threads, most_tokens), carver) {
     Carver measure(nullptr);
-    const ChunkScratch one(args.dims, sizes, measure);
+    const ChunkScratch one(args.dims, sizes, bf16_products, measure);
     scratch_bytes = measure.bytes();
     scratch = carver.take<std::byte>(threads * static_cast<std::int64_t>(scratch_bytes));
   }
@@ -219,7 +232,7 @@ std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Contex
   const std::int64_t threads = ctx.threads();
   Carver measure(nullptr);
   const Workspace workspace(args, sizes, threads, segment_tokens(args.dims, sizes, threads),
-                            measure);
+                            use_bf16_products(args), measure);
   return std::max(measure.bytes(), check_slots_workspace_bytes(args.slots));
 }
 
@@ -231,12 +244,14 @@ void mamba3_scan(const Mamba3ScanArgs& args, Context& ctx) {
   const std::int64_t heads = args.dims.heads;
   const std::int64_t most_tokens = segment_tokens(args.dims, sizes, threads);
   Carver measure(nullptr);
-  const Workspace measured(args, sizes, threads, most_tokens, measure);
+  const bool bf16_products = use_bf16_products(args);
+  const Workspace measured(args, sizes, threads, most_tokens, bf16_products, measure);
   ArenaScope scope(ctx.workspace());
   Carver carver(scope.allocate<std::byte>(static_cast<std::int64_t>(measure.bytes())));
-  Workspace workspace(args, sizes, threads, most_tokens, carver);
+  Workspace workspace(args, sizes, threads, most_tokens, bf16_products, carver);
 
-  ScanJob job{args, sizes, workspace.tokens, workspace.scratch, workspace.scratch_bytes};
+  ScanJob job{
+      args, sizes, bf16_products, workspace.tokens, workspace.scratch, workspace.scratch_bytes};
   Segment segment;
   for (Segments walk(args, sizes, most_tokens); walk.next(segment, workspace.parts);) {
     job.tokens.begin = segment.begin;

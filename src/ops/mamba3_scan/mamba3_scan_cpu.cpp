@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "ops/mamba3_scan/scan_kernels.h"
+#include "ops/mamba3_scan/scan_products_avx512bf16.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/mamba3_scan/mamba3_scan_cpu.cpp"
@@ -36,7 +37,7 @@ HeadState head_state(const Mamba3ScanArgs& args, std::int64_t slot, std::int64_t
 
 ChunkScratch worker_scratch(const ScanJob& job, int worker) {
   Carver carver(job.scratch + static_cast<std::size_t>(worker) * job.scratch_bytes);
-  return ChunkScratch(job.args.dims, job.sizes, carver);
+  return ChunkScratch(job.args.dims, job.sizes, job.bf16_products, carver);
 }
 
 ChunkInputs chunk_inputs(const ScanJob& job, std::int64_t begin, std::int64_t end,
@@ -75,6 +76,42 @@ void copy_rows(const float* from, std::int64_t from_stride, std::int64_t rows, s
   }
 }
 
+// The products, rounded or not.
+void pack_keys(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+  const ChunkSizes& sizes = job.sizes;
+#if HWY_ARCH_X86
+  if (job.bf16_products) return bf16_pack_keys(sizes, scratch, rows);
+#endif
+  transpose(scratch.k, sizes.n_stride, rows, sizes.n, scratch.k_t, sizes.row_stride);
+}
+
+void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+#if HWY_ARCH_X86
+  if (job.bf16_products) {
+    bf16_pack_queries(job.sizes, scratch, rows);
+    bf16_pack_state(job.sizes, scratch);
+    bf16_scores(job.sizes, scratch, rows);
+    return bf16_outputs(job.sizes, scratch, rows);
+  }
+#endif
+  chunk_scores(job.sizes, scratch, rows);
+  chunk_outputs(job.sizes, scratch, rows);
+}
+
+void fold_chunk(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows, float decay) {
+#if HWY_ARCH_X86
+  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, &decay);
+#endif
+  chunk_state<true>(job.sizes, scratch, rows, decay);
+}
+
+void store_chunk(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+#if HWY_ARCH_X86
+  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, nullptr);
+#endif
+  chunk_state<false>(job.sizes, scratch, rows, 0.0f);
+}
+
 // Everything that the state after the chunk needs: K, X, their weights.
 void prepare_keys(const ScanJob& job, const ChunkInputs& in, std::uint32_t* turns,
                   const ChunkScratch& scratch) {
@@ -83,9 +120,8 @@ void prepare_keys(const ScanJob& job, const ChunkInputs& in, std::uint32_t* turn
   chunk_scalars(job.sizes, in, scratch);
   chunk_phases(dims, in, turns, scratch);
   chunk_rows(dims, job.sizes, in, scratch, in.in_b, params.in_b_bias, scratch.k);
-  transpose(scratch.k, job.sizes.n_stride, in.tokens * dims.rank, dims.state, scratch.k_t,
-            job.sizes.row_stride);
   chunk_x(dims, params, job.sizes, in, job.args.columns.row_stride, scratch);
+  pack_keys(job, scratch, in.tokens * dims.rank);
 }
 
 // From the state at the chunk's start, with the carried term in it, to y.
@@ -94,8 +130,7 @@ void write_outputs(const ScanJob& job, const ChunkInputs& in, const ChunkScratch
   const std::int64_t rows = in.tokens * dims.rank;
   chunk_rows(dims, job.sizes, in, scratch, in.out_c, job.args.params.out_c_bias, scratch.q);
   chunk_weights(job.sizes, in, scratch);
-  chunk_scores(job.sizes, scratch, rows);
-  chunk_outputs(job.sizes, scratch, rows);
+  multiply_outputs(job, scratch, rows);
   chunk_gate(dims, job.args.params, job.sizes, in, job.args.columns.row_stride, scratch);
 }
 
@@ -155,7 +190,7 @@ void scan_part_of(const ScanJob& job, const ScanPart& part, std::int64_t head, i
     add_carried(sizes, state.k, state.k_stride, scratch.x_carried, 0, sizes.n, scratch.state);
     prepare_keys(job, in, state.turns, scratch);
     write_outputs(job, in, scratch);
-    chunk_state<true>(sizes, scratch, in.tokens * sizes.rank, scratch.decay[in.tokens - 1]);
+    fold_chunk(job, scratch, in.tokens * sizes.rank, scratch.decay[in.tokens - 1]);
     keep_last(job, in, scratch, state);
   }
   copy_rows(scratch.state, sizes.p_stride, sizes.n, sizes.p, state.ssm, sizes.p);
@@ -183,7 +218,7 @@ void chunk_local_state_of(const ScanJob& job, const ScanPart& part, std::int64_t
   std::copy_n(states.turns + at * dims.angles, dims.angles, scratch.turns);
   prepare_keys(job, in, scratch.turns, scratch);
   scratch.state = states.state + at * sizes.state_elements;
-  chunk_state<false>(sizes, scratch, in.tokens * sizes.rank, 0.0f);
+  store_chunk(job, scratch, in.tokens * sizes.rank);
   states.decay[at] = scratch.decay[in.tokens - 1];
   copy_rows(scratch.k + (in.tokens - 1) * sizes.rank * sizes.n_stride, sizes.n_stride, sizes.rank,
             sizes.n, states.k_last + at * sizes.rank * sizes.n, sizes.n);

@@ -7,7 +7,6 @@
 // itself.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "ops/mamba3_common/mamba3_args.h"
@@ -33,24 +32,7 @@ struct ChunkSizes {
 // Rows that a register tile may touch past the last one.
 inline constexpr std::int64_t kRowPadding = 8;
 
-// Hands out parts of one block of memory; with no block it only measures.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <class T>
-  T* take(std::int64_t count) {
-    constexpr std::size_t kAlignBytes = 64;
-    const std::size_t size_bytes = static_cast<std::size_t>(count) * sizeof(T);
-    T* out = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += (size_bytes + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
-    return out;
-  }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* base_;
-  std::size_t bytes_ = 0;
-};
+class Carver;
 
 // A chunk as one head sees it. Pointers are at the chunk's first token.
 struct ChunkInputs {
@@ -67,9 +49,25 @@ struct ChunkInputs {
   std::int64_t y_stride = 0;
 };
 
+// Two neighbouring bf16 numbers, the first in the low half.
+using Bf16Pair = std::uint32_t;
+
+// The operands of products in bf16 (scan_products_avx512bf16.cpp says how they are paired).
+struct Bf16Scratch {
+  std::int64_t n_pair_stride;    // words
+  std::int64_t row_pair_stride;  // words
+  Bf16Pair* q;                   // [rows, n / 2]
+  Bf16Pair* k;                   // [n / 2, rows]
+  Bf16Pair* k_t;                 // [n, rows / 2]
+  Bf16Pair* x;                   // [rows / 2, p]
+  Bf16Pair* x_state;             // [rows / 2, p]
+  Bf16Pair* state;               // [n / 2, p]
+  Bf16Pair* scores;              // [rows, rows / 2]
+};
+
 // What a worker needs for the chunk it is busy with.
 struct ChunkScratch {
-  ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, Carver& carver);
+  ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, bool bf16_products, Carver& carver);
 
   // Per row; what belongs to a token is repeated for each rank.
   std::int32_t* row_token;  // [rows]
@@ -85,16 +83,17 @@ struct ChunkScratch {
   float* sine;           // [c, s]
 
   float* k;          // [rows, n]
-  float* k_t;        // [n, rows]
+  float* k_t;        // [n, rows]; not with bf16 products
   float* q;          // [rows, n]
   float* x;          // [rows, p] x times mimo_x
   float* x_state;    // [rows, p] the same times to_last
   float* x_carried;  // [r, p] the previous token's x, times mimo_x and the first token's carry
   float* weights;    // [c, rows] exp(sum_t - sum_j) * source_j; a token's own columns: its `now`
-  float* scores;     // [rows, rows] (q k_t) * weights
+  float* scores;     // [rows, rows] (q k_t) * weights; not with bf16 products
   float* y;          // [rows, p]
   float* read_out;   // [r, p] one token of y, not padded
   float* state;      // [n, p]
+  Bf16Scratch bf16;  // with bf16 products only
 };
 
 }  // namespace mamba3

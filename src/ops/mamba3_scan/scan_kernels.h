@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/mamba3_scan/carver.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_scan/scan_chunk.h"
 
@@ -44,6 +45,7 @@ struct ChunkStates {
 struct ScanJob {
   const Mamba3ScanArgs& args;
   ChunkSizes sizes;
+  bool bf16_products;  // asked for, and this machine has them
   TokenBuffers tokens;
   std::byte* scratch;  // one ChunkScratch a worker
   std::size_t scratch_bytes;
