@@ -4,20 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "core/arena.h"
 #include "core/tolerance.h"
 #include "mamba3/error.h"
 #include "mamba3_case.h"
+#include "op_test_helpers.h"
 
 namespace mamba3 {
 namespace {
 
 using testing::awkward_dims;
 using testing::describe;
-using testing::kNan;
 using testing::params_of;
 using testing::Random;
 using testing::random_inputs;
@@ -69,7 +68,7 @@ StepRun run_steps(const Batch& batch, const std::vector<std::int64_t>& which,
   const auto rows = static_cast<std::int64_t>(which.size());
   const std::int64_t inner = dims.heads * dims.head_dim;
   const std::int64_t tokens = batch.inputs[0].tokens;
-  Context ctx({.threads = threads, .seed = 0, .log = {}});
+  Context ctx(with_threads(threads));
   Slots pool(dims, slot_count, kPadding);
   StepRun out;
   out.y.resize(which.size());
@@ -102,10 +101,6 @@ StepRun run_steps(const Batch& batch, const std::vector<std::int64_t>& which,
   return out;
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 void expect_same(const StepRun& a, std::size_t i, const StepRun& b, std::size_t j) {
   EXPECT_TRUE(same_bits(a.y[i], b.y[j]));
   EXPECT_TRUE(same_bits(a.states[i].ssm, b.states[j].ssm));
@@ -124,8 +119,7 @@ void expect_close(const char* name, const std::vector<float>& got, const std::ve
 
 class Step : public ::testing::TestWithParam<Mamba3Dims> {};
 
-TEST_P(Step, AgreesWithTheOracle) {
-  const Batch batch(GetParam(), 2, 9, 1);
+void expect_oracle(const Batch& batch) {
   const StepRun run = run_steps(batch, {0, 1}, {1, 0}, 2, 1);
   EXPECT_TRUE(run.clean);
   for (std::size_t i = 0; i < 2; ++i) {
@@ -140,6 +134,11 @@ TEST_P(Step, AgreesWithTheOracle) {
     expect_close("angle", run.states[i].angle, naive_state.angle, state.angle,
                  ErrorMetric::kCircle);
   }
+}
+
+TEST_P(Step, AgreesWithTheOracleOnEveryInstructionSet) {
+  const Batch batch(GetParam(), 2, 9, 1);
+  for_each_target([&] { expect_oracle(batch); });
 }
 
 TEST_P(Step, ARowsBitsDependOnNothingElse) {
@@ -227,7 +226,7 @@ TEST(StepChecks, RefusesWhatItCannotRun) {
   rows.put(0, in, 0);
   rows.put(1, in, 1);
   std::vector<float> y(16);
-  Context ctx({.threads = 1, .seed = 0, .log = {}});
+  Context ctx(with_threads(1));
   const auto good = small_args(pool, in, rows, y, {0, 2});
   const auto refuses = [&](auto change) {
     Mamba3StepArgs args = good;
@@ -276,7 +275,7 @@ TEST(StepChecks, NothingToDo) {
   const Rows rows(dims, 0, 0);
   std::vector<float> y;
   const std::vector<std::int32_t> none;
-  Context ctx({.threads = 1, .seed = 0, .log = {}});
+  Context ctx(with_threads(1));
   auto args = small_args(pool, in, rows, y, none);
   EXPECT_NO_THROW(mamba3_step(args, ctx));
 }
@@ -291,7 +290,7 @@ TEST(StepWorkspace, IsWhatTheQuerySays) {
   rows.put(0, in, 0);
   std::vector<float> y(static_cast<std::size_t>(dims.heads * dims.head_dim));
   const std::vector<std::int32_t> slots{0};
-  Context ctx({.threads = 3, .seed = 0, .log = {}});
+  Context ctx(with_threads(3));
   auto args = small_args(pool, in, rows, y, slots);
   mamba3_step(args, ctx);
   EXPECT_LE(ctx.workspace().peak_bytes(), mamba3_step_workspace_bytes(args, ctx));

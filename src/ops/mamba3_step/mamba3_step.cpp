@@ -7,8 +7,8 @@
 namespace mamba3 {
 
 std::size_t step_scratch_bytes(const Mamba3Dims& dims) {
-  constexpr std::int64_t kParts = 10;  // of StepScratch, each rounded up to the arena's alignment
-  const std::int64_t floats = 4 * dims.angles + dims.rank * (8 * dims.state + 3 * dims.head_dim);
+  constexpr std::int64_t kParts = 12;  // of StepScratch, each rounded up to the arena's alignment
+  const std::int64_t floats = 4 * dims.angles + dims.rank * (6 * dims.state + 3 * dims.head_dim);
   return static_cast<std::size_t>(floats) * sizeof(float) + kParts * Arena::kAlignBytes;
 }
 
@@ -21,8 +21,10 @@ StepScratch take_step_scratch(ArenaScope& scope, const Mamba3Dims& dims) {
   out.sine = scope.allocate<float>(dims.angles);
   out.normed_b = scope.allocate<float>(rn);
   out.normed_c = scope.allocate<float>(rn);
-  out.rows = scope.allocate<float>(3 * rn);
-  out.coefficients = scope.allocate<float>(3 * rn);
+  out.q = scope.allocate<float>(rn);
+  out.k_previous = scope.allocate<float>(rn);
+  out.k_now = scope.allocate<float>(rn);
+  out.q_now = scope.allocate<float>(rn);
   out.x_carry = scope.allocate<float>(rp);
   out.x_now = scope.allocate<float>(rp);
   out.read_out = scope.allocate<float>(rp);

@@ -8,6 +8,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/mamba3_step/mamba3_step_cpu.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/mamba3_common/mamba3_token-inl.h"
@@ -17,11 +18,26 @@ namespace mamba3::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// V vectors of p at once, over all n: h = decay h + sum_r (carry_r Kprev_r[n] + now_r K_r[n]), and
-// read_out_r += Q_r[n] h, in one pass over the state.
+// How far ahead of its use the state is asked for: the end of one head asks for the start of the
+// next, which is on its way while the next head's rows are prepared.
+constexpr std::int64_t kPrefetchFloats = 2048;
+// Rows updated together: a few pages, so that the hardware sees one stream even where a block of
+// columns is narrower than a row.
+constexpr std::int64_t kBlockRows = 32;
+
+// The coefficient of row n and rank r in an interleaved [r, n] (StepScratch).
+template <int R>
+HWY_INLINE float coefficient(const float* rows, std::int64_t state, std::int64_t n, int r) {
+  const int first = r / 4 * 4;
+  const int width = R - first < 4 ? R - first : 4;
+  return rows[first * state + n * width + r % 4];
+}
+
+// V vectors of p at once, over rows [begin, end): h = decay h + sum_r (carry_r Kprev_r[n] + now_r
+// K_r[n]), and read_out_r += Q_r[n] h.
 template <int R, int V, class D>
 HWY_INLINE void update_columns(D d, const Mamba3Dims& dims, float decay, const StepScratch& s,
-                               std::int64_t at, float* ssm) {
+                               std::int64_t begin, std::int64_t end, std::int64_t at, float* ssm) {
   const std::int64_t p = dims.head_dim;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   hn::Vec<D> carry[R][V];
@@ -31,26 +47,27 @@ HWY_INLINE void update_columns(D d, const Mamba3Dims& dims, float decay, const S
     for (int v = 0; v < V; ++v) {
       carry[r][v] = hn::LoadU(d, s.x_carry + r * p + at + v * lanes);
       now[r][v] = hn::LoadU(d, s.x_now + r * p + at + v * lanes);
-      sums[r][v] = hn::Zero(d);
+      sums[r][v] = hn::LoadU(d, s.read_out + r * p + at + v * lanes);
     }
   }
   const auto alpha = hn::Set(d, decay);
-  float* row = ssm + at;
-  const float* c = s.coefficients;
-  for (std::int64_t n = 0; n < dims.state; ++n, row += p, c += 3 * R) {
+  float* row = ssm + begin * p + at;
+  const std::int64_t state = dims.state;
+  for (std::int64_t n = begin; n < end; ++n, row += p) {
     hn::Vec<D> h[V];
+    for (int v = 0; v < V; ++v) hwy::Prefetch(row + v * lanes + kPrefetchFloats);
     for (int v = 0; v < V; ++v) h[v] = hn::Mul(alpha, hn::LoadU(d, row + v * lanes));
     for (int r = 0; r < R; ++r) {
-      const auto k = hn::Set(d, c[r]);
+      const auto k = hn::Set(d, coefficient<R>(s.k_previous, state, n, r));
       for (int v = 0; v < V; ++v) h[v] = hn::MulAdd(carry[r][v], k, h[v]);
     }
     for (int r = 0; r < R; ++r) {
-      const auto k = hn::Set(d, c[R + r]);
+      const auto k = hn::Set(d, coefficient<R>(s.k_now, state, n, r));
       for (int v = 0; v < V; ++v) h[v] = hn::MulAdd(now[r][v], k, h[v]);
     }
     for (int v = 0; v < V; ++v) hn::StoreU(h[v], d, row + v * lanes);
     for (int r = 0; r < R; ++r) {
-      const auto q = hn::Set(d, c[2 * R + r]);
+      const auto q = hn::Set(d, coefficient<R>(s.q_now, state, n, r));
       for (int v = 0; v < V; ++v) sums[r][v] = hn::MulAdd(q, h[v], sums[r][v]);
     }
   }
@@ -67,8 +84,11 @@ constexpr int wide_block() {
   return kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
 }
 
+// One pass over the state of one head: rows in blocks that lie in one piece of memory, columns in
+// blocks inside them.
 template <int R>
-void update_state(const Mamba3Dims& dims, float decay, const StepScratch& s, float* ssm) {
+HWY_NOINLINE void update_state(const Mamba3Dims& dims, float decay, const StepScratch& s,
+                               float* ssm) {
   const hn::ScalableTag<float> full;
   const hn::CappedTag<float, 4> four;
   const hn::CappedTag<float, 1> one;
@@ -76,13 +96,21 @@ void update_state(const Mamba3Dims& dims, float decay, const StepScratch& s, flo
   const std::int64_t p = dims.head_dim;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(full));
   const auto few = static_cast<std::int64_t>(hn::Lanes(four));
-  std::int64_t at = 0;
-  for (; at + kWide * lanes <= p; at += kWide * lanes) {
-    update_columns<R, kWide>(full, dims, decay, s, at, ssm);
+  std::fill_n(s.read_out, R * p, 0.0f);
+  for (std::int64_t n = 0; n < dims.state; n += kBlockRows) {
+    const std::int64_t end = std::min(dims.state, n + kBlockRows);
+    std::int64_t at = 0;
+    for (; at + kWide * lanes <= p; at += kWide * lanes) {
+      update_columns<R, kWide>(full, dims, decay, s, n, end, at, ssm);
+    }
+    for (; at + lanes <= p; at += lanes) {
+      update_columns<R, 1>(full, dims, decay, s, n, end, at, ssm);
+    }
+    for (; at + few <= p; at += few) {
+      update_columns<R, 1>(four, dims, decay, s, n, end, at, ssm);
+    }
+    for (; at < p; ++at) update_columns<R, 1>(one, dims, decay, s, n, end, at, ssm);
   }
-  for (; at + lanes <= p; at += lanes) update_columns<R, 1>(full, dims, decay, s, at, ssm);
-  for (; at + few <= p; at += few) update_columns<R, 1>(four, dims, decay, s, at, ssm);
-  for (; at < p; ++at) update_columns<R, 1>(one, dims, decay, s, at, ssm);
 }
 
 void update_state_of_rank(const Mamba3Dims& dims, float decay, const StepScratch& s, float* ssm) {
@@ -119,28 +147,38 @@ void scale_x(const Mamba3Dims& dims, const float* x, const float* mimo_x, float 
   }
 }
 
-// The new K and Q of one head, beside the previous K; K also goes to the state.
+// Ranks of rows [r, n], `stride` apart, to the interleaved layout of StepScratch.
+void interleave(const float* rows, std::int64_t stride, const Mamba3Dims& dims, float* out) {
+  for (std::int64_t r = 0; r < dims.rank; r += 4) {
+    const float* from = rows + r * stride;
+    float* to = out + r * dims.state;
+    const std::int64_t width = std::min<std::int64_t>(dims.rank - r, 4);
+    for_lanes<float>(dims.state, [&](auto d, std::int64_t i) HWY_ATTR {
+      const auto row = [&](std::int64_t j) HWY_ATTR { return hn::LoadU(d, from + j * stride + i); };
+      if (width == 1) return hn::StoreU(row(0), d, to + i);
+      if (width == 2) return hn::StoreInterleaved2(row(0), row(1), d, to + 2 * i);
+      if (width == 3) return hn::StoreInterleaved3(row(0), row(1), row(2), d, to + 3 * i);
+      hn::StoreInterleaved4(row(0), row(1), row(2), row(3), d, to + 4 * i);
+    });
+  }
+}
+
+// The rows of one head: the previous K out of the state, the new one into it, Q.
 void prepare_rows(const Mamba3StepArgs& args, std::int64_t head, float* k, const StepScratch& s) {
   const Mamba3Dims& dims = args.dims;
   const std::int64_t n = dims.state;
+  const std::int64_t k_stride = dims.heads * n;
+  k += head * n;
+  interleave(k, k_stride, dims, s.k_previous);
   for (std::int64_t r = 0; r < dims.rank; ++r) {
     const std::int64_t bias = (head * dims.rank + r) * n;
-    float* previous = s.rows + r * n;
-    float* k_row = s.rows + (dims.rank + r) * n;
-    float* q_row = s.rows + (2 * dims.rank + r) * n;
-    float* kept = k + (r * dims.heads + head) * n;
-    std::copy_n(kept, n, previous);
     bias_rotate_row(dims, s.normed_b + r * n, args.params.in_b_bias + bias, s.cosine, s.sine,
-                    k_row);
+                    k + r * k_stride);
     bias_rotate_row(dims, s.normed_c + r * n, args.params.out_c_bias + bias, s.cosine, s.sine,
-                    q_row);
-    std::copy_n(k_row, n, kept);
+                    s.q + r * n);
   }
-  for (std::int64_t j = 0; j < 3 * dims.rank; ++j) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      s.coefficients[i * 3 * dims.rank + j] = s.rows[j * n + i];
-    }
-  }
+  interleave(k, k_stride, dims, s.k_now);
+  interleave(s.q, n, dims, s.q_now);
 }
 
 void step_head(const Mamba3StepArgs& args, std::int64_t row, std::int64_t head,

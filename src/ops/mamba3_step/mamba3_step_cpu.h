@@ -7,16 +7,21 @@
 namespace mamba3 {
 
 struct StepScratch {
-  double* half_tanh;    // [s]
-  float* cosine;        // [s]
-  float* sine;          // [s]
-  float* normed_b;      // [r, n]
-  float* normed_c;      // [r, n]
-  float* rows;          // [3, r, n]  previous K, K, Q
-  float* coefficients;  // [n, 3, r]  the same: what one row n of the state needs stands together
-  float* x_carry;       // [r, p]     previous X, times (1 - lam) dt alpha
-  float* x_now;         // [r, p]     X, times lam dt
-  float* read_out;      // [r, p]
+  double* half_tanh;  // [s]
+  float* cosine;      // [s]
+  float* sine;        // [s]
+  float* normed_b;    // [r, n]
+  float* normed_c;    // [r, n]
+  float* q;           // [r, n]
+  // The rows that the update of the state multiplies with, [r, n] each, but interleaved four by
+  // four: ranks 0 to 3 as [n, 4], then the rest as [n, r - 4]. So a row n of the state finds its
+  // coefficients in a few places.
+  float* k_previous;
+  float* k_now;
+  float* q_now;
+  float* x_carry;   // [r, p] previous X, times (1 - lam) dt alpha
+  float* x_now;     // [r, p] X, times lam dt
+  float* read_out;  // [r, p]
 };
 
 std::size_t step_scratch_bytes(const Mamba3Dims& dims);
