@@ -142,12 +142,12 @@ TEST_P(LinearCase, NanAndInfinityStayWhereTheyBelong) {
   Context ctx(with_threads(2));
   const std::int64_t n = 70;
   for (const std::int64_t rows : {3, 70}) {
-    for (const std::int64_t k : {65, 128}) {
+    for (const std::int64_t k : {1, 31, 65, 66, 67, 128}) {
       for (const float bad : {kNan, kInf, -kInf, -kNan}) {
         auto values = random_floats(rows * k, 1);
         Weights w(n, k, std::get<2>(GetParam()), 2);
         values[1 * k + k - 1] = bad;
-        w.set(5 * k + 2, bad);
+        w.set(5 * k + k / 2, bad);
         const PaddedRows x(values, rows, k, 1);
         const PaddedRows y(rows, n, 1);
         linear(make(x, w, y), ctx);

@@ -24,6 +24,9 @@ void check(const LinearArgs& args) {
               args.x.stride[1], "; expected 1");
   check_input(args.y.stride[1] == 1 || args.y.shape[1] <= 1, "linear: the inner stride of y is ",
               args.y.stride[1], "; expected 1");
+  check_input(args.x.shape[0] <= 1 || args.x.stride[0] >= args.x.shape[1],
+              "linear: the rows of x are ", args.x.stride[0], " elements apart and ",
+              args.x.shape[1], " long; expected rows that do not overlap");
   check_input(args.y.shape[0] <= 1 || args.y.stride[0] >= args.y.shape[1],
               "linear: the rows of y are ", args.y.stride[0], " elements apart and ",
               args.y.shape[1], " long; expected rows that do not overlap");

@@ -1,14 +1,224 @@
-// Many rows.
+// Many rows: oneDNN on tiles. A tile is some outputs (a slice of the weights) times some rows;
+// tiles are the tasks of the thread pool. Each task first rewrites its slice of the weights into
+// memory of its worker, so there is never a second copy of a whole matrix.
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "core/arena.h"
+#include "core/thread_pool.h"
 #include "ops/linear/linear_paths.h"
+#include "ops/linear/onednn_gemm.h"
+#include "ops/linear/pack_weights.h"
+#include "ops/linear/processor.h"
+#include "ops/linear/round_bf16.h"
 
 namespace mamba3 {
+namespace {
+
+// oneDNN's kernels make 48 outputs at a time, or 32 or 16 at the end of a tile.
+constexpr std::int64_t kOutsUnit = 16;
+constexpr std::int64_t kFewestOuts = 96;
+constexpr std::int64_t kMostOuts = 240;
+constexpr std::int64_t kSliceBytes = 768 << 10;  // most of a second-level cache
+// Rows of one call of oneDNN: enough to pay for its own copy of the weights, and x and y of a tile
+// stay in cache.
+constexpr std::int64_t kBlockRows = 256;
+// From here on it pays to copy bf16 weights to rows that do not start a power of two apart.
+constexpr std::int64_t kCopyRows = 128;
+// Tasks for each thread, so that all finish at about the same time.
+constexpr std::int64_t kTasksPerThread = 4;
+constexpr std::int64_t kFewestGroupRows = 512;
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Rows of 32 more elements than needed: never a power of two apart.
+std::int64_t padded_stride(std::int64_t k) {
+  return divide_up(k, 32) * 32 + 32;
+}
+
+struct Plan {
+  bool bf16 = false;    // what oneDNN multiplies; otherwise f32
+  bool round = false;   // f32, but the numbers are those of bf16
+  bool copy_w = false;  // a slice of the weights is rewritten before use
+  bool copy_x = false;
+  bool through_y = false;  // y is made in the workspace: it has one row or one column
+  std::int64_t m = 0;      // rows, at least 2
+  std::int64_t n = 0;      // outputs, at least 2
+  std::int64_t k = 0;
+  std::int64_t slices = 0;  // of outputs
+  std::int64_t widest = 0;  // slice
+  std::int64_t groups = 0;  // of rows
+  std::int64_t threads = 0;
+
+  std::int64_t slice_begin(std::int64_t slice) const {
+    return std::min(n, slice * divide_up(n, kOutsUnit) / slices * kOutsUnit);
+  }
+  std::int64_t group_begin(std::int64_t group) const { return group * m / groups; }
+};
+
+Plan make_plan(const LinearArgs& args, const Context& ctx) {
+  const std::int64_t rows = args.y.shape[0];
+  const std::int64_t n = args.y.shape[1];
+  const std::int64_t k = args.x.shape[1];
+  Plan plan;
+  plan.bf16 = args.compute == Compute::kBf16 && multiplies_bf16();
+  plan.round = args.compute == Compute::kBf16 && !plan.bf16;
+  // oneDNN multiplies pairs of bf16 and, for an odd k, an infinity by the zero that fills the last
+  // pair. Both x and w get a zero there instead.
+  plan.k = plan.bf16 ? divide_up(k, 2) * 2 : k;
+  plan.copy_w =
+      !plan.bf16 || args.w.dtype != DType::kBf16 || rows >= kCopyRows || n == 1 || plan.k != k;
+  plan.copy_x = args.compute == Compute::kBf16 || rows == 1;
+  plan.through_y = rows == 1 || n == 1;
+  plan.m = std::max<std::int64_t>(rows, 2);
+  plan.n = std::max<std::int64_t>(n, 2);
+  plan.threads = ctx.threads();
+  const std::int64_t fitting = kSliceBytes / (k * (plan.bf16 ? 2 : 4));
+  const std::int64_t wanted = std::clamp(fitting / 48 * 48, kFewestOuts, kMostOuts);
+  plan.slices = divide_up(plan.n, wanted);
+  if (plan.n / kFewestOuts >= plan.threads) {
+    plan.slices = divide_up(plan.slices, plan.threads) * plan.threads;
+  }
+  plan.widest = divide_up(divide_up(plan.n, kOutsUnit), plan.slices) * kOutsUnit;
+  plan.groups = std::clamp<std::int64_t>(kTasksPerThread * plan.threads / plan.slices, 1,
+                                         std::max<std::int64_t>(1, plan.m / kFewestGroupRows));
+  return plan;
+}
+
+// What one call works on: numbers as oneDNN multiplies them.
+template <class X>
+struct Job {
+  const LinearArgs& args;
+  const Plan& plan;
+  const X* x = nullptr;  // [m, k]
+  std::int64_t x_stride = 0;
+  X* slices = nullptr;  // [threads, slice_elements]
+  float* y = nullptr;   // [m, n]
+  std::int64_t y_stride = 0;
+};
+
+// Of the copy of a slice that a worker keeps: rows of k for bf16, columns for f32.
+std::int64_t slice_stride(const Plan& plan) {
+  return plan.bf16 ? padded_stride(plan.k) : plan.widest;
+}
+
+std::int64_t slice_elements(const Plan& plan) {
+  if (!plan.copy_w) return 0;
+  return slice_stride(plan) * (plan.bf16 ? plan.widest : plan.k);
+}
+
+void pack(const Job<Bf16>& job, const PackArgs& slice, Bf16* out) {
+  const std::int64_t stride = slice_stride(job.plan);
+  pack_bf16(slice, out, stride);
+  if (slice.outs == 1) std::fill_n(out + stride, stride, Bf16{});
+}
+
+void pack(const Job<float>& job, const PackArgs& slice, float* out) {
+  const std::int64_t stride = slice_stride(job.plan);
+  pack_f32_transposed(slice, job.plan.round, out, stride);
+  if (slice.outs > 1) return;
+  for (std::int64_t i = 0; i < slice.k; ++i) out[i * stride + 1] = 0;
+}
+
+template <class X>
+void multiply_tile(const Job<X>& job, std::int64_t task, int worker) {
+  const Plan& plan = job.plan;
+  const std::int64_t slice = task / plan.groups;
+  const std::int64_t group = task % plan.groups;
+  const std::int64_t first_out = plan.slice_begin(slice);
+  const TensorRef& w = job.args.w;
+  const PackArgs stored{w.data + first_out * w.shape[1] * dtype_bytes(w.dtype), w.dtype,
+                        std::min(w.shape[0], plan.slice_begin(slice + 1)) - first_out, w.shape[1]};
+  GemmArgs<X> gemm;
+  gemm.w = reinterpret_cast<const X*>(stored.w);
+  gemm.w_stride = plan.k;
+  if (plan.copy_w) {
+    X* copy = job.slices + worker * slice_elements(plan);
+    pack(job, stored, copy);
+    gemm.w = copy;
+    gemm.w_stride = slice_stride(plan);
+  }
+  gemm.n = plan.slice_begin(slice + 1) - first_out;
+  gemm.k = plan.k;
+  gemm.x_stride = job.x_stride;
+  gemm.y_stride = job.y_stride;
+  const std::int64_t begin = plan.group_begin(group);
+  const std::int64_t rows = plan.group_begin(group + 1) - begin;
+  const std::int64_t blocks = divide_up(rows, kBlockRows);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t row = begin + block * rows / blocks;
+    gemm.m = begin + (block + 1) * rows / blocks - row;
+    gemm.x = job.x + row * job.x_stride;
+    gemm.y = job.y + row * job.y_stride + first_out;
+    onednn_gemm(gemm);
+  }
+}
+
+// x rounded, or a single row made two.
+template <class X>
+void copy_x(Job<X>& job, ArenaScope& scope, Context& ctx) {
+  const TensorView<const float, 2>& x = job.args.x;
+  const std::int64_t k = x.shape[1];
+  const std::int64_t stride = padded_stride(job.plan.k);
+  X* out = scope.allocate<X>(job.plan.m * stride);
+  ctx.pool().run(x.shape[0], [&](std::int64_t row, int) {
+    const float* from = x.data + row * x.stride[0];
+    X* to = out + row * stride;
+    if constexpr (std::is_same_v<X, Bf16>) {
+      round_to_bf16(from, k, to);
+    } else if (job.plan.round) {
+      round_through_bf16(from, k, to);
+    } else {
+      std::copy_n(from, k, to);
+    }
+    std::fill(to + k, to + stride, X{});
+  });
+  if (x.shape[0] == 1) std::fill_n(out + stride, stride, X{});
+  job.x = out;
+  job.x_stride = stride;
+}
+
+template <class X>
+void multiply(const LinearArgs& args, const Plan& plan, Context& ctx) {
+  ArenaScope scope(ctx.workspace());
+  Job<X> job{args, plan};
+  if constexpr (std::is_same_v<X, float>) {
+    job.x = args.x.data;
+    job.x_stride = args.x.stride[0];
+  }
+  if (plan.copy_x) copy_x(job, scope, ctx);
+  job.slices = scope.allocate<X>(plan.threads * slice_elements(plan));
+  job.y = plan.through_y ? scope.allocate<float>(plan.m * plan.n) : args.y.data;
+  job.y_stride = plan.through_y ? plan.n : args.y.stride[0];
+  ctx.pool().run(plan.slices * plan.groups,
+                 [&](std::int64_t task, int worker) { multiply_tile(job, task, worker); });
+  if (!plan.through_y) return;
+  for (std::int64_t row = 0; row < args.y.shape[0]; ++row) {
+    std::copy_n(job.y + row * job.y_stride, args.y.shape[1], args.y.data + row * args.y.stride[0]);
+  }
+}
+
+}  // namespace
 
 std::size_t linear_gemm_workspace_bytes(const LinearArgs& args, const Context& ctx) {
-  return linear_skinny_workspace_bytes(args, ctx);
+  const Plan plan = make_plan(args, ctx);
+  const std::int64_t x_bytes = plan.bf16 ? 2 : 4;
+  std::int64_t bytes = plan.threads * slice_elements(plan) * x_bytes;
+  if (plan.copy_x) bytes += plan.m * padded_stride(plan.k) * x_bytes;
+  if (plan.through_y) bytes += plan.m * plan.n * 4;
+  return static_cast<std::size_t>(bytes) + 3 * Arena::kAlignBytes;
 }
 
 void linear_gemm(const LinearArgs& args, Context& ctx) {
-  linear_skinny(args, ctx);
+  const Plan plan = make_plan(args, ctx);
+  if (plan.bf16) {
+    multiply<Bf16>(args, plan, ctx);
+  } else {
+    multiply<float>(args, plan, ctx);
+  }
 }
 
 }  // namespace mamba3

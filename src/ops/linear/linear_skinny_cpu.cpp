@@ -2,67 +2,23 @@
 // own, so its bits cannot depend on what is computed beside it.
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "core/arena.h"
 #include "core/thread_pool.h"
 #include "ops/linear/linear_paths.h"
 #include "ops/linear/linear_skinny.h"
+#include "ops/linear/round_bf16.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear/linear_skinny_cpu.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/linear/load_weights-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// How weights become floats.
-struct WidenBf16 {
-  static constexpr std::int64_t kBytes = 2;
-  template <class D>
-  static HWY_INLINE hn::Vec<D> load(D df, const std::byte* w) {
-    const hn::Rebind<std::uint16_t, D> du16;
-    const hn::Rebind<std::uint32_t, D> du32;
-    const auto half = hn::LoadU(du16, reinterpret_cast<const std::uint16_t*>(w));
-    return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du32, half)));
-  }
-  static float load_one(const std::byte* w) {
-    Bf16 value{};
-    std::memcpy(&value, w, sizeof(value));
-    return to_float(value);
-  }
-};
-
-struct KeepF32 {
-  static constexpr std::int64_t kBytes = 4;
-  template <class D>
-  static HWY_INLINE hn::Vec<D> load(D df, const std::byte* w) {
-    return hn::LoadU(df, reinterpret_cast<const float*>(w));
-  }
-  static float load_one(const std::byte* w) {
-    float value = 0;
-    std::memcpy(&value, w, sizeof(value));
-    return value;
-  }
-};
-
-struct RoundF32 {
-  static constexpr std::int64_t kBytes = 4;
-  template <class D>
-  static HWY_INLINE hn::Vec<D> load(D df, const std::byte* w) {
-    const hn::Rebind<std::uint32_t, D> du32;
-    const auto value = KeepF32::load(df, w);
-    const auto u = hn::BitCast(du32, value);
-    const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(du32, 1));
-    const auto rounded =
-        hn::And(hn::Add(u, hn::Add(odd, hn::Set(du32, 0x7fff))), hn::Set(du32, 0xffff0000u));
-    return hn::IfThenElse(hn::IsNaN(value), value, hn::BitCast(df, rounded));
-  }
-  static float load_one(const std::byte* w) { return to_float(to_bf16(KeepF32::load_one(w))); }
-};
 
 // Sums of kRows rows and kOuts outputs.
 template <class Weights, int kRows, int kOuts>
@@ -153,14 +109,6 @@ auto choose_kernel(const LinearArgs& args) {
   return HWY_DYNAMIC_DISPATCH(skinny_rounded_f32_weights);
 }
 
-void round_rows(const LinearArgs& args, float* out) {
-  const std::int64_t k = args.x.shape[1];
-  for (std::int64_t row = 0; row < args.x.shape[0]; ++row) {
-    const float* in = args.x.data + row * args.x.stride[0];
-    for (std::int64_t i = 0; i < k; ++i) out[row * k + i] = to_float(to_bf16(in[i]));
-  }
-}
-
 }  // namespace
 
 std::size_t linear_skinny_workspace_bytes(const LinearArgs& args, const Context&) {
@@ -174,7 +122,9 @@ void linear_skinny(const LinearArgs& args, Context& ctx) {
                     args.y.stride[0], args.x.shape[0],  args.x.shape[1]};
   if (args.compute == Compute::kBf16) {
     auto* rounded = scope.allocate<float>(args.x.elements());
-    round_rows(args, rounded);
+    for (std::int64_t row = 0; row < skinny.rows; ++row) {
+      round_through_bf16(args.x.data + row * args.x.stride[0], skinny.k, rounded + row * skinny.k);
+    }
     skinny.x = rounded;
     skinny.x_stride = skinny.k;
   }

@@ -1,0 +1,115 @@
+#include "ops/linear/pack_weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/linear/round_bf16.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/linear/pack_weights.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "ops/linear/load_weights-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace mamba3::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Columns [begin, end) of rows [0, outs), one number at a time.
+template <class Weights>
+void transpose_rest(const PackArgs& args, std::int64_t first_out, std::int64_t begin,
+                    std::int64_t end, float* out, std::int64_t stride) {
+  for (std::int64_t o = first_out; o < args.outs; ++o) {
+    const std::byte* row = args.w + o * args.k * Weights::kBytes;
+    for (std::int64_t i = begin; i < end; ++i) {
+      out[i * stride + o] = Weights::load_one(row + i * Weights::kBytes);
+    }
+  }
+}
+
+template <class Weights>
+void transpose(const PackArgs& args, float* out, std::int64_t stride) {
+#if HWY_TARGET == HWY_SCALAR
+  transpose_rest<Weights>(args, 0, 0, args.k, out, stride);
+#else
+  const hn::FixedTag<float, 4> df;
+  const hn::FixedTag<double, 2> df64;
+  const std::int64_t row_bytes = args.k * Weights::kBytes;
+  const std::int64_t whole_k = args.k / 16 * 16;
+  const std::int64_t whole_outs = args.outs / 4 * 4;
+  // 16 columns at a time: a cache line or half of one from each row, and lines of `out` that stay
+  // in the first-level cache until they are full.
+  for (std::int64_t block = 0; block < whole_k; block += 16) {
+    for (std::int64_t o = 0; o < whole_outs; o += 4) {
+      const std::byte* w = args.w + o * row_bytes;
+      for (std::int64_t i = block; i < block + 16; i += 4) {
+        const std::byte* at = w + i * Weights::kBytes;
+        const auto r0 = Weights::load(df, at);
+        const auto r1 = Weights::load(df, at + row_bytes);
+        const auto r2 = Weights::load(df, at + 2 * row_bytes);
+        const auto r3 = Weights::load(df, at + 3 * row_bytes);
+        const auto a = hn::BitCast(df64, hn::InterleaveLower(df, r0, r1));
+        const auto b = hn::BitCast(df64, hn::InterleaveLower(df, r2, r3));
+        const auto c = hn::BitCast(df64, hn::InterleaveUpper(df, r0, r1));
+        const auto d = hn::BitCast(df64, hn::InterleaveUpper(df, r2, r3));
+        float* to = out + i * stride + o;
+        hn::StoreU(hn::BitCast(df, hn::InterleaveLower(df64, a, b)), df, to);
+        hn::StoreU(hn::BitCast(df, hn::InterleaveUpper(df64, a, b)), df, to + stride);
+        hn::StoreU(hn::BitCast(df, hn::InterleaveLower(df64, c, d)), df, to + 2 * stride);
+        hn::StoreU(hn::BitCast(df, hn::InterleaveUpper(df64, c, d)), df, to + 3 * stride);
+      }
+    }
+  }
+  transpose_rest<Weights>(args, whole_outs, 0, whole_k, out, stride);
+  transpose_rest<Weights>(args, 0, whole_k, args.k, out, stride);
+#endif
+}
+
+void transpose_bf16(const PackArgs& args, float* out, std::int64_t stride) {
+  transpose<WidenBf16>(args, out, stride);
+}
+void transpose_f32(const PackArgs& args, float* out, std::int64_t stride) {
+  transpose<KeepF32>(args, out, stride);
+}
+void transpose_rounded_f32(const PackArgs& args, float* out, std::int64_t stride) {
+  transpose<RoundF32>(args, out, stride);
+}
+
+}  // namespace mamba3::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace mamba3 {
+namespace {
+
+HWY_EXPORT(transpose_bf16);
+HWY_EXPORT(transpose_f32);
+HWY_EXPORT(transpose_rounded_f32);
+
+}  // namespace
+
+void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride) {
+  const std::int64_t row_bytes = args.k * dtype_bytes(args.dtype);
+  for (std::int64_t o = 0; o < args.outs; ++o) {
+    const std::byte* row = args.w + o * row_bytes;
+    if (args.dtype == DType::kBf16) {
+      std::memcpy(out + o * stride, row, static_cast<std::size_t>(row_bytes));
+    } else {
+      round_to_bf16(reinterpret_cast<const float*>(row), args.k, out + o * stride);
+    }
+    std::fill_n(out + o * stride + args.k, stride - args.k, Bf16{});
+  }
+}
+
+void pack_f32_transposed(const PackArgs& args, bool rounded, float* out, std::int64_t stride) {
+  if (args.dtype == DType::kBf16) {
+    HWY_DYNAMIC_DISPATCH(transpose_bf16)(args, out, stride);
+  } else if (rounded) {
+    HWY_DYNAMIC_DISPATCH(transpose_rounded_f32)(args, out, stride);
+  } else {
+    HWY_DYNAMIC_DISPATCH(transpose_f32)(args, out, stride);
+  }
+}
+
+}  // namespace mamba3
+#endif  // HWY_ONCE

@@ -1,0 +1,24 @@
+// Some rows of a weight matrix, rewritten as the GEMM reads them fastest. One thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+struct PackArgs {
+  const std::byte* w = nullptr;  // [outs, k] bf16 or f32, contiguous
+  DType dtype = DType::kF32;
+  std::int64_t outs = 0;
+  std::int64_t k = 0;
+};
+
+// out [outs, stride]: bf16, zeros from k on; f32 weights are rounded.
+void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride);
+
+// out [k, stride]: f32, transposed; `rounded`: through bf16.
+void pack_f32_transposed(const PackArgs& args, bool rounded, float* out, std::int64_t stride);
+
+}  // namespace mamba3
