@@ -40,6 +40,17 @@ CheckpointFiles open_checkpoint_files(const std::filesystem::path& path) {
   return files;
 }
 
+void choose_a_activation(ModelConfig& config, const std::optional<AActivation>& asked,
+                         Context& ctx) {
+  if (asked) {
+    config.mixer.a_activation = *asked;
+  } else if (!config.mixer.a_activation_recorded) {
+    ctx.log(LogLevel::kInfo,
+            "config.json does not say which A activation the model was trained with; using "
+            "heavy-tail (--a-activation softplus for models of the PyPI release)");
+  }
+}
+
 std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& folder,
                                                 const std::filesystem::path& named) {
   if (!named.empty()) return Tokenizer::load(named);

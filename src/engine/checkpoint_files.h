@@ -3,9 +3,11 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "io/tensor_file.h"
 #include "mamba3/config.h"
+#include "mamba3/context.h"
 #include "mamba3/tokenizer.h"
 
 namespace mamba3 {
@@ -18,6 +20,10 @@ struct CheckpointFiles {
 
 // `path`: a folder with config.json and weights, or a weights file with config.json beside it.
 CheckpointFiles open_checkpoint_files(const std::filesystem::path& path);
+
+// The activation that is asked for, else the recorded one, else heavy-tail, which is then logged.
+void choose_a_activation(ModelConfig& config, const std::optional<AActivation>& asked,
+                         Context& ctx);
 
 // `named` unless it is empty, else tokenizer.json or tokenizer.model in the folder, else null.
 std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& folder,

@@ -9,16 +9,6 @@
 namespace mamba3 {
 namespace {
 
-void choose_a_activation(ModelConfig& config, const LoadOptions& options, Context& ctx) {
-  if (options.a_activation) {
-    config.mixer.a_activation = *options.a_activation;
-  } else if (!config.mixer.a_activation_recorded) {
-    ctx.log(LogLevel::kInfo,
-            "config.json does not say which A activation the model was trained with; using "
-            "heavy-tail (--a-activation softplus for models of the PyPI release)");
-  }
-}
-
 ComputeDType choose_compute(const LoadOptions& options, const TensorFile& file) {
   if (options.compute) return *options.compute;
   const auto it = file.tensors.find("backbone.embedding.weight");
@@ -38,7 +28,7 @@ void check_vocabulary(const Checkpoint& checkpoint) {
 Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions& options,
                            Context& ctx) {
   CheckpointFiles files = open_checkpoint_files(path);
-  choose_a_activation(files.config, options, ctx);
+  choose_a_activation(files.config, options.a_activation, ctx);
   const ModelOptions model_options{choose_compute(options, *files.weights), options.strict};
 
   Checkpoint checkpoint;

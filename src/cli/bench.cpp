@@ -1,0 +1,84 @@
+// bench: speeds with the ceilings of this machine, measured in the same run with the same threads.
+#include "cli/bench.h"
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "core/check.h"
+
+namespace mamba3::cli {
+namespace {
+
+struct BenchKind {
+  const char* name;
+  void (*run)(const BenchOptions&, BenchReport&, Context&);
+};
+
+constexpr BenchKind kKinds[] = {
+    {"load", bench_load},
+};
+
+struct BenchCommand {
+  BenchOptions bench;
+  std::vector<std::string> kinds;
+  std::string presets, batches, tokens;  // as given
+};
+
+std::vector<std::string> split_names(const std::string& text) {
+  std::vector<std::string> names;
+  std::size_t begin = 0;
+  while (begin < text.size()) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    names.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return names;
+}
+
+int run_bench(BenchCommand& command) {
+  BenchOptions& options = command.bench;
+  options.presets = split_names(command.presets);
+  for (const std::string& name : options.presets) preset(name);  // refuses unknown ones now
+  options.batches = parse_numbers("--batch", command.batches, 1);
+  options.tokens = parse_numbers("--tokens", command.tokens, 1);
+  Context ctx = make_context(options.common);
+  BenchReport report(options.common, ctx);
+  for (const BenchKind& kind : kKinds) {
+    const auto& chosen = command.kinds;
+    if (std::find(chosen.begin(), chosen.end(), kind.name) != chosen.end()) {
+      kind.run(options, report, ctx);
+    }
+  }
+  report.finish(options.out);
+  return 0;
+}
+
+}  // namespace
+
+Run add_bench(CLI::App& app) {
+  auto command = std::make_shared<BenchCommand>();
+  std::vector<std::string> names;
+  for (const BenchKind& kind : kKinds) names.emplace_back(kind.name);
+  std::string list;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  app.add_option("kind", command->kinds, "what to measure: " + list)
+      ->type_name("KIND")
+      ->required()
+      ->check(CLI::IsMember(names));
+  BenchOptions& options = command->bench;
+  app.add_option("--preset", command->presets, "the authors' sizes, as siso-187m,mimo-1.5b")
+      ->type_name("NAMES");
+  app.add_option("--batch", command->batches, "sequences at once, as 1,8,32")->type_name("NUMBERS");
+  app.add_option("--tokens", command->tokens, "lengths of prompts, as 512,2048")
+      ->type_name("NUMBERS");
+  app.add_option("--repeat", options.repeat, "times each is measured; the median counts")
+      ->type_name("N")
+      ->check(whole_number(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--out", options.out, "write the JSON document to this file too")
+      ->type_name("FILE");
+  add_common_options(app, options.common);
+  return [command] { return run_bench(*command); };
+}
+
+}  // namespace mamba3::cli

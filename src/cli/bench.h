@@ -1,0 +1,27 @@
+// The kinds of measurement that `bench` offers: one function and one file each, listed in
+// bench.cpp.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/bench_report.h"
+#include "cli/common.h"
+
+namespace mamba3::cli {
+
+struct BenchOptions {
+  CommonOptions common;
+  std::vector<std::string> presets;  // empty: what each kind measures by itself
+  std::vector<std::int64_t> batches;
+  std::vector<std::int64_t> tokens;
+  std::int64_t repeat = 5;
+  std::string out;
+};
+
+// Time to open a checkpoint from a warm page cache, and from the start of a process to its first
+// token.
+void bench_load(const BenchOptions& options, BenchReport& report, Context& ctx);
+
+}  // namespace mamba3::cli

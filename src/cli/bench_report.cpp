@@ -1,0 +1,115 @@
+#include "cli/bench_report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+
+#include "cli/terminal.h"
+#include "core/check.h"
+#include "io/atomic_file.h"
+
+namespace mamba3::cli {
+namespace {
+
+// A time or a size is better when it is smaller, a rate when it is larger.
+bool smaller_is_better(const std::string& unit) {
+  return unit == "s" || unit == "ms" || unit == "us" || unit == "bytes";
+}
+
+double share(double value, double reference, const std::string& unit) {
+  return smaller_is_better(unit) ? reference / value : value / reference;
+}
+
+Json optional_json(const std::optional<double>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+std::string processor_name() {
+  std::ifstream in("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(in, line)) {
+    if (line.starts_with("model name") || line.starts_with("CPU part")) {
+      const std::size_t colon = line.find(": ");
+      if (colon != std::string::npos) return line.substr(colon + 2);
+    }
+  }
+  return "CPU";
+}
+
+std::string cell(const std::optional<double>& value) {
+  if (!value) return "-";
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.4g", *value);
+  return text;
+}
+
+std::string table_line(const std::string& name, const std::string& value, const std::string& unit,
+                       const std::string& ceiling, const std::string& of_ceiling,
+                       const std::string& ratio) {
+  char text[256];
+  std::snprintf(text, sizeof(text), "%-44.60s %12.20s %-10.16s %12.20s %8.10s %8.10s\n",
+                name.c_str(), value.c_str(), unit.c_str(), ceiling.c_str(), of_ceiling.c_str(),
+                ratio.c_str());
+  return text;
+}
+
+}  // namespace
+
+std::string device_name(const Context& ctx) {
+  return str(processor_name(), ", ", ctx.threads(), ctx.threads() == 1 ? " thread" : " threads");
+}
+
+double median(std::vector<double> times) {
+  const std::size_t middle = times.size() / 2;
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(middle), times.end());
+  return times[middle];
+}
+
+BenchReport::BenchReport(const CommonOptions& options, const Context& ctx)
+    : json_(options.json),
+      quiet_(options.quiet),
+      device_(device_name(ctx)),
+      threads_(ctx.threads()) {}
+
+void BenchReport::add(BenchRow row) {
+  if (row.ceiling) row.share_of_ceiling = share(row.value, *row.ceiling, row.unit);
+  if (row.baseline) row.ratio = share(row.value, *row.baseline, row.unit);
+  if (!json_) show(row);
+  rows_.push_back(std::move(row));
+}
+
+void BenchReport::show(const BenchRow& row) {
+  if (rows_.empty()) {
+    write_out(device_ + "\n" +
+              table_line("measured", "value", "unit", "ceiling", "share", "ratio"));
+  }
+  write_out(table_line(row.name, cell(row.value), row.unit, cell(row.ceiling),
+                       cell(row.share_of_ceiling), cell(row.ratio)));
+}
+
+Json BenchReport::document() const {
+  Json rows = Json::array();
+  for (const BenchRow& row : rows_) {
+    rows.push_back({{"name", row.name},
+                    {"value", row.value},
+                    {"unit", row.unit},
+                    {"bytes", optional_json(row.bytes)},
+                    {"flops", optional_json(row.flops)},
+                    {"ceiling", optional_json(row.ceiling)},
+                    {"share_of_ceiling", optional_json(row.share_of_ceiling)},
+                    {"baseline", optional_json(row.baseline)},
+                    {"ratio", optional_json(row.ratio)}});
+  }
+  return {{"device", device_}, {"threads", threads_}, {"rows", std::move(rows)}};
+}
+
+void BenchReport::finish(const std::string& out_path) const {
+  if (json_) write_json(document());
+  if (out_path.empty()) return;
+  AtomicFile file(out_path);
+  file.write(document().dump(2) + "\n");
+  file.commit();
+  if (!quiet_) message("mamba3: wrote " + out_path);
+}
+
+}  // namespace mamba3::cli

@@ -1,0 +1,16 @@
+// Every command: declares its options on `app` and returns what runs it.
+#pragma once
+
+#include "cli/common.h"
+
+namespace mamba3::cli {
+
+Run add_generate(CLI::App& app);
+Run add_score(CLI::App& app);
+Run add_tokenize(CLI::App& app);
+Run add_inspect(CLI::App& app);
+Run add_convert(CLI::App& app);
+Run add_init(CLI::App& app);
+Run add_bench(CLI::App& app);
+
+}  // namespace mamba3::cli

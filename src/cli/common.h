@@ -1,0 +1,79 @@
+// What the commands share: common options, the model they ask for, results, and option helpers.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mamba3/context.h"
+#include "mamba3/engine.h"
+
+namespace mamba3::cli {
+
+using Json = nlohmann::ordered_json;
+
+struct CommonOptions {
+  std::string model;  // empty: the bundled one
+  std::string tokenizer;
+  std::string device = "auto";
+  std::string dtype = "auto";
+  std::string a_activation = "auto";
+  int threads = 0;
+  std::optional<std::uint64_t> seed;
+  bool strict = false;
+  bool json = false;
+  bool quiet = false;
+  bool verbose = false;
+};
+
+// A command adds its options to `app` and returns what runs it; the result is the exit code.
+using Run = std::function<int()>;
+
+void add_common_options(CLI::App& app, CommonOptions& options);
+// Names the environment variable of every option: --top-k is MAMBA3_TOP_K.
+void add_environment(CLI::App& app);
+
+// Validators whose messages say what was expected.
+CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
+CLI::Validator number(double least, double most);
+// "1,8,128", each at least `least`.
+std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
+                                        std::int64_t least);
+
+// Refuses what this build cannot do with exit code 3, and unknown names with 2.
+void check_device(const CommonOptions& options);
+Context make_context(const CommonOptions& options);
+LoadOptions load_options(const CommonOptions& options);
+// -m, else the bundled model beside the executable or in the source tree.
+std::filesystem::path model_folder(const CommonOptions& options);
+
+struct LoadedModel {
+  Checkpoint checkpoint;
+  double load_s = 0;
+};
+LoadedModel load_model(const CommonOptions& options, Context& ctx);
+// Refuses a checkpoint that came without one.
+const Tokenizer& need_tokenizer(const Checkpoint& checkpoint);
+// The tokenizer alone: --tokenizer, else the one in the model's folder.
+std::shared_ptr<const Tokenizer> load_tokenizer(const CommonOptions& options);
+
+// The whole of a file, or of stdin for "-".
+std::string read_text(const std::string& path);
+
+// The reader of stdout has gone: nothing is wrong, but there is no more to do.
+struct ReaderGone {};
+// Unbuffered. Throws ReaderGone, or an Error when the results cannot be written.
+void write_out(std::string_view text);
+// On one line, whatever bytes its strings hold: ill-formed UTF-8 becomes U+FFFD.
+void write_json(const Json& document);
+
+// "12.3 MB"
+std::string human_bytes(double bytes);
+
+}  // namespace mamba3::cli

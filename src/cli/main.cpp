@@ -1,0 +1,112 @@
+// mamba3 COMMAND [options]: finds the command, runs it, and turns whatever it throws into one
+// paragraph on stderr and an exit code.
+#include <exception>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "core/check.h"
+#include "mamba3/version.h"
+
+namespace mamba3::cli {
+namespace {
+
+const std::string kVersionText = str("mamba3 ", kVersion);
+
+struct Command {
+  const char* name;
+  const char* help;
+  Run (*add)(CLI::App&);
+};
+
+constexpr Command kCommands[] = {
+    {"generate", "continue a prompt, streamed", add_generate},
+    {"score", "log-likelihoods of texts, requests and test sets", add_score},
+    {"tokenize", "text to ids and back", add_tokenize},
+    {"inspect", "what a checkpoint is and what it needs", add_inspect},
+    {"convert", "checkpoint files to checkpoint files", add_convert},
+    {"init", "a checkpoint of random weights, as the authors initialise", add_init},
+    {"bench", "speeds with their ceilings", add_bench},
+};
+
+int report(ErrorCode code, const std::string& text) {
+  // One paragraph, whatever a library put into its message.
+  std::string line = text;
+  for (char& c : line) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  while (!line.empty() && line.back() == ' ') line.pop_back();
+  message("mamba3: error: " + line);
+  return static_cast<int>(code);
+}
+
+int report_usage(const CLI::App& app, const CLI::ParseError& error) {
+  std::string command = "mamba3";
+  for (const CLI::App* sub : app.get_subcommands()) command += " " + sub->get_name();
+  std::string found = error.what();
+  if (found.find("; expected") == std::string::npos) {
+    found += "; expected the options that the help lists";
+  }
+  return report(ErrorCode::kUsage, found + "; see " + command + " --help");
+}
+
+int guarded(const Run& run) {
+  try {
+    return run();
+  } catch (const ReaderGone&) {
+    return 0;
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInterrupted) return report(error.code(), error.what());
+    message("mamba3: interrupted");
+    return static_cast<int>(ErrorCode::kInterrupted);
+  } catch (const std::bad_alloc&) {
+    return report(ErrorCode::kUnavailable,
+                  "memory ran out; expected room for the model, its states and the results; use a "
+                  "smaller model or batch, or a machine with more memory");
+  } catch (const std::exception& error) {
+    return report(ErrorCode::kBadInput,
+                  str("an operation failed (", error.what(),
+                      "); expected usable input and files; check the options and paths given"));
+  }
+}
+
+int parse_and_run(int argc, char** argv) {
+  CLI::App app("Mamba-3 language models on the CPU: generate, score, convert.", "mamba3");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", kVersionText);
+  std::vector<std::pair<CLI::App*, Run>> runs;
+  for (const Command& command : kCommands) {
+    CLI::App* sub = app.add_subcommand(command.name, command.help);
+    runs.emplace_back(sub, command.add(*sub));
+    sub->set_version_flag("--version", kVersionText);
+    add_environment(*sub);
+    sub->footer("Every option is also read from MAMBA3_<OPTION>, as MAMBA3_MODEL; the flag wins.");
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    const auto chosen = app.get_subcommands();
+    write_out(chosen.empty() ? app.help() : chosen.front()->help("mamba3"));
+    return 0;
+  } catch (const CLI::CallForVersion&) {
+    write_out(kVersionText + "\n");
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return report_usage(app, error);
+  }
+  for (const auto& [sub, run] : runs) {
+    if (sub->parsed()) return run();
+  }
+  return static_cast<int>(ErrorCode::kUsage);
+}
+
+}  // namespace
+}  // namespace mamba3::cli
+
+int main(int argc, char** argv) {
+  using namespace mamba3::cli;
+  install_signal_handlers();
+  return guarded([&] { return parse_and_run(argc, argv); });
+}

@@ -1,0 +1,118 @@
+// score --text: the loss of a model on documents, whole or cut into independent blocks.
+#include <cmath>
+#include <numbers>
+
+#include "cli/score.h"
+#include "core/check.h"
+
+namespace mamba3::cli {
+namespace {
+
+// What the separator lines leave; the line end before a separator belongs to the separator.
+std::vector<std::string_view> split_documents(std::string_view text, std::string_view separator) {
+  if (separator.empty()) return {text};
+  std::vector<std::string_view> documents;
+  std::size_t document = 0, line = 0;
+  while (line < text.size()) {
+    const std::size_t end = std::min(text.find('\n', line), text.size());
+    if (text.substr(line, end - line) == separator) {
+      documents.push_back(text.substr(document, line > document ? line - 1 - document : 0));
+      document = std::min(end + 1, text.size());
+    }
+    line = end + 1;
+  }
+  documents.push_back(text.substr(document));
+  return documents;
+}
+
+struct Encoded {
+  std::vector<std::vector<std::int32_t>> documents;
+  std::int64_t bytes = 0;
+  std::int64_t tokens = 0;
+};
+
+Encoded encode_documents(const ScoreOptions& options, const Tokenizer& tokenizer,
+                         const std::string& text) {
+  Encoded encoded;
+  for (const std::string_view document : split_documents(text, options.separator)) {
+    if (document.empty()) continue;
+    try {
+      encoded.documents.push_back(tokenizer.encode(document, true));
+    } catch (const Error& error) {
+      fail(error.code(), options.text, ", document ", encoded.documents.size() + 1, ": ",
+           error.what());
+    }
+    encoded.bytes += static_cast<std::int64_t>(document.size());
+    encoded.tokens += static_cast<std::int64_t>(encoded.documents.back().size());
+  }
+  return encoded;
+}
+
+// Block j reads tokens [j n, j n + n) of all documents together and predicts each one's successor.
+std::vector<ScoreRequest> cut_blocks(const ScoreOptions& options, const Encoded& encoded) {
+  std::vector<std::int32_t> ids;
+  ids.reserve(static_cast<std::size_t>(encoded.tokens));
+  for (const auto& document : encoded.documents) {
+    ids.insert(ids.end(), document.begin(), document.end());
+  }
+  const std::int64_t n = options.block_tokens;
+  std::vector<ScoreRequest> blocks;
+  for (std::int64_t begin = 0; begin + n < encoded.tokens; begin += n) {
+    if (options.blocks > 0 && std::ssize(blocks) == options.blocks) break;
+    blocks.push_back({{ids.begin() + begin, ids.begin() + begin + n + 1}, 1});
+  }
+  check_input(!blocks.empty(), options.text, " has ", encoded.tokens,
+              " tokens; expected more than one block of ", n, "; choose a smaller --block");
+  check_input(options.blocks <= std::ssize(blocks), options.text, " has ", blocks.size(),
+              " whole blocks of ", n, " tokens; expected at least --blocks ", options.blocks,
+              "; choose fewer");
+  return blocks;
+}
+
+void write_report(const ScoreOptions& options, const Json& report) {
+  if (options.common.json) return write_json(report);
+  std::string text;
+  for (const auto& [key, value] : report.items()) text += str(key, ": ", value.dump(), "\n");
+  write_out(text);
+}
+
+}  // namespace
+
+void score_text(const ScoreOptions& options, const Checkpoint& checkpoint, Context& ctx) {
+  const Encoded encoded =
+      encode_documents(options, need_tokenizer(checkpoint), read_text(options.text));
+  const bool in_blocks = options.block_tokens > 0;
+  std::vector<ScoreRequest> requests;
+  if (in_blocks) {
+    requests = cut_blocks(options, encoded);
+  } else {
+    for (const auto& document : encoded.documents) requests.push_back({document, 1});
+  }
+  std::int64_t predictions = 0;
+  double nats = 0;
+  const TakeResults take = [&](std::size_t, const std::vector<ScoreResult>& results) {
+    for (const ScoreResult& result : results) {
+      predictions += std::ssize(result.token_logprobs);
+      nats -= result.logprob;
+    }
+  };
+  score_in_passes(options, checkpoint, requests, take, ctx);
+  check_input(predictions > 0, options.text,
+              " has no token to predict; expected a text; check the file and --separator");
+
+  const double nats_per_token = nats / static_cast<double>(predictions);
+  // Blocks are a sample of the text, so their loss stands for every token of it; documents are
+  // counted as they are.
+  const double tokens_per_byte = static_cast<double>(in_blocks ? encoded.tokens : predictions) /
+                                 static_cast<double>(encoded.bytes);
+  Json report{{"tokens", predictions},
+              {"nats_per_token", nats_per_token},
+              {"bits_per_byte", nats_per_token / std::numbers::ln2 * tokens_per_byte},
+              {"perplexity", std::exp(nats_per_token)},
+              {"documents", encoded.documents.size()},
+              {"bytes", encoded.bytes}};
+  if (in_blocks) report["blocks"] = requests.size();
+  write_report(options, report);
+}
+
+}  // namespace mamba3::cli

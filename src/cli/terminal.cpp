@@ -1,0 +1,96 @@
+#include "cli/terminal.h"
+
+#include <unistd.h>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+
+#include "core/check.h"
+
+namespace mamba3::cli {
+namespace {
+
+std::atomic<bool> g_interrupted{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler writes it");
+
+void on_signal(int) {
+  if (g_interrupted.exchange(true)) _exit(static_cast<int>(ErrorCode::kInterrupted));
+}
+
+std::string seconds_left(double seconds) {
+  char text[32];
+  if (seconds < 60) {
+    std::snprintf(text, sizeof(text), "%.0f s left", seconds);
+  } else if (seconds < 3600) {
+    std::snprintf(text, sizeof(text), "%.0f min left", seconds / 60);
+  } else {
+    std::snprintf(text, sizeof(text), "%.1f h left", seconds / 3600);
+  }
+  return text;
+}
+
+}  // namespace
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  sigemptyset(&action.sa_mask);
+  // No SA_RESTART: a read from the terminal returns, so that Ctrl-C is noticed there too.
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+const std::atomic<bool>& interrupted() {
+  return g_interrupted;
+}
+
+void clear_interrupt() {
+  g_interrupted = false;
+}
+
+void check_interrupt() {
+  if (g_interrupted) fail(ErrorCode::kInterrupted, "interrupted");
+}
+
+void message(const std::string& text) {
+  const std::string line = text + "\n";
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+ProgressBar::ProgressBar(const CommonOptions& options, std::string what, std::string unit)
+    : visible_(!options.quiet && isatty(STDERR_FILENO) == 1),
+      what_(std::move(what)),
+      unit_(std::move(unit)) {}
+
+ProgressBar::~ProgressBar() {
+  clear();
+}
+
+void ProgressBar::update(std::int64_t done, std::int64_t all) {
+  check_interrupt();
+  if (!visible_ || all <= 0) return;
+  const auto now = Clock::now();
+  if (shown_ && now - drawn_ < std::chrono::milliseconds(100)) return;
+  const double elapsed = std::chrono::duration<double>(now - start_).count();
+  // Work that ends within a moment needs no bar.
+  if (elapsed < 0.3) return;
+  const double share = static_cast<double>(done) / static_cast<double>(all);
+  std::string line =
+      str("\r", what_, "  ", static_cast<int>(share * 100), " %  ", done, "/", all, " ", unit_);
+  if (share > 0.005) line += "  " + seconds_left(elapsed * (1 - share) / share);
+  line += "\x1b[K";
+  std::fwrite(line.data(), 1, line.size(), stderr);
+  std::fflush(stderr);
+  shown_ = true;
+  drawn_ = now;
+}
+
+void ProgressBar::clear() {
+  if (!shown_) return;
+  std::fputs("\r\x1b[K", stderr);
+  std::fflush(stderr);
+  shown_ = false;
+}
+
+}  // namespace mamba3::cli
