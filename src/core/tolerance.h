@@ -24,15 +24,14 @@ struct Comparison {
   bool ok = false;
 };
 
-// Half a unit of the last place: what one rounding costs, relative.
-inline constexpr double kRoundoffDouble = 0x1p-53;
-inline constexpr double kRoundoffFloat = 0x1p-24;
-inline constexpr double kRoundoffBf16 = 0x1p-9;
-
-// The plain run may be exact by luck (one token, few terms). Eight roundings are those of the
-// longest chain that no sum explains: norm, bias, rotation, decay, gate and output, once each for a
-// value and its factor.
-inline constexpr double kFreeRoundings = 8;
+// What is allowed beside the plain run's error, since that may be exact by luck (one token, few
+// terms). fp32: the eight roundings of the longest chain that is no sum (norm, bias, rotation,
+// decay, skip, gate, rank weight, output), half a unit of the last place each.
+inline constexpr double kFloatRounding = 8 * 0x1p-24;
+// bf16 inputs of a product: one rounding in each of its two factors; everything else is fp32.
+inline constexpr double kBf16Rounding = 2 * 0x1p-9;
+// A double run of the oracle: what the goldens are accurate to.
+inline constexpr double kGoldenRounding = 1e-9;
 
 inline double circle_distance(double a, double b) {
   constexpr double kTurn = 6.283185307179586476925;
@@ -66,17 +65,17 @@ double largest_error(std::span<const T> got, std::span<const U> truth, ErrorMetr
   return scale > 0 ? worst / scale : std::numeric_limits<double>::infinity();
 }
 
-// `roundoff` is that of the precision both runs use. A plain run that overflows allows nothing
-// more: its error counts as none.
+// `rounding` is one of the constants above. A plain run that overflows allows nothing more: its
+// error counts as none.
 template <class T, class N, class U>
 Comparison compare(std::span<const T> got, std::span<const N> naive, std::span<const U> truth,
-                   double roundoff, ErrorMetric metric = ErrorMetric::kRelative) {
+                   double rounding, ErrorMetric metric = ErrorMetric::kRelative) {
   Comparison out;
   out.error = largest_error(got, truth, metric);
   out.naive_error = largest_error(naive, truth, metric);
   out.same_nonfinite = std::isfinite(out.error);
   const double allowed = std::isfinite(out.naive_error) ? 2 * out.naive_error : 0;
-  out.bound = allowed + kFreeRoundings * roundoff;
+  out.bound = allowed + rounding;
   out.ok = out.error <= out.bound;
   return out;
 }
