@@ -40,7 +40,7 @@ std::vector<ScanResult> run(const ScanCase& data, const ScanOptions& options = {
 void expect_close(const char* name, const std::vector<float>& got, const std::vector<float>& naive,
                   const std::vector<double>& truth, ErrorMetric metric) {
   const Comparison c = compare(std::span<const float>(got), std::span<const float>(naive),
-                               std::span<const double>(truth), kRoundoffFloat, metric);
+                               std::span<const double>(truth), kFloatRounding, metric);
   EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", naive " << c.naive_error << ", bound "
                     << c.bound;
 }
