@@ -1,6 +1,7 @@
 #include "ops/embedding/embedding.h"
 
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/embedding/embedding_cpu.h"
 
@@ -29,6 +30,7 @@ void check(const EmbeddingArgs& args) {
 }  // namespace
 
 void embedding(const EmbeddingArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "embedding");
   check(args);
   if (args.y.elements() > 0) embedding_cpu(args, ctx);
 }

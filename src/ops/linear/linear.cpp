@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "ops/linear/linear_paths.h"
 
 namespace mamba3 {
@@ -51,6 +52,7 @@ std::size_t linear_workspace_bytes(const LinearArgs& args, const Context& ctx) {
 }
 
 void linear(const LinearArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "linear");
   check(args);
   if (is_empty(args)) return;
   if (args.x.shape[1] == 0) {  // a sum of nothing

@@ -1,6 +1,7 @@
 #include "ops/mamba3_step/mamba3_step.h"
 
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/mamba3_step/mamba3_step_cpu.h"
 
@@ -38,6 +39,7 @@ std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Contex
 }
 
 void mamba3_step(const Mamba3StepArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "mamba3_step");
   const auto rows = static_cast<std::int64_t>(args.slots.size());
   check_dims(args.dims);
   check_params(args.dims, args.params);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "ops/rms_norm/rms_norm_cpu.h"
 
 namespace mamba3 {
@@ -30,6 +31,7 @@ void check(const RmsNormArgs& args) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "rms_norm");
   check(args);
   if (args.residual.elements() > 0) rms_norm_cpu(args, ctx);
 }

@@ -1,6 +1,7 @@
 #include "ops/swiglu/swiglu.h"
 
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "ops/swiglu/swiglu_cpu.h"
 
 namespace mamba3 {
@@ -19,6 +20,7 @@ void check(const SwigluArgs& args) {
 }  // namespace
 
 void swiglu(const SwigluArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "swiglu");
   check(args);
   if (args.y.elements() > 0) swiglu_cpu(args, ctx);
 }
