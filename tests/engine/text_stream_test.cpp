@@ -20,16 +20,16 @@ class Pieces : public Tokenizer {
   std::vector<std::string> pieces_;
 };
 
-struct Run {
+struct Streamed {
   std::vector<std::string> pushed;
   std::string text;
   bool stopped;
 };
 
-Run run(const std::vector<std::string>& pieces, const std::vector<std::string>& stop) {
+Streamed stream_all(const std::vector<std::string>& pieces, const std::vector<std::string>& stop) {
   const Pieces tokenizer(pieces);
   TextStream stream(&tokenizer, stop);
-  Run out;
+  Streamed out;
   for (std::size_t i = 0; i < pieces.size() && !stream.stopped(); ++i) {
     out.pushed.push_back(stream.push(static_cast<std::int32_t>(i)));
   }
@@ -40,11 +40,11 @@ Run run(const std::vector<std::string>& pieces, const std::vector<std::string>& 
 }
 
 TEST(TextStream, CharactersAreNeverSplit) {
-  const Run r = run({"a\xf0\x9f", "\x98",
-                     "\x80"
-                     "b",
-                     "\xc3"},
-                    {});
+  const Streamed r = stream_all({"a\xf0\x9f", "\x98",
+                                 "\x80"
+                                 "b",
+                                 "\xc3"},
+                                {});
   EXPECT_EQ(r.pushed, (std::vector<std::string>{"a", "",
                                                 "\xf0\x9f\x98\x80"
                                                 "b",
@@ -53,23 +53,23 @@ TEST(TextStream, CharactersAreNeverSplit) {
 }
 
 TEST(TextStream, AStopTextIsLeftOutEvenAcrossTokens) {
-  const Run r = run({"one ", "E", "N", "D two"}, {"END"});
+  const Streamed r = stream_all({"one ", "E", "N", "D two"}, {"END"});
   EXPECT_EQ(r.text, "one ");
   EXPECT_TRUE(r.stopped);
 }
 
 TEST(TextStream, WhatLooksLikeAStopTextIsReleasedWhenItIsNone) {
-  const Run r = run({"E", "N", "EN", "d"}, {"END"});
+  const Streamed r = stream_all({"E", "N", "EN", "d"}, {"END"});
   EXPECT_EQ(r.text, "ENENd");
   EXPECT_FALSE(r.stopped);
 }
 
 TEST(TextStream, TheFirstOfSeveralStopTextsWins) {
-  EXPECT_EQ(run({"xx b yy a zz"}, {"a", "b"}).text, "xx ");
+  EXPECT_EQ(stream_all({"xx b yy a zz"}, {"a", "b"}).text, "xx ");
 }
 
 TEST(TextStream, HeldBackTextComesOutAtTheEnd) {
-  const Run r = run({"so E", "N"}, {"END"});
+  const Streamed r = stream_all({"so E", "N"}, {"END"});
   EXPECT_EQ(r.text, "so EN");
 }
 

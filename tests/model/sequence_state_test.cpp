@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "mamba3/error.h"
 #include "tiny_models.h"
@@ -83,7 +84,7 @@ TEST(SequenceState, CanonicalTupleGoesOutAndIn) {
     // Any number of full turns may be on top.
     for (float& angle : layer.angle) angle -= static_cast<float>(4 * std::numbers::pi);
     copy.import_layer(l, layer);
-    const auto from = state.parts(l), to = copy.parts(l);
+    const auto from = std::as_const(state).parts(l), to = std::as_const(copy).parts(l);
     for (std::size_t i = 0; i < layer.angle.size(); ++i) {
       const auto apart = static_cast<std::int32_t>(from.turns[i] - to.turns[i]);
       EXPECT_LT(std::abs(apart * 2 * std::numbers::pi / 4294967296.0), 5e-6);
