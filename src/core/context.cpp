@@ -58,6 +58,13 @@ std::uint64_t Context::seed() const {
   return impl_->options.seed;
 }
 
+void Context::set_op_times(OpTimes* times) {
+  impl_->op_times = times;
+}
+OpTimes* Context::op_times() const {
+  return impl_->op_times;
+}
+
 void Context::log(LogLevel level, const std::string& message) const {
   if (impl_->options.log) impl_->options.log(level, message);
 }
