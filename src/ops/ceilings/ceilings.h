@@ -1,0 +1,30 @@
+// What this machine can do at best, measured with the threads of a Context: the ceilings that
+// benchmarks compare with.
+#pragma once
+
+#include <cstdint>
+
+#include "mamba3/context.h"
+#include "ops/linear/linear.h"
+
+namespace mamba3 {
+
+// Bytes per second that all threads together read from memory, from a block far larger than the
+// caches.
+double measured_read_bandwidth(Context& ctx);
+
+// y [m, n] = x [m, k] w [n, k]^T
+struct GemmShape {
+  std::int64_t m = 0;
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+  double flops() const {
+    return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  }
+};
+
+// FLOP/s of oneDNN at its best: weights in the layout it chooses itself, outputs divided among the
+// threads, random numbers, the fastest of a few runs.
+double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx);
+
+}  // namespace mamba3
