@@ -12,14 +12,17 @@ namespace {
 
 constexpr double kNormEps = 1e-5;
 
+// T double: the oracle. T float: the plain run in the precision of the fast paths.
+template <class T>
 class Reference {
  public:
-  Reference(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors)
-      : config_(config), tensors_(tensors) {}
+  Reference(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors,
+            PlainRounding rounding)
+      : config_(config), tensors_(tensors), rounding_(rounding) {}
 
-  std::vector<double> logits(std::span<const std::int32_t> ids) {
+  std::vector<T> logits(std::span<const std::int32_t> ids) {
     tokens_ = static_cast<std::int64_t>(ids.size());
-    std::vector<double> residual = embed(ids);
+    std::vector<T> residual = embed(ids);
     for (std::int64_t l = 0; l < config_.layers; ++l) {
       const std::string block = "backbone.layers." + std::to_string(l) + ".";
       add(residual, mix(norm(residual, load(block + "norm.weight")), block + "mixer."));
@@ -27,18 +30,18 @@ class Reference {
         add(residual, mlp(norm(residual, load(block + "norm2.weight")), block + "mlp."));
       }
     }
-    const std::vector<double> last = norm(residual, load("backbone.norm_f.weight"));
+    const std::vector<T> last = norm(residual, load("backbone.norm_f.weight"));
     const char* head = config_.tied_embeddings ? "backbone.embedding.weight" : "lm_head.weight";
     return matmul(last, load(head), config_.width);
   }
 
  private:
-  std::vector<double> load(const std::string& name) const {
+  std::vector<T> load(const std::string& name) const {
     const auto it = tensors_.find(name);
     check_input(it != tensors_.end(), "tensor ", name,
                 " is missing; expected all of the model's tensors");
     const TensorRef& tensor = it->second;
-    std::vector<double> out(static_cast<std::size_t>(tensor.elements()));
+    std::vector<T> out(static_cast<std::size_t>(tensor.elements()));
     for (std::size_t i = 0; i < out.size(); ++i) {
       if (tensor.dtype == DType::kBf16) {
         Bf16 value;
@@ -55,29 +58,33 @@ class Reference {
     return out;
   }
 
+  // What a linear takes its inputs as.
+  T factor(T v) const {
+    return rounding_.linears ? static_cast<T>(to_float(to_bf16(static_cast<float>(v)))) : v;
+  }
+
   // x [t, k] times w [n, k] transposed.
-  static std::vector<double> matmul(const std::vector<double>& x, const std::vector<double>& w,
-                                    std::int64_t k) {
+  std::vector<T> matmul(const std::vector<T>& x, const std::vector<T>& w, std::int64_t k) const {
     const auto rows = static_cast<std::int64_t>(x.size()) / k,
                n = static_cast<std::int64_t>(w.size()) / k;
-    std::vector<double> y(static_cast<std::size_t>(rows * n));
+    std::vector<T> y(static_cast<std::size_t>(rows * n));
     for (std::int64_t t = 0; t < rows; ++t) {
       for (std::int64_t j = 0; j < n; ++j) {
-        double sum = 0;
-        for (std::int64_t i = 0; i < k; ++i) sum += x[t * k + i] * w[j * k + i];
+        T sum = 0;
+        for (std::int64_t i = 0; i < k; ++i) sum += factor(x[t * k + i]) * factor(w[j * k + i]);
         y[t * n + j] = sum;
       }
     }
     return y;
   }
 
-  static void add(std::vector<double>& residual, const std::vector<double>& hidden) {
+  static void add(std::vector<T>& residual, const std::vector<T>& hidden) {
     for (std::size_t i = 0; i < residual.size(); ++i) residual[i] += hidden[i];
   }
 
-  std::vector<double> embed(std::span<const std::int32_t> ids) const {
-    const std::vector<double> table = load("backbone.embedding.weight");
-    std::vector<double> out;
+  std::vector<T> embed(std::span<const std::int32_t> ids) const {
+    const std::vector<T> table = load("backbone.embedding.weight");
+    std::vector<T> out;
     for (const std::int32_t id : ids) {
       const auto row = table.begin() + id * config_.width;
       out.insert(out.end(), row, row + config_.width);
@@ -85,36 +92,36 @@ class Reference {
     return out;
   }
 
-  static std::vector<double> norm(const std::vector<double>& x, const std::vector<double>& weight) {
-    std::vector<double> y(x.size());
+  static std::vector<T> norm(const std::vector<T>& x, const std::vector<T>& weight) {
+    std::vector<T> y(x.size());
     const std::size_t d = weight.size();
     for (std::size_t row = 0; row < x.size(); row += d) {
-      double sum = 0;
+      T sum = 0;
       for (std::size_t i = 0; i < d; ++i) sum += x[row + i] * x[row + i];
-      const double rstd = 1.0 / std::sqrt(sum / static_cast<double>(d) + kNormEps);
+      const T rstd = T(1) / std::sqrt(sum / static_cast<T>(d) + static_cast<T>(kNormEps));
       for (std::size_t i = 0; i < d; ++i) y[row + i] = x[row + i] * rstd * weight[i];
     }
     return y;
   }
 
-  std::vector<double> mlp(const std::vector<double>& x, const std::string& prefix) const {
-    const std::vector<double> wide = matmul(x, load(prefix + "fc1.weight"), config_.width);
+  std::vector<T> mlp(const std::vector<T>& x, const std::string& prefix) const {
+    const std::vector<T> wide = matmul(x, load(prefix + "fc1.weight"), config_.width);
     const std::int64_t f = config_.mlp_hidden;
-    std::vector<double> gated(static_cast<std::size_t>(tokens_ * f));
+    std::vector<T> gated(static_cast<std::size_t>(tokens_ * f));
     for (std::int64_t t = 0; t < tokens_; ++t) {
       for (std::int64_t i = 0; i < f; ++i) {
-        const double gate = wide[t * 2 * f + f + i];
-        gated[t * f + i] = wide[t * 2 * f + i] * gate / (1.0 + std::exp(-gate));
+        const T gate = wide[t * 2 * f + f + i];
+        gated[t * f + i] = wide[t * 2 * f + i] * gate / (T(1) + std::exp(-gate));
       }
     }
     return matmul(gated, load(prefix + "fc2.weight"), f);
   }
 
   // Columns [begin, begin + count) of every row.
-  std::vector<double> columns(const std::vector<double>& rows, std::int64_t& begin,
-                              std::int64_t count) const {
+  std::vector<T> columns(const std::vector<T>& rows, std::int64_t& begin,
+                         std::int64_t count) const {
     const std::int64_t width = config_.in_proj_rows();
-    std::vector<double> out;
+    std::vector<T> out;
     for (std::int64_t t = 0; t < tokens_; ++t) {
       const auto from = rows.begin() + t * width + begin;
       out.insert(out.end(), from, from + count);
@@ -123,11 +130,12 @@ class Reference {
     return out;
   }
 
-  std::vector<double> mix(const std::vector<double>& x, const std::string& prefix) const {
-    const std::vector<double> projected = matmul(x, load(prefix + "in_proj.weight"), config_.width);
-    Mamba3RefInputs<double> in;
+  std::vector<T> mix(const std::vector<T>& x, const std::string& prefix) const {
+    const std::vector<T> projected = matmul(x, load(prefix + "in_proj.weight"), config_.width);
+    Mamba3RefInputs<T> in;
     in.dims = mixer_dims(config_);
     in.a_floor = config_.mixer.a_floor;
+    in.bf16_products = rounding_.scan;
     in.tokens = tokens_;
     const std::int64_t h = in.dims.heads, bc = in.dims.rank * in.dims.groups * in.dims.state;
     std::int64_t at = 0;
@@ -140,11 +148,11 @@ class Reference {
     in.trap_raw = columns(projected, at, h);
     in.angle_raw = columns(projected, at, in.dims.angles);
     load_small(in, prefix);
-    auto state = Mamba3RefState<double>::zeros(in.dims);
+    auto state = Mamba3RefState<T>::zeros(in.dims);
     return matmul(mamba3_scan_ref(in, state), load(prefix + "out_proj.weight"), config_.inner());
   }
 
-  void load_small(Mamba3RefInputs<double>& in, const std::string& prefix) const {
+  void load_small(Mamba3RefInputs<T>& in, const std::string& prefix) const {
     in.dt_bias = load(prefix + "dt_bias");
     in.skip = load(prefix + "D");
     in.in_b_bias = load(prefix + "B_bias");
@@ -161,6 +169,7 @@ class Reference {
 
   const ModelConfig& config_;
   const std::map<std::string, TensorRef>& tensors_;
+  const PlainRounding rounding_;
   std::int64_t tokens_ = 0;
 };
 
@@ -169,7 +178,13 @@ class Reference {
 std::vector<double> reference_logits(const ModelConfig& config,
                                      const std::map<std::string, TensorRef>& tensors,
                                      std::span<const std::int32_t> ids) {
-  return Reference(config, tensors).logits(ids);
+  return Reference<double>(config, tensors, {}).logits(ids);
+}
+
+std::vector<float> plain_logits(const ModelConfig& config,
+                                const std::map<std::string, TensorRef>& tensors,
+                                std::span<const std::int32_t> ids, PlainRounding rounding) {
+  return Reference<float>(config, tensors, rounding).logits(ids);
 }
 
 }  // namespace mamba3

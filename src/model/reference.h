@@ -1,4 +1,4 @@
-// The whole model in double, one sequence, one token after the other: the oracle of prefill and
+// The whole model, one sequence, one token after the other. In double: the oracle of prefill and
 // step.
 #pragma once
 
@@ -18,5 +18,15 @@ namespace mamba3 {
 std::vector<double> reference_logits(const ModelConfig& config,
                                      const std::map<std::string, TensorRef>& tensors,
                                      std::span<const std::int32_t> ids);
+
+// Which inputs are rounded to bf16, as the paths do that the plain run stands beside.
+struct PlainRounding {
+  bool linears = false;
+  bool scan = false;
+};
+// The same in floats: what the tolerance rule measures the fast paths' errors by.
+std::vector<float> plain_logits(const ModelConfig& config,
+                                const std::map<std::string, TensorRef>& tensors,
+                                std::span<const std::int32_t> ids, PlainRounding rounding);
 
 }  // namespace mamba3

@@ -112,14 +112,19 @@ class RefScan {
     return v;
   }
 
+  // What a factor of a product is taken as.
+  T factor(T v) const {
+    return in_.bf16_products ? static_cast<T>(to_float(to_bf16(static_cast<float>(v)))) : v;
+  }
+
   T x_of(const T* x, std::int64_t h, std::int64_t r, std::int64_t p) const {
     return d_.mimo ? x[p] * in_.mimo_x[(h * d_.rank + r) * d_.head_dim + p] : x[p];
   }
 
   void add_outer(T* ssm, std::int64_t h, std::int64_t r, T weight, const T* x, const T* k) const {
     for (std::int64_t p = 0; p < d_.head_dim; ++p) {
-      const T scaled = weight * x_of(x, h, r, p);
-      for (std::int64_t i = 0; i < d_.state; ++i) ssm[p * d_.state + i] += scaled * k[i];
+      const T scaled = weight * factor(x_of(x, h, r, p));
+      for (std::int64_t i = 0; i < d_.state; ++i) ssm[p * d_.state + i] += scaled * factor(k[i]);
     }
   }
 
@@ -131,7 +136,8 @@ class RefScan {
       std::vector<T> o(static_cast<std::size_t>(d_.head_dim));
       for (std::int64_t p = 0; p < d_.head_dim; ++p) {
         T sum = 0;
-        for (std::int64_t i = 0; i < d_.state; ++i) sum += ssm[p * d_.state + i] * q[i];
+        for (std::int64_t i = 0; i < d_.state; ++i)
+          sum += factor(ssm[p * d_.state + i]) * factor(q[i]);
         o[p] = sum + in_.skip[h] * x_of(&in_.x[row], h, r, p);
       }
       if (d_.out_norm) {

@@ -16,6 +16,9 @@ template <class T>
 struct Mamba3RefInputs {
   Mamba3Dims dims;
   double a_floor = 1e-4;  // dims.a_floor in full precision
+  // The plain run of a scan with bf16_products: what enters a matrix product (X, K, Q, and the
+  // state where it is read) is rounded to bf16; sums, decays and the state itself are not.
+  bool bf16_products = false;
   std::int64_t tokens = 0;
   std::vector<T> x, z;                         // [t, h, p]
   std::vector<T> in_b, out_c;                  // [t, r, g, n]
