@@ -15,6 +15,9 @@ struct BenchKind {
 };
 
 constexpr BenchKind kKinds[] = {
+    {"kernels", bench_kernels},
+    {"prefill", bench_prefill},
+    {"decode", bench_decode},
     {"load", bench_load},
 };
 

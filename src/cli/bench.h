@@ -24,4 +24,13 @@ struct BenchOptions {
 // token.
 void bench_load(const BenchOptions& options, BenchReport& report, Context& ctx);
 
+// Reading prompts of --tokens, against the rate that oneDNN reaches on the same matrix products.
+void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx);
+
+// One token after the other for --batch sequences, against the memory's read bandwidth.
+void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx);
+
+// Each op alone, at the shapes of a preset.
+void bench_kernels(const BenchOptions& options, BenchReport& report, Context& ctx);
+
 }  // namespace mamba3::cli

@@ -7,32 +7,17 @@
 namespace mamba3 {
 namespace {
 
-Mamba3Params params(const Mamba3MixerWeights& w) {
-  Mamba3Params out;
-  out.dt_bias = w.dt_bias.data();
-  out.skip = w.skip.data();
-  out.in_b_bias = w.in_b_bias.data();
-  out.out_c_bias = w.out_c_bias.data();
-  out.in_b_norm = w.in_b_norm.data();
-  out.out_c_norm = w.out_c_norm.data();
-  out.mimo_x = w.mimo_x.data();
-  out.mimo_z = w.mimo_z.data();
-  out.mimo_o = w.mimo_o.data();
-  out.out_norm = w.out_norm.data();
-  return out;
-}
-
 void recurrence(const Mamba3MixerWeights& weights, const Mamba3Dims& dims, const Batch& batch,
                 TensorView<const float, 2> projected, const Mamba3States& states,
                 TensorView<float, 2> y, Context& ctx) {
   const Mamba3Columns columns = split_columns(projected.data, projected.stride[0], dims);
   if (batch.is_step) {
-    mamba3_step({dims, params(weights), columns, batch.slots, states, y}, ctx);
+    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states, y}, ctx);
   } else {
     const bool bf16_products = batch.compute == Compute::kBf16;
-    mamba3_scan(
-        {dims, params(weights), columns, batch.cu_seqlens, batch.slots, states, y, bf16_products},
-        ctx);
+    mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
+                 bf16_products},
+                ctx);
   }
 }
 
@@ -66,6 +51,21 @@ Mamba3Dims mixer_dims(const ModelConfig& config) {
   dims.a_floor = static_cast<float>(mixer.a_floor);
   dims.a_activation = mixer.a_activation;
   return dims;
+}
+
+Mamba3Params mixer_params(const Mamba3MixerWeights& w) {
+  Mamba3Params out;
+  out.dt_bias = w.dt_bias.data();
+  out.skip = w.skip.data();
+  out.in_b_bias = w.in_b_bias.data();
+  out.out_c_bias = w.out_c_bias.data();
+  out.in_b_norm = w.in_b_norm.data();
+  out.out_c_norm = w.out_c_norm.data();
+  out.mimo_x = w.mimo_x.data();
+  out.mimo_z = w.mimo_z.data();
+  out.mimo_o = w.mimo_o.data();
+  out.out_norm = w.out_norm.data();
+  return out;
 }
 
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,

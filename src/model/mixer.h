@@ -9,6 +9,7 @@
 namespace mamba3 {
 
 Mamba3Dims mixer_dims(const ModelConfig& config);
+Mamba3Params mixer_params(const Mamba3MixerWeights& weights);
 
 // in_proj, the recurrence from and to `states`, out_proj. `out` may be the memory of `x`.
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,

@@ -1,0 +1,79 @@
+// bench decode: one token after the other, against the memory's read bandwidth.
+#include <chrono>
+#include <numeric>
+
+#include "cli/bench.h"
+#include "cli/bench_model.h"
+#include "core/check.h"
+#include "ops/ceilings/ceilings.h"
+
+namespace mamba3::cli {
+namespace {
+
+constexpr int kStepsPerRepeat = 8;
+
+class DecodeBench {
+ public:
+  DecodeBench(const Model& model, std::int64_t batch, Context& ctx)
+      : model_(model), ctx_(ctx), states_(model.config(), batch), slots_(batch), ids_(batch) {
+    std::iota(slots_.begin(), slots_.end(), 0);
+    logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
+  }
+
+  // Of one step; each token is the best one of the step before.
+  double seconds() {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kStepsPerRepeat; ++i) step();
+    const auto passed = std::chrono::steady_clock::now() - start;
+    return std::chrono::duration<double>(passed).count() / kStepsPerRepeat;
+  }
+
+ private:
+  void step() {
+    const std::int64_t v = model_.config().padded_vocab();
+    const auto batch = static_cast<std::int64_t>(ids_.size());
+    model_.step(ids_, slots_, states_, {logits_.data(), {batch, v}}, ctx_);
+    const SamplingParams greedy{.temperature = 0};
+    for (std::int64_t i = 0; i < batch; ++i) {
+      const std::span<const float> row(logits_.data() + i * v,
+                                       static_cast<std::size_t>(model_.config().vocab));
+      ids_[i] = sample_token(row, {}, greedy, 0).id;
+    }
+  }
+
+  const Model& model_;
+  Context& ctx_;
+  StatePool states_;
+  std::vector<std::int32_t> slots_, ids_;
+  std::vector<float> logits_;
+};
+
+}  // namespace
+
+void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  for (const std::string& name : presets_or(options, "siso-187m")) {
+    const auto model = random_model(options, name, ctx);
+    for (const std::int64_t batch :
+         options.batches.empty() ? std::vector<std::int64_t>{1} : options.batches) {
+      DecodeBench bench(*model, batch, ctx);
+      bench.seconds();
+      std::vector<double> seconds, ceilings;
+      for (std::int64_t i = 0; i < options.repeat; ++i) {
+        seconds.push_back(bench.seconds());
+        ceilings.push_back(measured_read_bandwidth(ctx));  // beside each repetition: speeds drift
+      }
+      BenchRow row;
+      row.name = str("decode/", name, "/", compute_name(*model), "/batch=", batch);
+      row.value = static_cast<double>(batch) / median(seconds);
+      row.unit = "tokens/s";
+      // Weights are read once a step, states are read and written for each sequence.
+      row.bytes = static_cast<double>(model->weights_bytes()) / static_cast<double>(batch) +
+                  2.0 * static_cast<double>(model->config().state_bytes());
+      row.ceiling = median(ceilings) / *row.bytes;
+      report.add(row);
+      add_op_shares(row.name, report, ctx, [&] { bench.seconds(); });
+    }
+  }
+}
+
+}  // namespace mamba3::cli

@@ -1,0 +1,50 @@
+#include "cli/bench_model.h"
+
+#include <chrono>
+
+#include "core/op_timer.h"
+
+namespace mamba3::cli {
+
+std::vector<std::string> presets_or(const BenchOptions& options, const char* fallback) {
+  return options.presets.empty() ? std::vector<std::string>{fallback} : options.presets;
+}
+
+std::shared_ptr<const Model> random_model(const BenchOptions& options,
+                                          const std::string& preset_name, Context& ctx) {
+  const bool fp32 = options.common.dtype == "fp32";
+  ModelOptions model_options;
+  model_options.compute = fp32 ? ComputeDType::kF32 : ComputeDType::kBf16;
+  return Model::random(preset(preset_name), fp32 ? DType::kF32 : DType::kBf16, ctx.seed(),
+                       model_options, ctx);
+}
+
+const char* compute_name(const Model& model) {
+  return model.compute() == ComputeDType::kBf16 ? "bf16" : "fp32";
+}
+
+std::vector<GemmShape> layer_gemms(const ModelConfig& config, std::int64_t rows) {
+  const std::int64_t d = config.width, f = config.mlp_hidden;
+  std::vector<GemmShape> gemms = {{rows, config.in_proj_rows(), d}, {rows, d, config.inner()}};
+  if (f > 0) gemms.insert(gemms.end(), {{rows, 2 * f, d}, {rows, d, f}});
+  return gemms;
+}
+
+void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
+                   const std::function<void()>& run) {
+  OpTimes times;
+  ctx.set_op_times(&times);
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  const std::chrono::duration<double> all = std::chrono::steady_clock::now() - start;
+  ctx.set_op_times(nullptr);
+  for (const auto& [op, seconds] : times.seconds) {
+    BenchRow row;
+    row.name = name + "/" + op;
+    row.value = 100 * seconds / all.count();
+    row.unit = "% of time";
+    report.add(row);
+  }
+}
+
+}  // namespace mamba3::cli

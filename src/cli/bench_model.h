@@ -1,0 +1,30 @@
+// What the benchmarks of whole models share.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/bench.h"
+#include "mamba3/model.h"
+#include "ops/ceilings/ceilings.h"
+
+namespace mamba3::cli {
+
+std::vector<std::string> presets_or(const BenchOptions& options, const char* fallback);
+
+// Random bf16 weights (fp32 with --dtype fp32) as the authors initialise, never on a disk.
+std::shared_ptr<const Model> random_model(const BenchOptions& options,
+                                          const std::string& preset_name, Context& ctx);
+const char* compute_name(const Model& model);  // "bf16", "fp32"
+
+// in_proj, out_proj, fc1, fc2 of one layer over `rows` tokens.
+std::vector<GemmShape> layer_gemms(const ModelConfig& config, std::int64_t rows);
+
+// Rows "NAME/OP" with each op's share of the time of one call of `run`. Call it after the figures
+// that count: the measuring takes time of its own.
+void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
+                   const std::function<void()>& run);
+
+}  // namespace mamba3::cli

@@ -1,0 +1,96 @@
+// bench prefill: reading a prompt, against the rate that oneDNN reaches on the same matrix
+// products.
+#include <chrono>
+#include <numeric>
+
+#include "cli/bench.h"
+#include "cli/bench_model.h"
+#include "core/check.h"
+#include "ops/ceilings/ceilings.h"
+
+namespace mamba3::cli {
+namespace {
+
+// One token's matrix products in all layers. The head is left out: only the last token of a prompt
+// meets it.
+double gemm_flops_per_token(const ModelConfig& config) {
+  double flops = 0;
+  for (const GemmShape& gemm : layer_gemms(config, 1)) flops += gemm.flops();
+  return flops * static_cast<double>(config.layers);
+}
+
+// FLOP/s of oneDNN alone, each shape weighted by its share of the work.
+double gemm_ceiling(const ModelConfig& config, std::int64_t rows, Compute compute, Context& ctx) {
+  double flops = 0, seconds = 0;
+  for (const GemmShape& gemm : layer_gemms(config, rows)) {
+    flops += gemm.flops();
+    seconds += gemm.flops() / measured_gemm_rate(gemm, compute, ctx);
+  }
+  return flops / seconds;
+}
+
+class PrefillBench {
+ public:
+  PrefillBench(const Model& model, std::int64_t tokens, Context& ctx)
+      : model_(model), ctx_(ctx), states_(model.config(), 1), cu_seqlens_{0, tokens} {
+    for (std::int64_t i = 0; i < tokens; ++i) {
+      const double draw = uniform_draw(ctx.seed(), 0, static_cast<std::uint64_t>(i));
+      ids_.push_back(static_cast<std::int32_t>(draw * static_cast<double>(model.config().vocab)));
+    }
+    logits_.resize(static_cast<std::size_t>(model.config().padded_vocab()));
+  }
+
+  double seconds() {
+    states_.reset(0);
+    const std::int32_t slot[] = {0};
+    PrefillArgs args;
+    args.ids = ids_;
+    args.cu_seqlens = cu_seqlens_;
+    args.slots = slot;
+    args.last_logits = {logits_.data(), {1, model_.config().padded_vocab()}};
+    const auto start = std::chrono::steady_clock::now();
+    model_.prefill(args, states_, ctx_);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+ private:
+  const Model& model_;
+  Context& ctx_;
+  StatePool states_;
+  std::vector<std::int32_t> ids_;
+  std::vector<std::int64_t> cu_seqlens_;
+  std::vector<float> logits_;
+};
+
+}  // namespace
+
+void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  for (const std::string& name : presets_or(options, "siso-187m")) {
+    const auto model = random_model(options, name, ctx);
+    const ModelConfig& config = model->config();
+    const Compute compute =
+        model->compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
+    for (const std::int64_t tokens :
+         options.tokens.empty() ? std::vector<std::int64_t>{2048} : options.tokens) {
+      PrefillBench bench(*model, tokens, ctx);
+      bench.seconds();  // compiles oneDNN's kernels, grows the workspace
+      std::vector<double> seconds, ceilings;
+      for (std::int64_t i = 0; i < options.repeat; ++i) {
+        seconds.push_back(bench.seconds());
+        // Beside each repetition, since a shared machine's speed drifts.
+        ceilings.push_back(
+            gemm_ceiling(config, std::min<std::int64_t>(tokens, 2048), compute, ctx));
+      }
+      BenchRow row;
+      row.name = str("prefill/", name, "/", compute_name(*model), "/tokens=", tokens);
+      row.value = static_cast<double>(tokens) / median(seconds);
+      row.unit = "tokens/s";
+      row.flops = gemm_flops_per_token(config);
+      row.ceiling = median(ceilings) / *row.flops;
+      report.add(row);
+      add_op_shares(row.name, report, ctx, [&] { bench.seconds(); });
+    }
+  }
+}
+
+}  // namespace mamba3::cli
