@@ -161,6 +161,49 @@ TEST_P(Scan, EqualsAsManySteps) {
   });
 }
 
+// Each product's inputs are rounded once. Where no instruction takes bf16 this is the fp32 path.
+TEST_P(Scan, RoundedProductsStayClose) {
+  // Two products one after the other: scores, then y. Sums of few terms may cancel.
+  const double bound = (GetParam().state < 16 ? 16 : 2) * kBf16Rounding;
+  const std::int64_t c = chunk();
+  const ScanCase data(GetParam(), {0, 1, c - 1, c, 3 * c + 1}, 16);
+  for_each_target([&] {
+    const auto exact = run(data);
+    const auto rounded = run(data, {.threads = 1, .bf16_products = true, .which = {}, .cuts = {}});
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      const auto close = [&](const std::vector<float>& got, const std::vector<float>& want) {
+        return largest_error(std::span<const float>(got), std::span<const float>(want),
+                             ErrorMetric::kRelative) <= bound;
+      };
+      EXPECT_TRUE(close(rounded[i].y, exact[i].y)) << data.inputs[i].tokens;
+      EXPECT_TRUE(close(rounded[i].state.ssm, exact[i].state.ssm)) << data.inputs[i].tokens;
+      EXPECT_TRUE(same_bits(rounded[i].state.k, exact[i].state.k));
+      EXPECT_TRUE(same_bits(rounded[i].state.v, exact[i].state.v));
+      EXPECT_EQ(rounded[i].turns, exact[i].turns);
+    }
+  });
+}
+
+TEST_P(Scan, RoundedProductsAreAsInvariant) {
+  const std::int64_t c = chunk();
+  const ScanCase data(GetParam(), {3 * c + 2, 5, c}, 17);
+  ScanOptions rounded;
+  rounded.bf16_products = true;
+  const auto all = run(data, rounded);
+  for (std::int64_t i = 0; i < 3; ++i) {
+    for (const int threads : {1, 2, 9}) {
+      rounded.which = {i};
+      rounded.threads = threads;
+      EXPECT_TRUE(run(data, rounded)[0] == all[static_cast<std::size_t>(i)]) << i;
+    }
+  }
+  rounded.which = {0};
+  for (const std::int64_t cut : {c, 2 * c, 3 * c}) {
+    rounded.cuts = {cut};
+    EXPECT_TRUE(run(data, rounded)[0] == all[0]) << cut;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, Scan, ::testing::ValuesIn(awkward_dims()),
                          [](const auto& p) { return describe(p.param); });
 
@@ -227,14 +270,18 @@ TEST(ScanExtremes, NonFiniteInputsStayCausal) {
         std::vector<float>& column = *columns[which];
         const auto width = static_cast<std::int64_t>(column.size()) / in.tokens;
         column[static_cast<std::size_t>(37 * width)] = bad;
-        const ScanResult got = run(data)[0];
         Mamba3RefState<double> state = widen(data.starts[0]);
         const auto truth = mamba3_scan_ref(widen(in), state);
         const std::int64_t inner = data.dims.heads * data.dims.head_dim;
-        for (std::int64_t i = 0; i < 90 * inner; ++i) {
-          ASSERT_EQ(std::isfinite(got.y[i]), std::isfinite(truth[i]))
-              << "column " << which << " with " << bad << ", rank " << rank << ", token "
-              << i / inner << ", value " << i % inner << ": " << got.y[i] << " for " << truth[i];
+        for (const bool rounded : {false, true}) {
+          ScanOptions options;
+          options.bf16_products = rounded;
+          const ScanResult got = run(data, options)[0];
+          for (std::int64_t i = 0; i < 90 * inner; ++i) {
+            ASSERT_EQ(std::isfinite(got.y[i]), std::isfinite(truth[i]))
+                << "column " << which << " with " << bad << ", rank " << rank << ", token "
+                << i / inner << ", value " << i % inner << ": " << got.y[i] << " for " << truth[i];
+          }
         }
       }
     }

@@ -6,16 +6,16 @@
 
 #include "core/arena.h"
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/mamba3_scan/scan_kernels.h"
 
 namespace mamba3 {
 namespace {
 
-// Tokens of a segment: few enough that what all heads share stays in the second-level cache, many
-// enough that a task is worth handing out.
-constexpr std::int64_t kSegmentTokens = 512;
-constexpr std::int64_t kMostSharedBytes = std::int64_t{8} << 20;
+// What all heads share of a segment's tokens stays in the second-level cache.
+constexpr std::int64_t kSegmentBytes = std::int64_t{512} << 10;
+constexpr std::int64_t kMostSegmentTokens = 512;
 constexpr std::int64_t kMostChunkStateBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kTasksPerThread = 4;
 constexpr std::int64_t kTokensPerTask = 16;
@@ -82,15 +82,16 @@ std::int64_t shared_bytes_per_token(const Mamba3Dims& dims) {
 }
 
 std::int64_t segment_tokens(const Mamba3Dims& dims, const ChunkSizes& sizes, std::int64_t threads) {
-  const std::int64_t state_bytes =
-      dims.heads * sizes.state_elements * static_cast<std::int64_t>(sizeof(float));
-  std::int64_t chunks = divide_up(kSegmentTokens, sizes.tokens);
+  const std::int64_t chunk_bytes = sizes.tokens * shared_bytes_per_token(dims);
+  std::int64_t chunks = std::min(kSegmentBytes / chunk_bytes, kMostSegmentTokens / sizes.tokens);
   if (threads > 1) {
+    // Enough chunks for all threads, should their states be kept at once.
+    const std::int64_t state_bytes =
+        dims.heads * sizes.state_elements * static_cast<std::int64_t>(sizeof(float));
     chunks = std::max(chunks, divide_up(kTasksPerThread * threads, dims.heads));
     chunks = std::min(chunks, kMostChunkStateBytes / state_bytes);
   }
-  const std::int64_t chunk_bytes = sizes.tokens * shared_bytes_per_token(dims);
-  return std::max<std::int64_t>(1, std::min(chunks, kMostSharedBytes / chunk_bytes)) * sizes.tokens;
+  return std::max<std::int64_t>(chunks, 1) * sizes.tokens;
 }
 
 // One long part and too few heads to keep all threads busy: take its chunks all at once.
@@ -174,12 +175,14 @@ void run_parallel_over_time(const ScanJob& job, const ScanPart& part, std::int64
   pool.run(tasks, [&](std::int64_t task, int worker) {
     chunk_local_state(job, part, task / heads, task % heads, worker, states);
   });
+  // Slices of the state begin at multiples of a register tile.
+  const std::int64_t tiles = divide_up(n, kRowPadding);
   const std::int64_t slices =
-      std::min(n, divide_up(static_cast<std::int64_t>(pool.threads()), heads));
+      std::min(tiles, divide_up(static_cast<std::int64_t>(pool.threads()), heads));
   pool.run(heads * slices, [&](std::int64_t task, int worker) {
     const std::int64_t slice = task % slices;
-    chain_states(job, part, task / slices, n * slice / slices, n * (slice + 1) / slices, worker,
-                 states);
+    chain_states(job, part, task / slices, tiles * slice / slices * kRowPadding,
+                 std::min(n, tiles * (slice + 1) / slices * kRowPadding), worker, states);
   });
   pool.run(tasks, [&](std::int64_t task, int worker) {
     chunk_outputs_from(job, part, task / heads, task % heads, worker, states);
@@ -237,6 +240,7 @@ std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Contex
 }
 
 void mamba3_scan(const Mamba3ScanArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "mamba3_scan");
   check_args(args, ctx);
   if (args.cu_seqlens.back() == 0) return;
   const ChunkSizes sizes(args.dims);

@@ -40,15 +40,17 @@ ChunkScratch worker_scratch(const ScanJob& job, int worker) {
   return ChunkScratch(job.args.dims, job.sizes, job.bf16_products, carver);
 }
 
-ChunkInputs chunk_inputs(const ScanJob& job, std::int64_t begin, std::int64_t end,
-                         std::int64_t head) {
+// The chunk-th chunk of a part.
+ChunkInputs chunk_of_part(const ScanJob& job, const ScanPart& part, std::int64_t chunk,
+                          std::int64_t head) {
   const Mamba3Dims& dims = job.args.dims;
   const Mamba3Columns& columns = job.args.columns;
+  const std::int64_t begin = part.begin + chunk * job.sizes.tokens;
   const std::int64_t index = begin - job.tokens.begin;
   const std::int64_t group = head / (dims.heads / dims.groups);
   const std::int64_t shared = (index * dims.rank * dims.groups + group) * dims.state;
   ChunkInputs in;
-  in.tokens = end - begin;
+  in.tokens = std::min(part.end - begin, job.sizes.tokens);
   in.head = head;
   in.scalars = job.tokens.scalars + head * job.tokens.capacity + index;
   in.half_tanh = job.tokens.half_tanh + index * dims.angles;
@@ -62,12 +64,6 @@ ChunkInputs chunk_inputs(const ScanJob& job, std::int64_t begin, std::int64_t en
   return in;
 }
 
-ChunkInputs chunk_of_part(const ScanJob& job, const ScanPart& part, std::int64_t chunk,
-                          std::int64_t head) {
-  const std::int64_t begin = part.begin + chunk * job.sizes.tokens;
-  return chunk_inputs(job, begin, std::min(part.end, begin + job.sizes.tokens), head);
-}
-
 void copy_rows(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns,
                float* to, std::int64_t to_stride) {
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -77,19 +73,26 @@ void copy_rows(const float* from, std::int64_t from_stride, std::int64_t rows, s
 }
 
 // The products, rounded or not.
-void pack_keys(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+void pack_keys(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& scratch) {
+  const Mamba3Dims& dims = job.args.dims;
+  const Mamba3Params& params = job.args.params;
   const ChunkSizes& sizes = job.sizes;
+  const std::int64_t rows = in.tokens * sizes.rank;
+  const std::int64_t x_stride = job.args.columns.row_stride;
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_pack_keys(sizes, scratch, rows);
+  if (job.bf16_products) {
+    bf16_pack_keys(sizes, scratch, rows);
+    return bf16_pack_x(dims, params, sizes, in, x_stride, scratch);
+  }
 #endif
   transpose(scratch.k, sizes.n_stride, rows, sizes.n, scratch.k_t, sizes.row_stride);
+  chunk_x(dims, params, sizes, in, x_stride, scratch);
 }
 
 void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
 #if HWY_ARCH_X86
   if (job.bf16_products) {
     bf16_pack_queries(job.sizes, scratch, rows);
-    bf16_pack_state(job.sizes, scratch);
     bf16_scores(job.sizes, scratch, rows);
     return bf16_outputs(job.sizes, scratch, rows);
   }
@@ -98,18 +101,30 @@ void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int6
   chunk_outputs(job.sizes, scratch, rows);
 }
 
-void fold_chunk(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows, float decay) {
+void add_carried_to(const ScanJob& job, const ChunkScratch& scratch, std::int64_t begin,
+                    std::int64_t end) {
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, &decay);
+  if (job.bf16_products) return bf16_add_carried(job.sizes, scratch, begin, end);
 #endif
-  chunk_state<true>(job.sizes, scratch, rows, decay);
+  add_carried(job.sizes, scratch, begin, end);
 }
 
-void store_chunk(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+void advance_state(const ScanJob& job, const ChunkScratch& scratch, std::int64_t tokens,
+                   AfterChunk after) {
+  const ChunkSizes& sizes = job.sizes;
+  const std::int64_t rows = tokens * sizes.rank;
+  const float decay = scratch.decay[tokens - 1];
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, nullptr);
+  if (job.bf16_products) return bf16_state(sizes, scratch, rows, decay, after);
 #endif
-  chunk_state<false>(job.sizes, scratch, rows, 0.0f);
+  switch (after) {
+    case AfterChunk::kStore:
+      return chunk_state<AfterChunk::kStore>(sizes, scratch, rows, decay);
+    case AfterChunk::kFold:
+      return chunk_state<AfterChunk::kFold>(sizes, scratch, rows, decay);
+    case AfterChunk::kFoldAndCarry:
+      return chunk_state<AfterChunk::kFoldAndCarry>(sizes, scratch, rows, decay);
+  }
 }
 
 // Everything that the state after the chunk needs: K, X, their weights.
@@ -118,10 +133,9 @@ void prepare_keys(const ScanJob& job, const ChunkInputs& in, std::uint32_t* turn
   const Mamba3Dims& dims = job.args.dims;
   const Mamba3Params& params = job.args.params;
   chunk_scalars(job.sizes, in, scratch);
-  chunk_phases(dims, in, turns, scratch);
+  chunk_phases(dims, in, job.args.columns.row_stride, turns, scratch);
   chunk_rows(dims, job.sizes, in, scratch, in.in_b, params.in_b_bias, scratch.k);
-  chunk_x(dims, params, job.sizes, in, job.args.columns.row_stride, scratch);
-  pack_keys(job, scratch, in.tokens * dims.rank);
+  pack_keys(job, in, scratch);
 }
 
 // From the state at the chunk's start, with the carried term in it, to y.
@@ -143,13 +157,18 @@ void keep_last(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& sc
   copy_rows(in.x + last * job.args.columns.row_stride, 0, 1, job.sizes.p, state.v, 0);
 }
 
-// x_carried [r, p] of a chunk that follows a token with the given x.
-void carry_x(const ScanJob& job, const ChunkInputs& in, const float* x_previous, float* x_carried) {
-  const auto carry = static_cast<float>(in.scalars[0].carry);
-  for (std::int64_t r = 0; r < job.sizes.rank; ++r) {
-    scale_x(job.args.dims, job.args.params, in.head, r, x_previous, carry,
-            x_carried + r * job.sizes.p_stride);
+// What the token before a chunk has left to add to the state. `carry` is the chunk's first.
+void set_carried(const ScanJob& job, std::int64_t head, double carry, const float* x_previous,
+                 const float* k_previous, std::int64_t k_stride, const ChunkScratch& scratch) {
+  const ChunkSizes& sizes = job.sizes;
+  for (std::int64_t r = 0; r < sizes.rank; ++r) {
+    scale_x(job.args.dims, job.args.params, head, r, x_previous, static_cast<float>(carry),
+            scratch.x_carried + r * sizes.p_stride);
   }
+  copy_rows(k_previous, k_stride, sizes.rank, sizes.n, scratch.k_carried, sizes.n_stride);
+#if HWY_ARCH_X86
+  if (job.bf16_products) bf16_pack_carried(sizes, scratch);
+#endif
 }
 
 void prepare_tokens_of(const ScanJob& job, std::int64_t begin, std::int64_t end) {
@@ -184,14 +203,24 @@ void scan_part_of(const ScanJob& job, const ScanPart& part, std::int64_t head, i
   const ChunkScratch scratch = worker_scratch(job, worker);
   const HeadState state = head_state(job.args, part.slot, head);
   copy_rows(state.ssm, sizes.p, sizes.n, sizes.p, scratch.state, sizes.p_stride);
-  for (std::int64_t begin = part.begin; begin < part.end; begin += sizes.tokens) {
-    const ChunkInputs in = chunk_inputs(job, begin, std::min(part.end, begin + sizes.tokens), head);
-    carry_x(job, in, state.v, scratch.x_carried);
-    add_carried(sizes, state.k, state.k_stride, scratch.x_carried, 0, sizes.n, scratch.state);
+  const std::int64_t chunks = (part.end - part.begin + sizes.tokens - 1) / sizes.tokens;
+  ChunkInputs in = chunk_of_part(job, part, 0, head);
+  set_carried(job, head, in.scalars[0].carry, state.v, state.k, state.k_stride, scratch);
+  add_carried_to(job, scratch, 0, sizes.n);
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     prepare_keys(job, in, state.turns, scratch);
     write_outputs(job, in, scratch);
-    fold_chunk(job, scratch, in.tokens * sizes.rank, scratch.decay[in.tokens - 1]);
-    keep_last(job, in, scratch, state);
+    if (chunk + 1 == chunks) {
+      advance_state(job, scratch, in.tokens, AfterChunk::kFold);
+      keep_last(job, in, scratch, state);
+      break;
+    }
+    const ChunkInputs next = chunk_of_part(job, part, chunk + 1, head);
+    const std::int64_t last = in.tokens - 1;
+    set_carried(job, head, next.scalars[0].carry, in.x + last * job.args.columns.row_stride,
+                scratch.k + last * sizes.rank * sizes.n_stride, sizes.n_stride, scratch);
+    advance_state(job, scratch, in.tokens, AfterChunk::kFoldAndCarry);
+    in = next;
   }
   copy_rows(scratch.state, sizes.p_stride, sizes.n, sizes.p, state.ssm, sizes.p);
 }
@@ -218,7 +247,7 @@ void chunk_local_state_of(const ScanJob& job, const ScanPart& part, std::int64_t
   std::copy_n(states.turns + at * dims.angles, dims.angles, scratch.turns);
   prepare_keys(job, in, scratch.turns, scratch);
   scratch.state = states.state + at * sizes.state_elements;
-  store_chunk(job, scratch, in.tokens * sizes.rank);
+  advance_state(job, scratch, in.tokens, AfterChunk::kStore);
   states.decay[at] = scratch.decay[in.tokens - 1];
   copy_rows(scratch.k + (in.tokens - 1) * sizes.rank * sizes.n_stride, sizes.n_stride, sizes.rank,
             sizes.n, states.k_last + at * sizes.rank * sizes.n, sizes.n);
@@ -236,11 +265,13 @@ void chain_states_of(const ScanJob& job, const ScanPart& part, std::int64_t head
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t at = chunk * heads + head;
     const ChunkInputs in = chunk_of_part(job, part, chunk, head);
-    const bool first = chunk == 0;
-    carry_x(job, in, first ? state.v : in.x - job.args.columns.row_stride, scratch.x_carried);
-    const float* k_previous = first ? state.k : states.k_last + (at - heads) * sizes.rank * sizes.n;
-    add_carried(sizes, k_previous, first ? state.k_stride : sizes.n, scratch.x_carried, begin, end,
-                scratch.state);
+    if (chunk == 0) {
+      set_carried(job, head, in.scalars[0].carry, state.v, state.k, state.k_stride, scratch);
+    } else {
+      set_carried(job, head, in.scalars[0].carry, in.x - job.args.columns.row_stride,
+                  states.k_last + (at - heads) * sizes.rank * sizes.n, sizes.n, scratch);
+    }
+    add_carried_to(job, scratch, begin, end);
     fold_stored(sizes, states.decay[at], begin, end, scratch.state,
                 states.state + at * sizes.state_elements);
   }
@@ -255,6 +286,9 @@ void chunk_outputs_from_of(const ScanJob& job, const ScanPart& part, std::int64_
   const ChunkInputs in = chunk_of_part(job, part, chunk, head);
   prepare_keys(job, in, states.turns + at * job.args.dims.angles, scratch);
   scratch.state = states.state + at * job.sizes.state_elements;
+#if HWY_ARCH_X86
+  if (job.bf16_products) bf16_pack_state(job.sizes, scratch);
+#endif
   write_outputs(job, in, scratch);
   const std::int64_t end = part.begin + chunk * job.sizes.tokens + in.tokens;
   if (end == part.end) keep_last(job, in, scratch, head_state(job.args, part.slot, head));

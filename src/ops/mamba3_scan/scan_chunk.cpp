@@ -8,9 +8,9 @@ namespace mamba3 {
 namespace {
 
 constexpr std::int64_t kLineFloats = 16;
-// Rows of a full chunk. More rows spend more above the diagonal and in scores; fewer spend more
-// in passes over the state.
-constexpr std::int64_t kChunkRows = 64;
+// Rows of a full chunk, by measurement: more of them spend more on scores, fewer more on passes
+// over the state.
+constexpr std::int64_t kChunkRows = 32;
 
 std::int64_t padded_stride(std::int64_t columns) {
   const std::int64_t lines = (columns + kLineFloats - 1) / kLineFloats;
@@ -30,6 +30,9 @@ Bf16Scratch take_bf16_scratch(const ChunkSizes& sizes, Carver& carver) {
   out.x = carver.take<Bf16Pair>(row_pairs * sizes.p_stride);
   out.x_state = carver.take<Bf16Pair>(row_pairs * sizes.p_stride);
   out.state = carver.take<Bf16Pair>(n_pairs * sizes.p_stride);
+  const std::int64_t rank_pairs = (sizes.rank + 1) / 2;
+  out.k_carried = carver.take<Bf16Pair>(rank_pairs * sizes.n_stride + kRowPadding);
+  out.x_carried = carver.take<Bf16Pair>(rank_pairs * sizes.p_stride);
   out.scores = carver.take<Bf16Pair>(padded_rows * out.row_pair_stride);
   return out;
 }
@@ -49,7 +52,7 @@ ChunkSizes::ChunkSizes(const Mamba3Dims& dims)
 
 ChunkScratch::ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, bool bf16_products,
                            Carver& carver)
-    : k_t(nullptr), scores(nullptr), bf16{} {
+    : k_t(nullptr), x(nullptr), x_state(nullptr), scores(nullptr), bf16{} {
   const std::int64_t padded_rows = sizes.rows + kRowPadding;
   row_token = carver.take<std::int32_t>(sizes.row_stride + kRowPadding);
   row_limit = carver.take<std::int32_t>(sizes.row_stride + kRowPadding);
@@ -63,8 +66,7 @@ ChunkScratch::ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, bool
   sine = carver.take<float>(sizes.tokens * dims.angles);
   k = carver.take<float>(padded_rows * sizes.n_stride);
   q = carver.take<float>(padded_rows * sizes.n_stride);
-  x = carver.take<float>(sizes.rows * sizes.p_stride);
-  x_state = carver.take<float>(sizes.rows * sizes.p_stride);
+  k_carried = carver.take<float>(sizes.rank * sizes.n_stride + kRowPadding);
   x_carried = carver.take<float>(sizes.rank * sizes.p_stride);
   weights = carver.take<float>(sizes.tokens * sizes.row_stride);
   y = carver.take<float>(padded_rows * sizes.p_stride);
@@ -74,6 +76,8 @@ ChunkScratch::ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, bool
     bf16 = take_bf16_scratch(sizes, carver);
   } else {
     k_t = carver.take<float>((sizes.n + kRowPadding) * sizes.row_stride);
+    x = carver.take<float>(sizes.rows * sizes.p_stride);
+    x_state = carver.take<float>(sizes.rows * sizes.p_stride);
     scores = carver.take<float>(padded_rows * sizes.row_stride);
   }
 }

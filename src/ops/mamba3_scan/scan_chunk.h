@@ -29,6 +29,13 @@ struct ChunkSizes {
   std::int64_t state_elements;  // of one state [n, p] with its padding
 };
 
+// What becomes of what a chunk adds to the state.
+enum class AfterChunk : std::uint8_t {
+  kStore,         // it takes the state's place
+  kFold,          // state = decay * state + it
+  kFoldAndCarry,  // and the carried term of the next chunk is added
+};
+
 // Rows that a register tile may touch past the last one.
 inline constexpr std::int64_t kRowPadding = 8;
 
@@ -62,6 +69,8 @@ struct Bf16Scratch {
   Bf16Pair* x;                   // [rows / 2, p]
   Bf16Pair* x_state;             // [rows / 2, p]
   Bf16Pair* state;               // [n / 2, p]
+  Bf16Pair* k_carried;           // [r / 2, n]
+  Bf16Pair* x_carried;           // [r / 2, p]
   Bf16Pair* scores;              // [rows, rows / 2]
 };
 
@@ -85,8 +94,9 @@ struct ChunkScratch {
   float* k;          // [rows, n]
   float* k_t;        // [n, rows]; not with bf16 products
   float* q;          // [rows, n]
-  float* x;          // [rows, p] x times mimo_x
-  float* x_state;    // [rows, p] the same times to_last
+  float* x;          // [rows, p] x times mimo_x; not with bf16 products
+  float* x_state;    // [rows, p] the same times to_last; not with bf16 products
+  float* k_carried;  // [r, n] the previous token's k
   float* x_carried;  // [r, p] the previous token's x, times mimo_x and the first token's carry
   float* weights;    // [c, rows] exp(sum_t - sum_j) * source_j; a token's own columns: its `now`
   float* scores;     // [rows, rows] (q k_t) * weights; not with bf16 products

@@ -53,21 +53,49 @@ struct Tile {
     }
   }
 
+  HWY_INLINE void load(const float* c, std::int64_t c_stride) {
+    MAMBA3_UNROLL
+    for (int i = 0; i < kTileRows; ++i) {
+      MAMBA3_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        at[i][v] = hn::LoadU(TileTag(), c + i * c_stride + v * kLanes);
+      }
+    }
+  }
+
   // += a [tile rows, depth] b [depth, tile columns]
-  HWY_INLINE void accumulate(const float* a, std::int64_t a_stride, const float* b,
-                             std::int64_t b_stride, std::int64_t depth) {
+  HWY_INLINE void accumulate(const float* a, std::int64_t a_row_stride, std::int64_t a_stride,
+                             const float* b, std::int64_t b_stride, std::int64_t depth) {
     const TileTag d;
-    for (std::int64_t k = 0; k < depth; ++k, b += b_stride) {
+    for (std::int64_t k = 0; k < depth; ++k, a += a_stride, b += b_stride) {
       TileVec b_row[kVecs];
       MAMBA3_UNROLL
       for (int v = 0; v < kVecs; ++v) b_row[v] = hn::LoadU(d, b + v * kLanes);
       MAMBA3_UNROLL
       for (int i = 0; i < kTileRows; ++i) {
-        const TileVec a_ik = hn::Set(d, a[i * a_stride + k]);
+        const TileVec a_ik = hn::Set(d, a[i * a_row_stride]);
         MAMBA3_UNROLL
         for (int v = 0; v < kVecs; ++v) at[i][v] = hn::MulAdd(a_ik, b_row[v], at[i][v]);
       }
     }
+  }
+
+  // = decay * c + the tile
+  HWY_INLINE void fold(TileVec decay, const float* c, std::int64_t c_stride) {
+    MAMBA3_UNROLL
+    for (int i = 0; i < kTileRows; ++i) {
+      MAMBA3_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        const TileVec before = hn::LoadU(TileTag(), c + i * c_stride + v * kLanes);
+        at[i][v] = hn::MulAdd(decay, before, at[i][v]);
+      }
+    }
+  }
+
+  HWY_INLINE void add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch,
+                              std::int64_t row, std::int64_t column) {
+    accumulate(scratch.k_carried + row, 1, sizes.n_stride, scratch.x_carried + column,
+               sizes.p_stride, sizes.rank);
   }
 
   HWY_INLINE void store(float* c, std::int64_t c_stride) const {
@@ -102,7 +130,7 @@ inline HWY_NOINLINE void chunk_scores(const ChunkSizes& sizes, const ChunkScratc
     for (std::int64_t row = token_row / kTileRows * kTileRows; row < rows; row += kTileRows) {
       Tile<kScoreVecs> tile;
       tile.clear();
-      tile.accumulate(scratch.q + row * sizes.n_stride, sizes.n_stride, scratch.k_t + column,
+      tile.accumulate(scratch.q + row * sizes.n_stride, sizes.n_stride, 1, scratch.k_t + column,
                       sizes.row_stride, sizes.n);
       MAMBA3_UNROLL
       for (int i = 0; i < kTileRows; ++i) {
@@ -124,7 +152,7 @@ HWY_INLINE void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch
   const TileTag d;
   Tile<kVecs> tile;
   tile.clear();
-  tile.accumulate(scratch.q + row * sizes.n_stride, sizes.n_stride, scratch.state + column,
+  tile.accumulate(scratch.q + row * sizes.n_stride, sizes.n_stride, 1, scratch.state + column,
                   sizes.p_stride, sizes.n);
   MAMBA3_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
@@ -135,7 +163,7 @@ HWY_INLINE void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch
   const float* scores = scratch.scores + row * sizes.row_stride;
   const float* x = scratch.x + column;
   const std::int64_t common = scratch.row_limit[row];
-  tile.accumulate(scores, sizes.row_stride, x, sizes.p_stride, common);
+  tile.accumulate(scores, sizes.row_stride, 1, x, sizes.p_stride, common);
   // Past what the tile's first row sees, each row takes only its own columns: an x that is not
   // finite must not reach an earlier token, not even times zero.
   MAMBA3_UNROLL
@@ -162,30 +190,37 @@ inline HWY_NOINLINE void chunk_outputs(const ChunkSizes& sizes, const ChunkScrat
   });
 }
 
-// What the chunk adds to the state, k_t x_state: folded in, state = decay * state + it, or stored
-// as it is. Either way it is summed from zero first, so that taking the chunks one after the other
-// or all at once gives the same bits.
-template <bool kFold>
+// The previous token's outer product enters the state before the chunk's first decay, in rows
+// [begin, end) of the state: state += k_carried^T x_carried.
+inline HWY_NOINLINE void add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch,
+                                     std::int64_t begin, std::int64_t end) {
+  for_panels(sizes.p, [&]<int kVecs>(std::int64_t column) HWY_ATTR {
+    for (std::int64_t row = begin; row < end; row += kTileRows) {
+      Tile<kVecs> tile;
+      float* state = scratch.state + row * sizes.p_stride + column;
+      tile.load(state, sizes.p_stride);
+      tile.add_carried(sizes, scratch, row, column);
+      tile.store(state, sizes.p_stride);
+    }
+  });
+}
+
+// What the chunk adds to the state, k_t x_state, and what becomes of it. It is summed from zero in
+// any case, so that taking the chunks one after the other or all at once gives the same bits.
+template <AfterChunk kAfter>
 inline HWY_NOINLINE void chunk_state(const ChunkSizes& sizes, const ChunkScratch& scratch,
                                      std::int64_t rows, float decay_of_chunk) {
-  const TileTag d;
-  const TileVec decay = hn::Set(d, decay_of_chunk);
+  const TileVec decay = hn::Set(TileTag(), decay_of_chunk);
   for_panels(sizes.p, [&]<int kVecs>(std::int64_t column) HWY_ATTR {
     for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
       Tile<kVecs> tile;
       tile.clear();
-      tile.accumulate(scratch.k_t + row * sizes.row_stride, sizes.row_stride,
+      tile.accumulate(scratch.k_t + row * sizes.row_stride, sizes.row_stride, 1,
                       scratch.x_state + column, sizes.p_stride, rows);
       float* state = scratch.state + row * sizes.p_stride + column;
-      if constexpr (kFold) {
-        MAMBA3_UNROLL
-        for (int i = 0; i < kTileRows; ++i) {
-          MAMBA3_UNROLL
-          for (int v = 0; v < kVecs; ++v) {
-            const TileVec before = hn::LoadU(d, state + i * sizes.p_stride + v * kLanes);
-            tile.at[i][v] = hn::MulAdd(decay, before, tile.at[i][v]);
-          }
-        }
+      if constexpr (kAfter != AfterChunk::kStore) tile.fold(decay, state, sizes.p_stride);
+      if constexpr (kAfter == AfterChunk::kFoldAndCarry) {
+        tile.add_carried(sizes, scratch, row, column);
       }
       tile.store(state, sizes.p_stride);
     }

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "ops/mamba3_common/mamba3_token-inl.h"
@@ -100,13 +101,27 @@ inline HWY_NOINLINE void chunk_weights(const ChunkSizes& sizes, const ChunkInput
   }
 }
 
+// A token's x, z and y lie a whole row apart from the next token's, further than the processor
+// looks ahead by itself.
+HWY_INLINE void prefetch_token(const Mamba3Dims& dims, const ChunkInputs& in,
+                               std::int64_t row_stride, std::int64_t t) {
+  constexpr std::int64_t kLineFloats = 16;
+  for (std::int64_t i = 0; i < dims.head_dim; i += kLineFloats) {
+    hwy::Prefetch(in.x + t * row_stride + i);
+    hwy::Prefetch(in.z + t * row_stride + i);
+    hwy::Prefetch(in.y + t * in.y_stride + i);
+  }
+}
+
 // Moves the turns over the chunk and keeps each token's rotation.
 inline HWY_NOINLINE void chunk_phases(const Mamba3Dims& dims, const ChunkInputs& in,
-                                      std::uint32_t* turns, const ChunkScratch& scratch) {
+                                      std::int64_t row_stride, std::uint32_t* turns,
+                                      const ChunkScratch& scratch) {
   const std::int64_t s = dims.angles;
   for (std::int64_t t = 0; t < in.tokens; ++t) {
     const double dt = in.scalars[t].dt;
     const double* half_tanh = in.half_tanh + t * s;
+    prefetch_token(dims, in, row_stride, t);
     float* cosine = scratch.cosine + t * s;
     float* sine = scratch.sine + t * s;
     if (in.finite_angles[t] != 0 && std::isfinite(dt)) [[likely]] {
@@ -186,33 +201,19 @@ HWY_INLINE void scale_x(const Mamba3Dims& dims, const Mamba3Params& params, std:
 inline HWY_NOINLINE void chunk_x(const Mamba3Dims& dims, const Mamba3Params& params,
                                  const ChunkSizes& sizes, const ChunkInputs& in,
                                  std::int64_t row_stride, const ChunkScratch& scratch) {
-  for (std::int64_t t = 0; t < in.tokens; ++t) {
-    for (std::int64_t r = 0; r < dims.rank; ++r) {
-      const std::int64_t at = (t * dims.rank + r) * sizes.p_stride;
-      scale_x(dims, params, in.head, r, in.x + t * row_stride, 1.0f, scratch.x + at);
-      const auto scale = scratch.to_last[t];
-      for_lanes<float>(dims.head_dim, [&](auto d, std::int64_t i) HWY_ATTR {
-        const auto v = hn::LoadU(d, scratch.x + at + i);
-        hn::StoreU(hn::Mul(v, hn::Set(d, scale)), d, scratch.x_state + at + i);
-      });
-    }
-  }
-}
-
-// The previous token's outer product enters the state before the chunk's first decay, in rows
-// [begin, end) of the state: state += k_previous^T x_carried.
-inline HWY_NOINLINE void add_carried(const ChunkSizes& sizes, const float* k_previous,
-                                     std::int64_t k_rank_stride, const float* x_carried,
-                                     std::int64_t begin, std::int64_t end, float* state) {
-  for (std::int64_t i = begin; i < end; ++i) {
-    float* row = state + i * sizes.p_stride;
-    for_lanes<float>(sizes.p, [&](auto d, std::int64_t j) HWY_ATTR {
-      auto v = hn::LoadU(d, row + j);
-      for (std::int64_t r = 0; r < sizes.rank; ++r) {
-        v = hn::MulAdd(hn::Set(d, k_previous[r * k_rank_stride + i]),
-                       hn::LoadU(d, x_carried + r * sizes.p_stride + j), v);
-      }
-      hn::StoreU(v, d, row + j);
+  const float* mimo_x = dims.mimo ? params.mimo_x + in.head * dims.rank * dims.head_dim : nullptr;
+  for (std::int64_t row = 0; row < in.tokens * dims.rank; ++row) {
+    const std::int64_t t = scratch.row_token[row];
+    const float* from = in.x + t * row_stride;
+    const float* mimo_row =
+        mimo_x == nullptr ? nullptr : mimo_x + (row - t * dims.rank) * dims.head_dim;
+    float* x = scratch.x + row * sizes.p_stride;
+    float* x_state = scratch.x_state + row * sizes.p_stride;
+    for_lanes<float>(dims.head_dim, [&](auto d, std::int64_t i) HWY_ATTR {
+      auto v = hn::LoadU(d, from + i);
+      if (mimo_row != nullptr) v = hn::Mul(v, hn::LoadU(d, mimo_row + i));
+      hn::StoreU(v, d, x + i);
+      hn::StoreU(hn::Mul(v, hn::Set(d, scratch.to_last[t])), d, x_state + i);
     });
   }
 }

@@ -131,16 +131,24 @@ struct Tile {
     }
   }
 
+  void load(const float* c, std::int64_t c_stride) {
+    MAMBA3_UNROLL
+    for (int i = 0; i < kTileRows; ++i) {
+      MAMBA3_UNROLL
+      for (int v = 0; v < kVecs; ++v) at[i][v] = _mm512_loadu_ps(c + i * c_stride + v * kLanes);
+    }
+  }
+
   // += a [tile rows, 2 pairs] b [2 pairs, tile columns]
-  void accumulate(const Bf16Pair* a, std::int64_t a_stride, const Bf16Pair* b,
-                  std::int64_t b_stride, std::int64_t pairs) {
-    for (std::int64_t k = 0; k < pairs; ++k, b += b_stride) {
+  void accumulate(const Bf16Pair* a, std::int64_t a_row_stride, std::int64_t a_stride,
+                  const Bf16Pair* b, std::int64_t b_stride, std::int64_t pairs) {
+    for (std::int64_t k = 0; k < pairs; ++k, a += a_stride, b += b_stride) {
       __m512i b_row[kVecs];
       MAMBA3_UNROLL
       for (int v = 0; v < kVecs; ++v) b_row[v] = load_words(b + v * kLanes);
       MAMBA3_UNROLL
       for (int i = 0; i < kTileRows; ++i) {
-        const __m512i a_ik = _mm512_set1_epi32(static_cast<int>(a[i * a_stride + k]));
+        const __m512i a_ik = _mm512_set1_epi32(static_cast<int>(a[i * a_row_stride]));
         MAMBA3_UNROLL
         for (int v = 0; v < kVecs; ++v) {
           at[i][v] = _mm512_dpbf16_ps(at[i][v], (__m512bh)a_ik, (__m512bh)b_row[v]);
@@ -164,7 +172,7 @@ void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
   const Bf16Scratch& bf16 = scratch.bf16;
   Tile<kVecs> tile;
   tile.clear();
-  tile.accumulate(bf16.q + row * bf16.n_pair_stride, bf16.n_pair_stride, bf16.state + column,
+  tile.accumulate(bf16.q + row * bf16.n_pair_stride, bf16.n_pair_stride, 1, bf16.state + column,
                   sizes.p_stride, (sizes.n + 1) / 2);
   MAMBA3_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
@@ -175,7 +183,7 @@ void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
   const Bf16Pair* scores = bf16.scores + row * bf16.row_pair_stride;
   const Bf16Pair* x = bf16.x + column;
   const std::int64_t common = scratch.row_limit[row] / 2;
-  tile.accumulate(scores, bf16.row_pair_stride, x, sizes.p_stride, common);
+  tile.accumulate(scores, bf16.row_pair_stride, 1, x, sizes.p_stride, common);
   // Each row's own columns past the common ones, as in fp32: an odd last one is half a pair, whose
   // other half must not count, not even as a zero times it.
   MAMBA3_UNROLL
@@ -196,17 +204,46 @@ void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
   tile.store(scratch.y + row * sizes.p_stride + column, sizes.p_stride);
 }
 
+// Adds the carried term to rows [row, row + tile rows) of the state, which the tile holds, and
+// packs them.
 template <int kVecs>
+void carry_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
+                std::int64_t column, Tile<kVecs>& tile) {
+  const Bf16Scratch& bf16 = scratch.bf16;
+  tile.accumulate(bf16.k_carried + row, 1, sizes.n_stride, bf16.x_carried + column, sizes.p_stride,
+                  (sizes.rank + 1) / 2);
+  Bf16Pair* pairs = bf16.state + row / 2 * sizes.p_stride + column;
+  MAMBA3_UNROLL
+  for (int i = 0; i < kTileRows; i += 2) {
+    if (row + i >= sizes.n) break;
+    MAMBA3_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const __m512 high = row + i + 1 < sizes.n ? tile.at[i + 1][v] : _mm512_setzero_ps();
+      _mm512_storeu_si512(pairs + i / 2 * sizes.p_stride + v * kLanes, weave(tile.at[i][v], high));
+    }
+  }
+}
+
+template <int kVecs>
+void carried_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
+                  std::int64_t column) {
+  float* state = scratch.state + row * sizes.p_stride + column;
+  Tile<kVecs> tile;
+  tile.load(state, sizes.p_stride);
+  carry_tile(sizes, scratch, row, column, tile);
+  tile.store(state, sizes.p_stride);
+}
+
+template <int kVecs, AfterChunk kAfter>
 void state_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t pairs,
-                std::int64_t row, std::int64_t column, const float* decay_of_chunk) {
+                std::int64_t row, std::int64_t column, __m512 decay) {
   const Bf16Scratch& bf16 = scratch.bf16;
   Tile<kVecs> tile;
   tile.clear();
-  tile.accumulate(bf16.k_t + row * bf16.row_pair_stride, bf16.row_pair_stride,
+  tile.accumulate(bf16.k_t + row * bf16.row_pair_stride, bf16.row_pair_stride, 1,
                   bf16.x_state + column, sizes.p_stride, pairs);
   float* state = scratch.state + row * sizes.p_stride + column;
-  if (decay_of_chunk != nullptr) {
-    const __m512 decay = _mm512_set1_ps(*decay_of_chunk);
+  if constexpr (kAfter != AfterChunk::kStore) {
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       MAMBA3_UNROLL
@@ -216,8 +253,37 @@ void state_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64
       }
     }
   }
+  if constexpr (kAfter == AfterChunk::kFoldAndCarry) carry_tile(sizes, scratch, row, column, tile);
   tile.store(state, sizes.p_stride);
 }
+
+template <AfterChunk kAfter>
+void state_tiles(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
+                 float decay_of_chunk) {
+  const std::int64_t pairs = (rows + 1) / 2;
+  const __m512 decay = _mm512_set1_ps(decay_of_chunk);
+  std::int64_t column = 0;
+  for (; column + kLanes < sizes.p; column += 2 * kLanes) {
+    for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
+      state_tile<2, kAfter>(sizes, scratch, pairs, row, column, decay);
+    }
+  }
+  for (std::int64_t row = 0; row < sizes.n && column < sizes.p; row += kTileRows) {
+    state_tile<1, kAfter>(sizes, scratch, pairs, row, column, decay);
+  }
+}
+
+// x [p] of a row, times its mimo_x; nothing past the last is read.
+struct XRow {
+  const float* x;
+  const float* mimo_x;  // or null
+  float to_state;
+
+  __m512 lanes(std::int64_t column, __mmask16 mask) const {
+    const __m512 v = _mm512_maskz_loadu_ps(mask, x + column);
+    return mimo_x == nullptr ? v : _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, mimo_x + column));
+  }
+};
 
 }  // namespace
 
@@ -227,8 +293,34 @@ void bf16_pack_keys(const ChunkSizes& sizes, const ChunkScratch& scratch, std::i
       pack_key_block(sizes, scratch, rows, row, column);
     }
   }
-  weave_rows(scratch.x, rows, sizes.p, sizes.p_stride, scratch.bf16.x);
-  weave_rows(scratch.x_state, rows, sizes.p, sizes.p_stride, scratch.bf16.x_state);
+}
+
+void bf16_pack_x(const Mamba3Dims& dims, const Mamba3Params& params, const ChunkSizes& sizes,
+                 const ChunkInputs& in, std::int64_t x_stride, const ChunkScratch& scratch) {
+  const std::int64_t rows = in.tokens * sizes.rank;
+  const auto row_of = [&](std::int64_t row) {
+    const std::int64_t token = scratch.row_token[row];
+    const std::int64_t mimo_row = in.head * sizes.rank + row - token * sizes.rank;
+    return XRow{in.x + token * x_stride, dims.mimo ? params.mimo_x + mimo_row * sizes.p : nullptr,
+                scratch.to_last[token]};
+  };
+  for (std::int64_t row = 0; row < rows; row += 2) {
+    const XRow low = row_of(row);
+    const bool pair = row + 1 < rows;
+    const XRow high = row_of(pair ? row + 1 : row);
+    const __m512 low_to_state = _mm512_set1_ps(low.to_state);
+    const __m512 high_to_state = _mm512_set1_ps(high.to_state);
+    for (std::int64_t column = 0; column < sizes.p; column += kLanes) {
+      const __mmask16 mask = first_lanes(sizes.p - column);
+      const __m512 a = low.lanes(column, mask);
+      const __m512 b = pair ? high.lanes(column, mask) : _mm512_setzero_ps();
+      const __m512 b_state = pair ? _mm512_mul_ps(b, high_to_state) : b;
+      const std::int64_t at = row / 2 * sizes.p_stride + column;
+      _mm512_storeu_si512(scratch.bf16.x + at, weave(a, b));
+      _mm512_storeu_si512(scratch.bf16.x_state + at,
+                          weave(_mm512_mul_ps(a, low_to_state), b_state));
+    }
+  }
 }
 
 void bf16_pack_queries(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows) {
@@ -245,6 +337,24 @@ void bf16_pack_state(const ChunkSizes& sizes, const ChunkScratch& scratch) {
   weave_rows(scratch.state, sizes.n, sizes.p, sizes.p_stride, scratch.bf16.state);
 }
 
+void bf16_pack_carried(const ChunkSizes& sizes, const ChunkScratch& scratch) {
+  weave_rows(scratch.k_carried, sizes.rank, sizes.n, sizes.n_stride, scratch.bf16.k_carried);
+  weave_rows(scratch.x_carried, sizes.rank, sizes.p, sizes.p_stride, scratch.bf16.x_carried);
+}
+
+void bf16_add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t begin,
+                      std::int64_t end) {
+  std::int64_t column = 0;
+  for (; column + kLanes < sizes.p; column += 2 * kLanes) {
+    for (std::int64_t row = begin; row < end; row += kTileRows) {
+      carried_tile<2>(sizes, scratch, row, column);
+    }
+  }
+  for (std::int64_t row = begin; row < end && column < sizes.p; row += kTileRows) {
+    carried_tile<1>(sizes, scratch, row, column);
+  }
+}
+
 void bf16_scores(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows) {
   const Bf16Scratch& bf16 = scratch.bf16;
   for (std::int64_t column = 0; column < rows; column += kLanes) {
@@ -252,7 +362,7 @@ void bf16_scores(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
     for (std::int64_t row = token_row / kTileRows * kTileRows; row < rows; row += kTileRows) {
       Tile<1> tile;
       tile.clear();
-      tile.accumulate(bf16.q + row * bf16.n_pair_stride, bf16.n_pair_stride, bf16.k + column,
+      tile.accumulate(bf16.q + row * bf16.n_pair_stride, bf16.n_pair_stride, 1, bf16.k + column,
                       sizes.row_stride, (sizes.n + 1) / 2);
       MAMBA3_UNROLL
       for (int i = 0; i < kTileRows; ++i) {
@@ -279,16 +389,14 @@ void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int
 }
 
 void bf16_state(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
-                const float* decay_of_chunk) {
-  const std::int64_t pairs = (rows + 1) / 2;
-  std::int64_t column = 0;
-  for (; column + kLanes < sizes.p; column += 2 * kLanes) {
-    for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
-      state_tile<2>(sizes, scratch, pairs, row, column, decay_of_chunk);
-    }
-  }
-  for (std::int64_t row = 0; row < sizes.n && column < sizes.p; row += kTileRows) {
-    state_tile<1>(sizes, scratch, pairs, row, column, decay_of_chunk);
+                float decay_of_chunk, AfterChunk after) {
+  switch (after) {
+    case AfterChunk::kStore:
+      return state_tiles<AfterChunk::kStore>(sizes, scratch, rows, decay_of_chunk);
+    case AfterChunk::kFold:
+      return state_tiles<AfterChunk::kFold>(sizes, scratch, rows, decay_of_chunk);
+    case AfterChunk::kFoldAndCarry:
+      return state_tiles<AfterChunk::kFoldAndCarry>(sizes, scratch, rows, decay_of_chunk);
   }
 }
 

@@ -8,17 +8,25 @@
 
 namespace mamba3 {
 
-// From k, x and x_state.
+// From k.
 void bf16_pack_keys(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
+// x and x_state from the inputs.
+void bf16_pack_x(const Mamba3Dims& dims, const Mamba3Params& params, const ChunkSizes& sizes,
+                 const ChunkInputs& in, std::int64_t x_stride, const ChunkScratch& scratch);
 // From q.
 void bf16_pack_queries(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
+// From k_carried and x_carried.
+void bf16_pack_carried(const ChunkSizes& sizes, const ChunkScratch& scratch);
 // From the state.
 void bf16_pack_state(const ChunkSizes& sizes, const ChunkScratch& scratch);
 
+// Rows [begin, end) of the state; begin is a multiple of kRowPadding. Packs them, too.
+void bf16_add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t begin,
+                      std::int64_t end);
 void bf16_scores(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
 void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
-// Folds what the chunk adds into the state, or stores it where no decay is given.
+// kFoldAndCarry packs the state as well.
 void bf16_state(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
-                const float* decay_of_chunk);
+                float decay_of_chunk, AfterChunk after);
 
 }  // namespace mamba3
