@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -51,9 +52,8 @@ inline void write_text(const std::filesystem::path& path, const std::string& tex
 }
 
 inline std::shared_ptr<const MappedFile> in_memory(const std::string& text) {
-  std::vector<std::byte> bytes(text.size());
-  std::memcpy(bytes.data(), text.data(), text.size());
-  return MappedFile::from_bytes(std::move(bytes), "input");
+  const auto bytes = std::as_bytes(std::span(text));
+  return MappedFile::from_bytes({bytes.begin(), bytes.end()}, "input");
 }
 
 // The message of the Error that `body` throws; empty when it throws none.

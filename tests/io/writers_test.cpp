@@ -6,6 +6,7 @@
 #include "file_test_util.h"
 #include "io/atomic_file.h"
 #include "io/tensor_file.h"
+#include "io/zip_reader.h"
 
 namespace mamba3 {
 namespace {
@@ -74,6 +75,11 @@ TEST(Writers, RoundTripsThroughBothFormats) {
   expect_same(second, tensors.list);
   EXPECT_TRUE(second.copies.empty());
   EXPECT_EQ(second.tensors.at("lm_head").data, second.tensors.at("embedding").data);
+  std::size_t storages = 0;  // one for each tensor, but one for the tied pair
+  for (const auto& [name, entry] : read_zip_directory(second.files[0]->bytes(), "b.bin")) {
+    storages += name.find("/data/") != std::string::npos;
+  }
+  EXPECT_EQ(storages, tensors.list.size() - 1);
 
   write_safetensors(folder / "c.safetensors", named(second), {});
   const TensorFile third = read_safetensors(folder / "c.safetensors");
