@@ -432,14 +432,14 @@ class Mixer:
 class Model:
     """dtype is that of embedding and linears; residual stream, norms and states are at least fp32.
 
-    scan_dtype is that of the matrix products inside the chunked scan, "same" as the rest of the
-    mixer unless bf16 is asked for.
+    scan_dtype is that of the operands of the products inside the chunked scan: "auto" for the
+    linears' own, "fp32" to keep them wider than bf16.
     """
 
-    def __init__(self, config, weights, dtype="fp32", scan_dtype="same"):
+    def __init__(self, config, weights, dtype="fp32", scan_dtype="auto"):
         linear = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.compute = torch.float64 if dtype == "fp64" else torch.float32
-        scan = torch.bfloat16 if scan_dtype == "bf16" else self.compute
+        self.scan_dtype = linear if scan_dtype == "auto" else self.compute
         for name, shape in expected_shapes(config).items():
             if name not in weights or tuple(weights[name].shape) != shape:
                 found = tuple(weights[name].shape) if name in weights else "no such tensor"
@@ -456,7 +456,7 @@ class Model:
             own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
             mixer = {k[6:]: v for k, v in own.items() if k.startswith("mixer.")}
             layer = {"norm": own["norm.weight"].to(self.compute)}
-            layer["mixer"] = Mixer(config, mixer, linear, self.compute, scan)
+            layer["mixer"] = Mixer(config, mixer, linear, self.compute, self.scan_dtype)
             if config.d_intermediate:
                 layer["norm2"] = own["norm2.weight"].to(self.compute)
                 layer["fc1"] = own["mlp.fc1.weight"].to(linear)

@@ -143,16 +143,16 @@ def summarise(name, tokens, seconds):
     return row
 
 
-def tuned_chunk(model, scan_dtype):
+def tuned_chunk(model):
     """Fastest of 8 to 128; ranks multiply the rows of a chunk."""
     if not model.config.is_mimo:
         return 64
-    return 32 if scan_dtype == "bf16" else 16
+    return 32 if model.scan_dtype == torch.bfloat16 else 16
 
 
 def time_prefill(model, name, args):
     rows = []
-    chunk = args.chunk or tuned_chunk(model, args.scan_dtype)
+    chunk = args.chunk or tuned_chunk(model)
     sizes = {"chunk": chunk, "block": args.block, "segment": args.segment}
     for tokens in args.tokens:
         ids = torch.randint(model.config.vocab_size, (1, tokens))
@@ -193,7 +193,7 @@ def profile(model, args):
     state = model.new_state(1)
     tokens = args.tokens[0] if args.command == "prefill" else 16
     ids = torch.randint(model.config.vocab_size, (1, tokens))
-    chunk = args.chunk or tuned_chunk(model, args.scan_dtype)
+    chunk = args.chunk or tuned_chunk(model)
     model.prefill(ids, state, chunk=chunk, block=args.block)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         if args.command == "prefill":
@@ -211,7 +211,7 @@ def run_timing(args):
     torch.manual_seed(0)
     model = load_model(args)
     name = f"{pathlib.Path(args.model).name if args.model else args.preset}/{args.dtype}"
-    name += "+bf16-scan" if args.scan_dtype == "bf16" else ""
+    name += "+fp32-scan" if args.dtype == "bf16" and args.scan_dtype == "fp32" else ""
     if args.profile:
         profile(model, args)
         return 0
@@ -234,14 +234,14 @@ def parse_arguments():
     check.add_argument("--dtype", default="fp64,fp32", help="list of fp64, fp32, bf16")
     check.add_argument("--texts", type=int, default=12, help="texts of golden_fp64.json to compare")
     check.add_argument("--threads", type=int, default=os.cpu_count())
-    check.add_argument("--scan-dtype", default="same", choices=("same", "bf16"))
+    check.add_argument("--scan-dtype", default="auto", choices=("auto", "fp32"))
     for name, repeat in (("prefill", 7), ("decode", 50)):
         timing = commands.add_parser(name, help=f"time {name}")
         timing.add_argument("--preset", default="siso-187m", help="siso-187m ... mimo-1.5b")
         timing.add_argument("-m", "--model", help="checkpoint folder instead of a preset")
         timing.add_argument("--dtype", default="bf16", choices=("fp64", "fp32", "bf16"))
         timing.add_argument("--threads", type=int, default=os.cpu_count())
-        timing.add_argument("--scan-dtype", default="same", choices=("same", "bf16"))
+        timing.add_argument("--scan-dtype", default="auto", choices=("auto", "fp32"))
         timing.add_argument("--repeat", type=int, default=repeat)
         timing.add_argument("--warmup", type=int, default=2 if name == "prefill" else 5)
         timing.add_argument("--json", help="write the rows to this file")
