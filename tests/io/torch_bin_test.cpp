@@ -212,39 +212,47 @@ TEST(TorchBin, EveryTruncationIsRefused) {
   }
 }
 
+// Reads every checkpoint folder in `group` and compares it with its config; returns how many.
+int check_folders(const std::filesystem::path& group) {
+  int folders = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(group)) {
+    if (!std::filesystem::exists(entry.path() / "pytorch_model.bin")) continue;
+    SCOPED_TRACE(entry.path());
+    const ModelConfig config = read_config(entry.path() / "config.json");
+    const TensorFile file = read_torch_bin(entry.path() / "pytorch_model.bin");
+    EXPECT_TRUE(file.copies.empty());
+    const std::vector<TensorSpec> specs = tensor_specs(config);
+    EXPECT_EQ(file.tensors.size(), specs.size() + (config.tied_embeddings ? 1 : 0));
+    for (const TensorSpec& spec : specs) {
+      const auto found = file.tensors.find(spec.name);
+      EXPECT_TRUE(found != file.tensors.end() && found->second.shape == spec.shape) << spec.name;
+    }
+    ++folders;
+  }
+  return folders;
+}
+
 // Written by the authors' package; values looked up by hand in the storages of the files.
 TEST(TorchBin, Goldens) {
-  const std::filesystem::path shared = MAMBA3_SHARED_DATA;
-  if (!std::filesystem::exists(shared / "golden")) GTEST_SKIP() << "no " << shared;
-  int folders = 0;
-  for (const char* group : {"golden", "models"}) {
-    for (const auto& entry : std::filesystem::directory_iterator(shared / group)) {
-      if (!std::filesystem::exists(entry.path() / "pytorch_model.bin")) continue;
-      SCOPED_TRACE(entry.path());
-      const ModelConfig config = read_config(entry.path() / "config.json");
-      const TensorFile file = read_folder_weights(entry.path());
-      EXPECT_TRUE(file.copies.empty());
-      const std::vector<TensorSpec> specs = tensor_specs(config);
-      EXPECT_EQ(file.tensors.size(), specs.size() + (config.tied_embeddings ? 1 : 0));
-      for (const TensorSpec& spec : specs) {
-        ASSERT_TRUE(file.tensors.contains(spec.name)) << spec.name;
-        EXPECT_EQ(file.tensors.at(spec.name).shape, spec.shape) << spec.name;
-      }
-      ++folders;
-    }
-  }
-  EXPECT_EQ(folders, 9);
-
-  const TensorFile fp32 = read_torch_bin(shared / "golden/lm_siso_fp32/pytorch_model.bin");
+  const std::filesystem::path golden = std::filesystem::path(MAMBA3_REPOSITORY) / "tests/golden";
+  EXPECT_EQ(check_folders(golden), 4);
+  const TensorFile fp32 = read_torch_bin(golden / "lm_siso_fp32/pytorch_model.bin");
   EXPECT_EQ(values<float>(fp32, "backbone.embedding.weight")[0], -0x1.8d0028p-5f);
   EXPECT_EQ(values<float>(fp32, "backbone.layers.0.norm.weight")[3], 0x1.2fc6aap+0f);
   EXPECT_EQ(values<float>(fp32, "backbone.layers.0.mixer.dt_bias"),
             (std::vector<float>{-0x1.8p-1f, -0x1.acp-1f, -0x1.14p+0f, -0x1.9ep-3f}));
-  const TensorFile bf16 = read_torch_bin(shared / "golden/lm_siso_bf16_defaults/pytorch_model.bin");
+  const TensorFile bf16 = read_torch_bin(golden / "lm_siso_bf16_defaults/pytorch_model.bin");
   const TensorRef& embedding = bf16.tensors.at("backbone.embedding.weight");
   const auto* bits = reinterpret_cast<const std::uint16_t*>(embedding.data);
   EXPECT_EQ(bits[0], 0xbe24);
   EXPECT_EQ(bits[304 * 64 - 1], 0xbf4f);
+}
+
+TEST(TorchBin, SharedGoldensAndModels) {
+  const std::filesystem::path shared = MAMBA3_SHARED_DATA;
+  if (!std::filesystem::exists(shared / "golden")) GTEST_SKIP() << "no " << shared;
+  EXPECT_EQ(check_folders(shared / "golden"), 6);
+  EXPECT_EQ(check_folders(shared / "models"), 3);
 }
 
 }  // namespace
