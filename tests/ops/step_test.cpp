@@ -179,6 +179,47 @@ TEST(StepPhases, ManyTurnsInOneTokenKeepTheirFraction) {
   }
 }
 
+// A rounding to nearest wanders, a truncation drifts: over 50,000 tokens by 300 times as much.
+TEST(StepPhases, ManyTokensDoNotDrift) {
+  constexpr std::int64_t kTokens = 50000;
+  Mamba3Dims dims;
+  dims.heads = 1;
+  dims.head_dim = 1;
+  dims.state = 32;
+  dims.angles = 16;
+  Random random(8);
+  const auto in = random_inputs(dims, 1, random);
+  Slots pool(dims, 1, 0);
+  pool.put(0, Mamba3RefState<float>::zeros(dims));
+  Rows rows(dims, 1, 0);
+  rows.put(0, in, 0);
+  const std::vector<std::int32_t> slots{0};
+  std::vector<float> y(1);
+  Context ctx(with_threads(1));
+  Mamba3StepArgs args;
+  args.dims = dims;
+  args.params = params_of(in);
+  args.columns = rows.columns(dims);
+  args.slots = slots;
+  args.states = pool.states();
+  args.y = TensorView<float, 2>(y.data(), {1, 1});
+  std::vector<double> turns(16, 0);
+  for (std::int64_t t = 0; t < kTokens; ++t) {
+    // Another angle every token, so that the roundings are of many numbers.
+    float* angle = rows.data.data() + (args.columns.angle_raw - rows.data.data());
+    const double dt = std::log1p(std::exp(static_cast<double>(in.dt_raw[0]) + in.dt_bias[0]));
+    for (std::int64_t i = 0; i < 16; ++i) {
+      angle[i] = static_cast<float>(std::sin(0.37 * static_cast<double>(t * 16 + i)));
+      turns[i] += std::tanh(static_cast<double>(angle[i])) * dt / 2;
+    }
+    mamba3_step(args, ctx);
+  }
+  for (std::int64_t i = 0; i < 16; ++i) {
+    const double off = std::remainder(pool.turns[i] * 0x1p-32 - turns[i], 1.0);
+    EXPECT_LT(std::fabs(off), 6 * std::sqrt(kTokens / 12.0) * 0x1p-32) << i;
+  }
+}
+
 TEST(StepPhases, ANanAngleReachesTheState) {
   Mamba3Dims dims;
   dims.heads = 2;
