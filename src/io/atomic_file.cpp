@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 #include <string>
+#include <system_error>
 
 #include "core/check.h"
 #include "core/quote.h"
@@ -70,7 +70,8 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::refuse(int error) const {
-  fail(ErrorCode::kBadInput, "cannot write ", quote(path_.string()), ": ", std::strerror(error),
+  fail(ErrorCode::kBadInput, "cannot write ", quote(path_.string()), ": ",
+       std::generic_category().message(error),
        "; expected an existing folder that can be written, with room for the file; choose another "
        "path or make room");
 }

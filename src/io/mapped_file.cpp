@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "core/check.h"
@@ -24,7 +24,8 @@ struct Descriptor {
 };
 
 [[noreturn]] void refuse(const std::filesystem::path& path, int error) {
-  fail(ErrorCode::kBadInput, "cannot open ", quote(path.string()), ": ", std::strerror(error),
+  fail(ErrorCode::kBadInput, "cannot open ", quote(path.string()), ": ",
+       std::generic_category().message(error),
        "; expected a readable file; check the path and its permissions");
 }
 
