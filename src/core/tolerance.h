@@ -67,17 +67,20 @@ double largest_error(std::span<const T> got, std::span<const U> truth, ErrorMetr
 
 // `rounding` is one of the constants above. A plain run that overflows allows nothing more: its
 // error counts as none.
+inline Comparison judge(double error, double naive_error, double rounding) {
+  Comparison out;
+  out.error = error;
+  out.naive_error = naive_error;
+  out.same_nonfinite = std::isfinite(error);
+  out.bound = (std::isfinite(naive_error) ? 2 * naive_error : 0) + rounding;
+  out.ok = error <= out.bound;
+  return out;
+}
+
 template <class T, class N, class U>
 Comparison compare(std::span<const T> got, std::span<const N> naive, std::span<const U> truth,
                    double rounding, ErrorMetric metric = ErrorMetric::kRelative) {
-  Comparison out;
-  out.error = largest_error(got, truth, metric);
-  out.naive_error = largest_error(naive, truth, metric);
-  out.same_nonfinite = std::isfinite(out.error);
-  const double allowed = std::isfinite(out.naive_error) ? 2 * out.naive_error : 0;
-  out.bound = allowed + rounding;
-  out.ok = out.error <= out.bound;
-  return out;
+  return judge(largest_error(got, truth, metric), largest_error(naive, truth, metric), rounding);
 }
 
 }  // namespace mamba3

@@ -65,13 +65,33 @@ class GoldenVerifier {
 
   void verify() {
     const States start = states("state0");
-    const GoldenPart whole = verify_part(ranges(0, kToEnd), start, "out.y", "state1", "");
-    if (path_.packs && golden_.sequences() > 1) verify_one_by_one(whole, start);
+    const Parts whole = run(ranges(0, kToEnd), {start, start, start});
+    note_y("", ranges(0, kToEnd), whole);
+    note_states("state1", "", whole);
+    if (path_.packs && golden_.sequences() > 1) verify_one_by_one(whole.got, start);
     for (const std::int64_t cut : golden_.cuts) verify_cut(cut, start);
   }
 
  private:
   static constexpr std::int64_t kToEnd = -1;
+
+  // The path's own result, the plain run's, and the oracle's: the plain run's error is measured
+  // against the oracle, since a wrong file would make any error look allowed.
+  struct Starts {
+    States got, naive, exact;
+  };
+  struct Parts {
+    GoldenPart got, naive, exact;
+  };
+
+  Parts run(const Ranges& rows, const Starts& start) const {
+    Parts out;
+    out.got = path_.run(rows, start.got);
+    if (!path_.run_naive) return out;
+    out.naive = path_.run_naive(rows, start.naive);
+    out.exact = run_plain<double>(golden_, rows, start.exact, {});
+    return out;
+  }
 
   // Tokens [from, to) of every sequence.
   Ranges ranges(std::int64_t from, std::int64_t to) const {
@@ -101,19 +121,12 @@ class GoldenVerifier {
     return out;
   }
 
-  // The end of the ranges is where the file has the states `prefix`. An empty `y_name` is not
-  // reported.
-  GoldenPart verify_part(const Ranges& rows, const States& start, const std::string& y_name,
-                         const std::string& prefix, const std::string& suffix) {
-    const GoldenPart got = path_.run(rows, start);
-    const GoldenPart naive = path_.run_naive ? path_.run_naive(rows, start) : GoldenPart{};
-    if (!y_name.empty()) note(y_name + suffix, got.y, naive.y, expected_y(rows));
-    note_states(prefix, suffix, got.states, naive.states);
-    return got;
+  void note_y(const std::string& suffix, const Ranges& rows, const Parts& parts) {
+    note("out.y" + suffix, {parts.got.y, parts.naive.y, parts.exact.y}, expected_y(rows),
+         ErrorMetric::kRelative);
   }
 
-  void note_states(const std::string& prefix, const std::string& suffix, const States& got,
-                   const States& naive) {
+  void note_states(const std::string& prefix, const std::string& suffix, const Parts& parts) {
     using Part = std::vector<double> Mamba3RefState<double>::*;
     constexpr std::pair<const char*, Part> kParts[] = {{".angle", &Mamba3RefState<double>::angle},
                                                        {".ssm", &Mamba3RefState<double>::ssm},
@@ -127,18 +140,25 @@ class GoldenVerifier {
       return out;
     };
     for (const auto& [name, part] : kParts) {
-      note(prefix + name + suffix, joined(got, part), joined(naive, part),
-           golden_.at(prefix + name), part == &Mamba3RefState<double>::angle);
+      const bool angle = part == &Mamba3RefState<double>::angle;
+      note(prefix + name + suffix,
+           {joined(parts.got.states, part), joined(parts.naive.states, part),
+            joined(parts.exact.states, part)},
+           golden_.at(prefix + name), angle ? ErrorMetric::kCircle : ErrorMetric::kRelative);
     }
   }
 
   // To the cut, then on from there: the oracle from the file's own state, the others from theirs.
   void verify_cut(std::int64_t cut, const States& start) {
     const std::string name = "cut" + std::to_string(cut);
-    const GoldenPart first = verify_part(ranges(0, cut), start, "", name, "");
-    const States middle = path_.run_naive ? first.states : states(name);
-    verify_part(ranges(cut, kToEnd), middle, "out.y", "state1",
-                " after cut " + std::to_string(cut));
+    const Parts first = run(ranges(0, cut), {start, start, start});
+    note_states(name, "", first);
+    const States middle = path_.run_naive ? first.got.states : states(name);
+    const Ranges rest = ranges(cut, kToEnd);
+    const Parts second = run(rest, {middle, first.naive.states, first.exact.states});
+    const std::string suffix = " after cut " + std::to_string(cut);
+    note_y(suffix, rest, second);
+    note_states("state1", suffix, second);
   }
 
   // Each sequence in a call of its own gives the bits that it gave among the others.
@@ -167,19 +187,20 @@ class GoldenVerifier {
 
   std::string label(const std::string& tensor) const { return tensor + " (" + path_.name + ")"; }
 
-  void note(const std::string& tensor, const std::vector<double>& got,
-            const std::vector<double>& naive, const std::vector<double>& truth,
-            bool angle = false) {
-    if (truth.empty() && got.empty()) return;
-    const std::span<const double> expected(truth);
-    const ErrorMetric metric = angle ? ErrorMetric::kCircle : ErrorMetric::kRelative;
-    if (path_.run_naive) {
-      const Comparison c = compare(std::span<const double>(got), std::span<const double>(naive),
-                                   expected, path_.rounding, metric);
-      return add({golden_.file, label(tensor), c.error, c.naive_error, c.bound, c.ok});
-    }
-    const double error = largest_error(std::span<const double>(got), expected, metric);
-    add({golden_.file, label(tensor), error, 0, kGoldenRounding, error <= kGoldenRounding});
+  struct Values {
+    std::vector<double> got, naive, exact;
+  };
+
+  void note(const std::string& tensor, const Values& values, const std::vector<double>& expected,
+            ErrorMetric metric) {
+    if (expected.empty() && values.got.empty()) return;
+    const auto error = [metric](const std::vector<double>& a, const std::vector<double>& b) {
+      return largest_error(std::span<const double>(a), std::span<const double>(b), metric);
+    };
+    const Comparison c = path_.run_naive ? judge(error(values.got, expected),
+                                                 error(values.naive, values.exact), path_.rounding)
+                                         : judge(error(values.got, expected), 0, kGoldenRounding);
+    add({golden_.file, label(tensor), c.error, c.naive_error, c.bound, c.ok});
   }
 
   void add(VerifyCase result) { report_.cases.push_back(std::move(result)); }
