@@ -92,7 +92,7 @@ std::optional<TokenText> TokenTable::text_of(std::int32_t id) const {
 }
 
 MergeTable::MergeTable(std::size_t merges)
-    : slots_(std::bit_ceil(2 * merges + 2), Slot{kNoPair, {}}) {}
+    : slots_(std::bit_ceil(merges + merges / 3 + 2), Slot{kNoPair, {}}) {}
 
 std::size_t MergeTable::slot_of(std::uint64_t pair) const {
   const std::size_t mask = slots_.size() - 1;

@@ -69,7 +69,7 @@ class MergeTable {
     Merge merge;
   };
   std::size_t slot_of(std::uint64_t pair) const;
-  std::vector<Slot> slots_;  // a power of two, more than half of it free
+  std::vector<Slot> slots_;  // a power of two, a quarter of it free
 };
 
 class BpeModel {

@@ -122,10 +122,14 @@ CharSet hex_digit_set() {
 CharSet word_set() {
   CharSet set;
   for (const auto* part : {"L", "M", "Nd", "Nl", "Pc"}) add_to_set(set, category_set(part));
-  // Alphabetic symbols, and those digits of Latin-1 that Oniguruma's table for its first 256 has.
-  set.items +=
-      "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}"
-      "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+  // Alphabetic symbols.
+  set.items += "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}";
+  return set;
+}
+
+CharSet bare_word_set() {
+  CharSet set = word_set();
+  set.items += "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
   return set;
 }
 
@@ -176,7 +180,8 @@ std::string set_pattern(const CharSet& set, bool negated) {
   std::string any;
   if (!set.items.empty()) any = "[" + set.items + "]";
   for (const std::string& atom : set.atoms) any += (any.empty() ? "" : "|") + atom;
-  return negated ? "(?:(?!" + any + ")(?s:.))" : "(?:" + any + ")";
+  // Atomic: members may overlap, and trying each of them again would double the steps each time.
+  return negated ? "(?:(?!" + any + ")(?s:.))" : "(?>" + any + ")";
 }
 
 std::string literal_pattern(char32_t code_point) {

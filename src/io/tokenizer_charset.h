@@ -22,6 +22,9 @@ CharSet white_space_set();
 CharSet digit_set();
 CharSet hex_digit_set();
 CharSet word_set();
+// \w outside of brackets, and what \b goes by: there Oniguruma asks a table of its own for Latin-1,
+// which has a few more numbers.
+CharSet bare_word_set();
 // A general category or a script by any of its names, or nothing for a name we do not know.
 std::optional<CharSet> property_set(std::string_view name);
 

@@ -15,13 +15,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr JsonLimits kLimits{std::int64_t{256} << 20, 32};
-constexpr std::int64_t kMostValues = 1'000'000;  // outside of the two lists
+constexpr JsonLimits kLimits{std::int64_t{256} << 20, 32};  // offsets below fit in 32 bits
+constexpr std::int64_t kMostValues = 1'000'000;             // outside of the two lists
 constexpr std::int32_t kMostId = std::numeric_limits<std::int32_t>::max() - 1;
 
 // Left and right part, one behind the other.
 struct MergePair {
-  std::size_t begin;
+  std::uint32_t begin;
   std::uint32_t left_bytes;
   std::uint32_t right_bytes;
   bool is_literal;  // letters, as at least one of the two is no byte sequence
@@ -208,7 +208,8 @@ void Reader::add_merge(std::string_view left, std::string_view right) {
   const bool is_literal = !left_bytes || !right_bytes;
   const std::string_view first = is_literal ? left : *left_bytes;
   const std::string_view second = is_literal ? right : *right_bytes;
-  lists_.merges.push_back({lists_.merge_pool.size(), static_cast<std::uint32_t>(first.size()),
+  lists_.merges.push_back({static_cast<std::uint32_t>(lists_.merge_pool.size()),
+                           static_cast<std::uint32_t>(first.size()),
                            static_cast<std::uint32_t>(second.size()), is_literal});
   lists_.merge_pool += first;
   lists_.merge_pool += second;

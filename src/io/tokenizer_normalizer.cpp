@@ -10,7 +10,6 @@
 #include "core/check.h"
 #include "core/quote.h"
 #include "io/tokenizer_file.h"
-#include "io/tokenizer_regex.h"
 #include "io/tokenizer_split.h"
 #include "io/tokenizer_unicode.h"
 #include "io/tokenizer_utf8.h"
@@ -20,6 +19,17 @@ namespace mamba3 {
 namespace {
 
 using nlohmann::json;
+
+// A hostile file could have a text grow without end. Compatibility forms make a character at most
+// 11 times as long.
+constexpr std::size_t kMostGrowth = 16;
+constexpr std::size_t kMostAddedBytes = 512;
+
+void check_growth(std::size_t before_bytes, std::size_t after_bytes) {
+  check_input(after_bytes <= kMostGrowth * (before_bytes + kMostAddedBytes),
+              "the normalizer makes more than ", kMostGrowth, " times as much of ", before_bytes,
+              " bytes of text; expected the text in another form; use another tokenizer file");
+}
 
 int combining_class(utf8proc_int32_t code_point) {
   return utf8proc_get_property(code_point)->combining_class;
@@ -31,21 +41,18 @@ class UnicodeForm : public Normalizer {
   UnicodeForm(bool composes, bool is_compatible)
       : options_(UTF8PROC_STABLE | (composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
                  (is_compatible ? UTF8PROC_COMPAT : 0)),
-        // Below these, characters stay and join nothing before them.
+        // Characters below join nothing before them, and stay unless something joins them.
         first_changing_(composes && !is_compatible ? 0x300 : 0x80) {}
 
-  std::string apply(std::string_view text) const override {
+  std::string apply(std::string_view text, RegexDeadline& /*deadline*/) const override {
     std::string out;
     out.reserve(text.size());
     std::vector<utf8proc_int32_t> run;  // decomposed; not yet in order
     for (std::size_t at = 0; at < text.size();) {
       const char32_t c = next_code_point(text, at);
-      if (c < first_changing_) {
-        // It may still join with what follows.
-        flush(run, out);
-        run.push_back(static_cast<utf8proc_int32_t>(c));
-      } else if (is_unknown_to_normalizer(c)) {
-        flush(run, out);
+      const bool unknown = is_unknown_to_normalizer(c);
+      if (c < first_changing_ || unknown) flush(run, out);
+      if (unknown || (c < first_changing_ && starts_unjoined(text, at))) {
         append_utf8(out, c);
       } else {
         decompose(c, run);
@@ -56,6 +63,10 @@ class UnicodeForm : public Normalizer {
   }
 
  private:
+  bool starts_unjoined(std::string_view text, std::size_t at) const {
+    return at == text.size() || next_code_point(text, at) < first_changing_;
+  }
+
   void decompose(char32_t c, std::vector<utf8proc_int32_t>& run) const {
     constexpr utf8proc_ssize_t kMostParts = 32;  // U+FDFA has 18
     std::array<utf8proc_int32_t, kMostParts> parts{};
@@ -98,12 +109,13 @@ class Replace : public Normalizer {
   Replace(Regex pattern, std::string content)
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
 
-  std::string apply(std::string_view text) const override {
+  std::string apply(std::string_view text, RegexDeadline& deadline) const override {
     std::string out;
     std::size_t done = 0;
-    for (RegexMatches match(pattern_, text); match.next();) {
+    for (RegexMatches match(pattern_, text, deadline); match.next();) {
       out += text.substr(done, match.begin() - done);
       out += content_;
+      check_growth(text.size(), out.size());
       done = match.end();
     }
     return out += text.substr(done);
@@ -117,7 +129,7 @@ class Replace : public Normalizer {
 class Prepend : public Normalizer {
  public:
   explicit Prepend(std::string text) : text_(std::move(text)) {}
-  std::string apply(std::string_view text) const override {
+  std::string apply(std::string_view text, RegexDeadline& /*deadline*/) const override {
     return text.empty() ? std::string() : text_ + std::string(text);
   }
 
@@ -129,9 +141,12 @@ class NormalizerSequence : public Normalizer {
  public:
   explicit NormalizerSequence(std::vector<std::unique_ptr<const Normalizer>> steps)
       : steps_(std::move(steps)) {}
-  std::string apply(std::string_view text) const override {
+  std::string apply(std::string_view text, RegexDeadline& deadline) const override {
     std::string out(text);
-    for (const auto& step : steps_) out = step->apply(out);
+    for (const auto& step : steps_) {
+      out = step->apply(out, deadline);
+      check_growth(text.size(), out.size());
+    }
     return out;
   }
 
@@ -151,7 +166,12 @@ std::unique_ptr<const Normalizer> Normalizer::parse(const json& spec, const std:
     return std::make_unique<Replace>(parse_split_pattern(spec, where),
                                      json_string(spec, "content", where));
   }
-  if (type == "Prepend") return std::make_unique<Prepend>(json_string(spec, "prepend", where));
+  if (type == "Prepend") {
+    const std::string text = json_string(spec, "prepend", where);
+    check_input(text.size() <= kMostAddedBytes, where, ".prepend has ", text.size(),
+                " bytes; expected at most ", kMostAddedBytes);
+    return std::make_unique<Prepend>(text);
+  }
   check_input(type == "Sequence", where, ".type is ", quote(type),
               "; expected null, NFC, NFD, NFKC, NFKD, Replace, Prepend or Sequence; other "
               "normalizers are not supported");

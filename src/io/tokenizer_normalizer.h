@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "io/tokenizer_regex.h"
+
 namespace mamba3 {
 
 class Normalizer {
@@ -16,7 +18,7 @@ class Normalizer {
                                                  const std::string& where);
   virtual ~Normalizer() = default;
   // Of well-formed text, which it stays.
-  virtual std::string apply(std::string_view text) const = 0;
+  virtual std::string apply(std::string_view text, RegexDeadline& deadline) const = 0;
 };
 
 }  // namespace mamba3

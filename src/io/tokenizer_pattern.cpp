@@ -70,6 +70,9 @@ class Translator {
          "; expected the common syntax of Oniguruma; write the regex without it");
   }
 
+  // Engines differ in when such a repeat ends.
+  [[noreturn]] void refuse_empty_repeat() const { refuse("a repeat of what may match nothing"); }
+
   std::string alternatives();
   std::string repeated();
   std::string repeat(const Atom& atom);
@@ -100,18 +103,25 @@ class Translator {
   Flags flags_;
   char32_t last_literal_ = 0;  // directly before, under (?i)
   bool unbounded_ = false;     // a repeat without end was written since this was last cleared
+  bool may_be_empty_ = false;  // what was written last can match nothing
 };
 
 std::string Translator::alternatives() {
   std::string out;
+  bool some_empty = false;
+  bool this_empty = true;
   while (!at_end() && peek() != ')') {
     if (take("|")) {
       out += '|';
       last_literal_ = 0;
+      some_empty |= this_empty;
+      this_empty = true;
     } else {
       out += repeated();
+      this_empty &= may_be_empty_;
     }
   }
+  may_be_empty_ = some_empty || this_empty;
   return out;
 }
 
@@ -119,7 +129,9 @@ std::string Translator::repeated() {
   const bool outer = unbounded_;
   unbounded_ = false;
   const std::size_t start = at_;
+  may_be_empty_ = false;
   const Atom one = atom();
+  may_be_empty_ |= !one.repeatable;
   const std::size_t end = at_;
   std::string out = repeat(one);
   if (at_ != end && !one.repeatable) {
@@ -171,14 +183,21 @@ std::string Translator::repeat(const Atom& atom) {
     if (has_comma) out += "," + (most < 0 ? std::string() : std::to_string(most));
     out += "}";
     // In Ruby's syntax {n}? is an optional {n}, and a + after braces repeats once more.
+    const bool of_empty = may_be_empty_;
+    may_be_empty_ |= least == 0;
     if (take("?")) {
       out = has_comma ? out + "?" : "(?:" + out + ")?";
+      may_be_empty_ |= !has_comma;
     } else if (take("+")) {
+      if (may_be_empty_) refuse_empty_repeat();
       out = "(?:" + out + ")+";
       unbounded_ = true;
     }
+    if (of_empty) refuse_empty_repeat();
   } else if (!at_end() && (peek() == '*' || peek() == '+' || peek() == '?')) {
     const bool endless = peek() != '?';
+    if (endless && may_be_empty_) refuse_empty_repeat();
+    may_be_empty_ |= peek() != '+';
     out += pattern_[at_++];
     if (take("?")) {
       out += '?';
@@ -313,7 +332,7 @@ Atom Translator::set_atom(const CharSet& set) const {
 }
 
 Atom Translator::word_boundary(bool negated) const {
-  const std::string word = set_pattern(word_set(), false);
+  const std::string word = set_pattern(bare_word_set(), false);
   const std::string after = "(?<=" + word + ")";
   const std::string not_after = "(?<!" + word + ")";
   const std::string before = "(?=" + word + ")";
@@ -394,9 +413,9 @@ Member Translator::escaped_letter(char letter, bool in_class) {
     case 'H':
       return {{}, complement_set(hex_digit_set())};
     case 'w':
-      return {{}, word_set()};
+      return {{}, in_class ? word_set() : bare_word_set()};
     case 'W':
-      return {{}, complement_set(word_set())};
+      return {{}, complement_set(in_class ? word_set() : bare_word_set())};
     case 'p':
       return {{}, property(false)};
     case 'P':

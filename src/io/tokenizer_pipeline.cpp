@@ -19,8 +19,9 @@ std::vector<AddedToken> with_normalized_content(std::vector<AddedToken> tokens,
                                                 const Normalizer* normalizer,
                                                 const std::string& origin) {
   for (AddedToken& token : tokens) {
+    RegexDeadline deadline(token.content.size());
     token.normalized_content = token.normalized && normalizer != nullptr
-                                   ? normalizer->apply(token.content)
+                                   ? normalizer->apply(token.content, deadline)
                                    : token.content;
     check_input(!token.normalized_content.empty(), origin, ": the added token ",
                 quote(token.content), " is empty when normalized; expected some text");
@@ -65,14 +66,15 @@ std::vector<std::int32_t> PipelineTokenizer::encode(std::string_view text, bool 
               " of ", text.size(), " begins no character; expected UTF-8; convert the text");
   std::vector<std::int32_t> ids;
   BpeModel::Scratch scratch;
+  RegexDeadline deadline(text.size());
   if (add_special) ids = surroundings_.before;
   for (const AddedTokenFinder::Piece& piece : added_.in_raw_text().split(text)) {
     if (piece.token != nullptr) {
       ids.push_back(piece.token->id);
     } else if (normalizer_ != nullptr) {
-      encode_text(normalizer_->apply(piece.text), scratch, ids);
+      encode_text(normalizer_->apply(piece.text, deadline), deadline, scratch, ids);
     } else {
-      encode_text(piece.text, scratch, ids);
+      encode_text(piece.text, deadline, scratch, ids);
     }
   }
   if (add_special) {
@@ -82,14 +84,15 @@ std::vector<std::int32_t> PipelineTokenizer::encode(std::string_view text, bool 
 }
 
 // Text between tokens that are looked for in the raw text, normalized.
-void PipelineTokenizer::encode_text(std::string_view text, BpeModel::Scratch& scratch,
+void PipelineTokenizer::encode_text(std::string_view text, RegexDeadline& deadline,
+                                    BpeModel::Scratch& scratch,
                                     std::vector<std::int32_t>& ids) const {
   Encoder encoder(model_, scratch, ids);
   for (const AddedTokenFinder::Piece& piece : added_.in_normalized_text().split(text)) {
     if (piece.token != nullptr) {
       ids.push_back(piece.token->id);
     } else {
-      pre_tokenizer_.split(piece.text, encoder);
+      pre_tokenizer_.split(piece.text, deadline, encoder);
     }
   }
 }

@@ -39,7 +39,7 @@ class PipelineTokenizer : public Tokenizer {
   std::optional<std::int32_t> end_of_text() const override;
 
  private:
-  void encode_text(std::string_view text, BpeModel::Scratch& scratch,
+  void encode_text(std::string_view text, RegexDeadline& deadline, BpeModel::Scratch& scratch,
                    std::vector<std::int32_t>& ids) const;
   // Nothing for a special token that is left out.
   std::optional<std::string> shown(std::int32_t id, bool skip_special) const;

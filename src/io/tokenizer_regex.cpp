@@ -16,18 +16,16 @@ namespace mamba3 {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr std::uint32_t kMostParentheses = 1000;  // our translation nests more than the source
 constexpr std::size_t kStackBytes = std::size_t{32} << 10;
 constexpr std::size_t kMostStackBytes = std::size_t{64} << 20;
-// Steps allowed in one match: enough for any regex that backtracks a few times over the whole text.
-constexpr std::uint64_t kBaseSteps = 1'000'000;
+// Steps allowed in one match: Oniguruma's own limit, and enough to backtrack a few times over the
+// whole text.
+constexpr std::uint64_t kBaseSteps = 10'000'000;
 constexpr std::uint64_t kStepsPerByte = 16;
-// Time allowed for one text. An ordinary regex takes 0.05 us a byte.
+// Time allowed. An ordinary regex takes 0.05 us a byte.
 constexpr std::chrono::seconds kBaseTime{3};
 constexpr std::chrono::nanoseconds kTimePerByte{4000};
-constexpr std::size_t kSearchesPerLook = 16;  // at the clock
 
 struct CompileContext {
   CompileContext() : context(pcre2_compile_context_create(nullptr)) {
@@ -64,10 +62,14 @@ struct SearchState {
 
 // Called before each part of a regex that scans without steps that the match limit counts.
 int stop_when_late(pcre2_callout_block* /*block*/, void* deadline) {
-  return Clock::now() > *static_cast<const Clock::time_point*>(deadline) ? PCRE2_ERROR_CALLOUT : 0;
+  return static_cast<const RegexDeadline*>(deadline)->passed() ? PCRE2_ERROR_CALLOUT : 0;
 }
 
 }  // namespace
+
+RegexDeadline::RegexDeadline(std::size_t text_bytes)
+    : end_(std::chrono::steady_clock::now() + kBaseTime +
+           kTimePerByte * static_cast<std::chrono::nanoseconds::rep>(text_bytes)) {}
 
 Regex Regex::from_oniguruma(std::string_view pattern, const std::string& origin) {
   // Possessive repeats of the compiler's own making would scan without counted steps.
@@ -119,19 +121,9 @@ bool RegexMatches::next() {
   return false;
 }
 
-void RegexMatches::check_clock() {
-  if (searches_ == 0) {
-    const auto bytes = static_cast<std::chrono::nanoseconds::rep>(text_.size());
-    deadline_ = Clock::now() + kBaseTime + kTimePerByte * bytes;
-  } else if (searches_ % kSearchesPerLook == 0 && Clock::now() > deadline_) {
-    refuse_effort();
-  }
-  ++searches_;
-}
-
 bool RegexMatches::search() {
   thread_local SearchState state;
-  check_clock();
+  if (deadline_.tick()) refuse_effort();
   pcre2_set_match_limit(state.context,
                         static_cast<std::uint32_t>(std::min<std::uint64_t>(
                             kBaseSteps + kStepsPerByte * (text_.size() - at_), UINT32_MAX)));

@@ -83,10 +83,10 @@ class PieceJoiner {
 };
 
 template <class Emit>
-void split_once(const SplitStep& step, std::string_view text, Emit emit) {
+void split_once(const SplitStep& step, std::string_view text, RegexDeadline& deadline, Emit emit) {
   PieceJoiner<Emit> pieces(step.behavior, std::move(emit));
   std::size_t done = 0;
-  for (RegexMatches match(step.regex, text); match.next();) {
+  for (RegexMatches match(step.regex, text, deadline); match.next();) {
     if (match.begin() != done) pieces.add(done, match.begin(), step.inverted);
     pieces.add(match.begin(), match.end(), !step.inverted);
     done = match.end();
@@ -155,11 +155,12 @@ void PreTokenizer::add(const json& spec, const std::string& where) {
   }
 }
 
-void PreTokenizer::split(std::string_view text, WordSink& sink) const {
-  split_from(0, text, sink);
+void PreTokenizer::split(std::string_view text, RegexDeadline& deadline, WordSink& sink) const {
+  split_from(0, text, deadline, sink);
 }
 
-void PreTokenizer::split_from(std::size_t step, std::string_view text, WordSink& sink) const {
+void PreTokenizer::split_from(std::size_t step, std::string_view text, RegexDeadline& deadline,
+                              WordSink& sink) const {
   if (text.empty()) return;
   std::string prefixed;
   if (has_prefix_ && step == prefix_step_ && !text.starts_with(' ')) {
@@ -171,8 +172,8 @@ void PreTokenizer::split_from(std::size_t step, std::string_view text, WordSink&
     sink.take(text);
     return;
   }
-  split_once(steps_[step], text, [&](std::size_t begin, std::size_t end) {
-    split_from(step + 1, text.substr(begin, end - begin), sink);
+  split_once(steps_[step], text, deadline, [&](std::size_t begin, std::size_t end) {
+    split_from(step + 1, text.substr(begin, end - begin), deadline, sink);
   });
 }
 

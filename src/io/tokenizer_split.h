@@ -42,12 +42,13 @@ class PreTokenizer {
   explicit PreTokenizer(Regex isolated);
 
   // `text` is well-formed; the words are bytes and may lie in memory that ends with the call.
-  void split(std::string_view text, WordSink& sink) const;
+  void split(std::string_view text, RegexDeadline& deadline, WordSink& sink) const;
 
  private:
   PreTokenizer() = default;
   void add(const nlohmann::json& spec, const std::string& where);
-  void split_from(std::size_t step, std::string_view text, WordSink& sink) const;
+  void split_from(std::size_t step, std::string_view text, RegexDeadline& deadline,
+                  WordSink& sink) const;
 
   std::vector<SplitStep> steps_;
   std::size_t prefix_step_ = 0;  // the step before which a blank is put before each piece
