@@ -7,6 +7,9 @@ target_include_directories(mamba3_options INTERFACE
 target_compile_options(mamba3_options INTERFACE -Wall -Wextra -Wshadow -Wno-psabi
   # One rounding per operation, as written: a compiler's choice to fuse would change bits between builds.
   -ffp-contract=off)
+# Highway compiles each kernel once for every target. Processors between plain x86-64 and AVX2 (older than 2013) take
+# the portable one: two targets less to build and to test.
+target_compile_definitions(mamba3_options INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 reports std::string's operator+ as an overlapping copy (its bug 105651).
   target_compile_options(mamba3_options INTERFACE -Wno-restrict)
