@@ -67,7 +67,7 @@ Run add_bench(CLI::App& app) {
   app.add_option("kind", command->kinds, "what to measure: " + list)
       ->type_name("KIND")
       ->required()
-      ->check(CLI::IsMember(names));
+      ->check(one_of(names));
   BenchOptions& options = command->bench;
   app.add_option("--preset", command->presets, "the authors' sizes, as siso-187m,mimo-1.5b")
       ->type_name("NAMES");

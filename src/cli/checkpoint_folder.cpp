@@ -141,7 +141,7 @@ void add_write_options(CLI::App& app, WriteOptions& options) {
   app.add_option("-o,--output", options.output, "folder to write")->type_name("DIR")->required();
   app.add_option("--format", options.format, "safetensors, or bin: the package's pytorch_model.bin")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"safetensors", "bin"}))
+      ->check(one_of({"safetensors", "bin"}))
       ->capture_default_str();
   app.add_option("--shard-bytes", options.shard_bytes, "largest size of a safetensors file")
       ->type_name("N")

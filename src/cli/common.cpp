@@ -100,7 +100,7 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
                  "auto, fp32 (exact) or bf16 (inputs of every linear rounded); auto: as the "
                  "weights are stored")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
+      ->check(one_of({"auto", "fp32", "bf16"}))
       ->capture_default_str()
       ->group(group);
   app.add_option("-t,--threads", options.threads, "0: one per processor")
@@ -115,7 +115,7 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--a-activation", options.a_activation,
                  "auto, heavy-tail or softplus; auto: what the file records, else heavy-tail")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"auto", "heavy-tail", "softplus"}))
+      ->check(one_of({"auto", "heavy-tail", "softplus"}))
       ->capture_default_str()
       ->group(group);
   app.add_flag("--strict", options.strict, "refuse weights that hold NaN or infinity")
@@ -155,6 +155,17 @@ CLI::Validator number(double least, double most) {
                         value >= least && value <= most;
         if (ok) return std::string();
         return str("found '", text, "'; expected a number from ", least, " to ", most);
+      },
+      "");
+}
+
+CLI::Validator one_of(const std::vector<std::string>& names) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        if (std::find(names.begin(), names.end(), text) != names.end()) return std::string();
+        std::string list;
+        for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+        return str("found '", text, "'; expected one of ", list);
       },
       "");
 }

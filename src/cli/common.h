@@ -42,6 +42,7 @@ void add_environment(CLI::App& app);
 // Validators whose messages say what was expected.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
 CLI::Validator number(double least, double most);
+CLI::Validator one_of(const std::vector<std::string>& names);
 // "1,8,128", each at least `least`.
 std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
                                         std::int64_t least);

@@ -122,7 +122,7 @@ Run add_convert(CLI::App& app) {
   app.add_option("--out-dtype", options->out_dtype,
                  "keep, fp32, or bf16 (what the package keeps in fp32 stays so)")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"keep", "fp32", "bf16"}))
+      ->check(one_of({"keep", "fp32", "bf16"}))
       ->capture_default_str();
   add_common_options(app, options->common);
   return [options] { return run_convert(*options); };

@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
     {"inspect", "what a checkpoint is and what it needs", add_inspect},
     {"convert", "checkpoint files to checkpoint files", add_convert},
     {"init", "a checkpoint of random weights, as the authors initialise", add_init},
+    {"verify", "golden files against this machine", add_verify},
     {"bench", "speeds with their ceilings", add_bench},
 };
 
@@ -43,6 +44,12 @@ int report(ErrorCode code, const std::string& text) {
 }
 
 int report_usage(const CLI::App& app, const CLI::ParseError& error) {
+  if (app.get_subcommands().empty()) {
+    std::string names;
+    for (const Command& command : kCommands) names += str(names.empty() ? "" : ", ", command.name);
+    return report(ErrorCode::kUsage, str("no command: ", error.what(), "; expected one of ", names,
+                                         "; see mamba3 --help"));
+  }
   std::string command = "mamba3";
   for (const CLI::App* sub : app.get_subcommands()) command += " " + sub->get_name();
   std::string found = error.what();
