@@ -9,7 +9,13 @@ target_compile_options(mamba3_options INTERFACE -Wall -Wextra -Wshadow -Wno-psab
   -ffp-contract=off)
 # Highway compiles each kernel once for every target. Processors between plain x86-64 and AVX2 (older than 2013) take
 # the portable one: two targets less to build and to test.
-target_compile_definitions(mamba3_options INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  # Kernels keep vectors in arrays, which types of unknown size cannot do: NEON, no SVE.
+  target_compile_definitions(mamba3_options INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+else()
+  target_compile_definitions(mamba3_options INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)")
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 reports std::string's operator+ as an overlapping copy (its bug 105651).
   target_compile_options(mamba3_options INTERFACE -Wno-restrict)
