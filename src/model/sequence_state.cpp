@@ -5,12 +5,12 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <numbers>
 #include <span>
 
 #include "core/check.h"
 #include "core/hash.h"
 #include "mamba3/state.h"
+#include "ops/mamba3_common/turns.h"
 
 namespace mamba3 {
 namespace {
@@ -20,7 +20,6 @@ static_assert(std::endian::native == std::endian::little, "state files are littl
 constexpr char kMagic[8] = {'M', 'A', 'M', 'B', 'A', '3', 'S', 'T'};
 constexpr std::uint32_t kVersion = 1;
 constexpr std::uint32_t kDTypeF32 = 0;
-constexpr double kTurn = 4294967296.0;  // 2^32 steps are a full turn
 
 struct Header {
   char magic[8];
@@ -108,7 +107,7 @@ LayerState SequenceState::export_layer(std::int64_t layer) const {
   LayerState out;
   out.angle.resize(static_cast<std::size_t>(turns_count_));
   for (std::int64_t i = 0; i < turns_count_; ++i) {
-    out.angle[i] = static_cast<float>(from.turns[i] * (2.0 * std::numbers::pi / kTurn));
+    out.angle[i] = static_cast<float>(radians_of_turns(from.turns[i]));
   }
   out.ssm.assign(from.ssm, from.ssm + ssm_count_);
   out.k.assign(from.k, from.k + k_count_);
@@ -125,9 +124,8 @@ void SequenceState::import_layer(std::int64_t layer, const LayerState& state) {
   check_count(state.v, v_count_, "v");
   const Parts to = parts(layer);
   for (std::int64_t i = 0; i < turns_count_; ++i) {
-    const double turns = state.angle[i] / (2.0 * std::numbers::pi);
-    check_input(std::isfinite(turns), "imported angle ", i, " is not finite");
-    to.turns[i] = static_cast<std::uint32_t>(std::llrint((turns - std::floor(turns)) * kTurn));
+    check_input(std::isfinite(state.angle[i]), "imported angle ", i, " is not finite");
+    to.turns[i] = turns_of_radians(state.angle[i]);
   }
   std::copy(state.ssm.begin(), state.ssm.end(), to.ssm);
   std::copy(state.k.begin(), state.k.end(), to.k);

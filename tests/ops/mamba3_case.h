@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops/mamba3_common/mamba3_args.h"
+#include "ops/mamba3_common/turns.h"
 #include "ops/mamba3_scan/mamba3_scan_ref.h"
 
 namespace mamba3::testing {
@@ -181,11 +182,8 @@ class Slots {
   }
 
   void put(std::int64_t slot, const Mamba3RefState<float>& state) {
-    constexpr double kTurn = 6.283185307179586476925;
     for (std::size_t i = 0; i < state.angle.size(); ++i) {
-      const double turn = state.angle[i] / kTurn;
-      turns[slot * turns_stride_ + i] = static_cast<std::uint32_t>(
-          static_cast<std::int64_t>(std::nearbyint((turn - std::floor(turn)) * 0x1p32)));
+      turns[slot * turns_stride_ + i] = turns_of_radians(state.angle[i]);
     }
     std::copy(state.k.begin(), state.k.end(), k.begin() + slot * k_stride_);
     std::copy(state.v.begin(), state.v.end(), v.begin() + slot * v_stride_);
@@ -195,10 +193,9 @@ class Slots {
   }
 
   Mamba3RefState<float> get(std::int64_t slot) const {
-    constexpr double kTurn = 6.283185307179586476925;
     Mamba3RefState<float> state = Mamba3RefState<float>::zeros(dims_);
     for (std::size_t i = 0; i < state.angle.size(); ++i) {
-      state.angle[i] = static_cast<float>(turns[slot * turns_stride_ + i] * 0x1p-32 * kTurn);
+      state.angle[i] = static_cast<float>(radians_of_turns(turns[slot * turns_stride_ + i]));
     }
     const auto copy = [slot](const std::vector<float>& from, std::int64_t stride,
                              std::vector<float>& to) {
