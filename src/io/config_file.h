@@ -11,9 +11,9 @@
 namespace mamba3 {
 
 // Reads config.json of the package, with the package's defaults for missing keys. mlp_hidden is the
-// package's rounding of d_intermediate; a checkpoint's fc1.weight overrides it
-// (fit_config_to_weights). Refuses other layer types ("this is Mamba-1/2: not supported yet"),
-// attention layers, LayerNorm, bad types and ranges.
+// package's rounding of d_intermediate; the width of a checkpoint's
+// fc1.weight, where there is one, is the true one. Refuses other layer types ("this is Mamba-1/2:
+// not supported yet"), attention layers, LayerNorm, bad types and ranges.
 ModelConfig read_config(const std::filesystem::path& path);
 ModelConfig parse_config(const std::string& json_text, const std::string& origin);
 // What the package reads back; records the A activation in ssm_cfg.a_activation.
