@@ -238,8 +238,9 @@ MergeTable build_merges(const Lists& lists, const std::string& origin) {
     const auto find = [&](std::string_view text) {
       return find_part(lists.tokens, text, pair.is_literal, origin);
     };
-    merges.set(find(both.substr(0, pair.left_bytes)), find(both.substr(pair.left_bytes)),
-               {rank++, find(both)});
+    const std::int32_t left = find(both.substr(0, pair.left_bytes));
+    const std::int32_t right = find(both.substr(pair.left_bytes));
+    merges.set(left, right, {rank++, find(both)});
   }
   return merges;
 }

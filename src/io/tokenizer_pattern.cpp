@@ -75,6 +75,7 @@ class Translator {
 
   std::string alternatives();
   std::string repeated();
+  bool before_repeat();
   std::string repeat(const Atom& atom);
   // Sets most to -1 for no end.
   bool read_interval(int& least, int& most);
@@ -128,18 +129,23 @@ std::string Translator::alternatives() {
 std::string Translator::repeated() {
   const bool outer = unbounded_;
   unbounded_ = false;
-  const std::size_t start = at_;
   may_be_empty_ = false;
   const Atom one = atom();
   may_be_empty_ |= !one.repeatable;
-  const std::size_t end = at_;
-  std::string out = repeat(one);
-  if (at_ != end && !one.repeatable) {
-    at_ = start;
-    refuse("a repeated anchor or look-around");
-  }
+  if (!one.repeatable && before_repeat()) refuse("a repeated anchor or look-around");
+  const std::string out = repeat(one);
   unbounded_ |= outer;
   return out;
+}
+
+bool Translator::before_repeat() {
+  const char c = peek();
+  if (c == '*' || c == '+' || c == '?') return true;
+  const std::size_t start = at_;
+  int unused = 0;
+  const bool is_interval = c == '{' && read_interval(unused, unused);
+  at_ = start;
+  return is_interval;
 }
 
 // Reads {n}, {n,}, {n,m} or {,m}; anything else in braces is literal text.
@@ -211,11 +217,7 @@ std::string Translator::repeat(const Atom& atom) {
     return out;
   }
   last_literal_ = 0;
-  int unused = 0;
-  if (peek() == '*' || peek() == '+' || peek() == '?' ||
-      (peek() == '{' && read_interval(unused, unused))) {
-    refuse("a repeat of a repeat");
-  }
+  if (before_repeat()) refuse("a repeat of a repeat");
   return out;
 }
 
@@ -230,9 +232,7 @@ Atom Translator::atom() {
     return {class_pattern(set, negated)};
   }
   if (c == '\\') return escape();
-  if (c == '*' || c == '+' || c == '?') refuse("a repeat of nothing");
-  int unused = 0;
-  if (c == '{' && read_interval(unused, unused)) refuse("a repeat of nothing");
+  if (before_repeat()) refuse("a repeat of nothing");
   if (c == '.' || c == '^' || c == '$') {
     last_literal_ = 0;
     ++at_;

@@ -24,7 +24,7 @@ constexpr std::size_t kMostStackBytes = std::size_t{64} << 20;
 constexpr std::uint64_t kBaseSteps = 10'000'000;
 constexpr std::uint64_t kStepsPerByte = 16;
 // Time allowed. An ordinary regex takes 0.05 us a byte.
-constexpr std::chrono::seconds kBaseTime{3};
+constexpr std::chrono::seconds kBaseTime{2};
 constexpr std::chrono::nanoseconds kTimePerByte{4000};
 
 struct CompileContext {
