@@ -46,6 +46,7 @@ int run_bench(BenchCommand& command) {
   options.tokens = parse_numbers("--tokens", command.tokens, 1);
   Context ctx = make_context(options.common);
   BenchReport report(options.common, ctx);
+  if (!options.baseline.empty()) report.read_baselines(options.baseline);
   for (const BenchKind& kind : kKinds) {
     const auto& chosen = command.kinds;
     if (std::find(chosen.begin(), chosen.end(), kind.name) != chosen.end()) {
@@ -79,6 +80,9 @@ Run add_bench(CLI::App& app) {
       ->check(whole_number(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--out", options.out, "write the JSON document to this file too")
+      ->type_name("FILE");
+  app.add_option("--baseline", options.baseline,
+                 "compare with the rows of this file, which --out or eager_torch.py --json wrote")
       ->type_name("FILE");
   add_common_options(app, options.common);
   return [command] { return run_bench(*command); };

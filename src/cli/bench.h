@@ -18,6 +18,7 @@ struct BenchOptions {
   std::vector<std::int64_t> tokens;
   std::int64_t repeat = 5;
   std::string out;
+  std::string baseline;  // a file of rows, as --out or bench/baselines/eager_torch.py write it
 };
 
 // Time to open a checkpoint from a warm page cache, and from the start of a process to its first

@@ -71,7 +71,26 @@ BenchReport::BenchReport(const CommonOptions& options, const Context& ctx)
       device_(device_name(ctx)),
       threads_(ctx.threads()) {}
 
+void BenchReport::read_baselines(const std::string& path) {
+  const Json document = Json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
+  const bool rows =
+      document.is_object() && document.contains("rows") && document["rows"].is_array();
+  check_input(
+      rows, path,
+      " holds no list of rows; expected a file that bench --out or eager_torch.py --json wrote");
+  for (const Json& row : document["rows"]) {
+    const bool whole = row.is_object() && row.contains("name") && row["name"].is_string() &&
+                       row.contains("unit") && row["unit"].is_string() && row.contains("value") &&
+                       row["value"].is_number();
+    check_input(whole, path,
+                " holds a row without name, unit and value; expected a file of bench results");
+    baselines_[row["name"].get<std::string>() + row["unit"].get<std::string>()] = row["value"];
+  }
+}
+
 void BenchReport::add(BenchRow row) {
+  const auto baseline = baselines_.find(row.name + row.unit);
+  if (!row.baseline && baseline != baselines_.end()) row.baseline = baseline->second;
   if (row.ceiling) row.share_of_ceiling = share(row.value, *row.ceiling, row.unit);
   if (row.baseline) row.ratio = share(row.value, *row.baseline, row.unit);
   if (!json_) show(row);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,6 +28,9 @@ class BenchReport {
  public:
   BenchReport(const CommonOptions& options, const Context& ctx);
 
+  // Rows of the same name and unit in this file become the baselines of rows that have none.
+  void read_baselines(const std::string& path);
+
   // Rows are shown as they come, unless --json asks for the document.
   void add(BenchRow row);
   const std::vector<BenchRow>& rows() const { return rows_; }
@@ -41,6 +45,7 @@ class BenchReport {
   std::string device_;
   int threads_;
   std::vector<BenchRow> rows_;
+  std::map<std::string, double> baselines_;  // by name and unit
 };
 
 // "Intel(R) Xeon(R) ..., 2 threads"
