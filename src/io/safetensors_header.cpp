@@ -15,6 +15,8 @@ constexpr std::int64_t kMostHeaderBytes = 100'000'000;  // the format's own limi
 constexpr std::size_t kMostTensors = std::size_t{1} << 18;
 constexpr std::size_t kMostMetadata = std::size_t{1} << 16;
 constexpr std::size_t kMostDimensions = 16;
+constexpr std::size_t kMostNameBytes = 4096;
+constexpr std::size_t kMostValueBytes = std::size_t{16} << 20;
 
 std::optional<DType> dtype_from_name(std::string_view name) {
   for (const DType dtype : {DType::kF64, DType::kF32, DType::kF16, DType::kBf16, DType::kI64,
@@ -52,6 +54,7 @@ class HeaderEvents : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool key(string_t& name) override {
+    if (name.size() > kMostNameBytes) refuse("is followed by too long a name");
     if (depth_ == 1) {
       name_ = name;
       in_metadata_ = name == "__metadata__";
@@ -72,6 +75,7 @@ class HeaderEvents : public nlohmann::json_sax<nlohmann::json> {
   }
   bool string(string_t& value) override {
     if (depth_ == 2 && in_metadata_) {
+      if (value.size() > kMostValueBytes) refuse("holds too long a text");
       out_.metadata[field_] = value;
       return true;
     }

@@ -63,6 +63,7 @@ TEST(Safetensors, BrokenHeaders) {
   expect_refused("an unknown field", R"({"a":{"type":"F32"}})", 8);
   expect_refused("has one field twice", R"({"a":{"dtype":"F32","dtype":"F32"}})", 8);
   expect_refused("is there twice", a + "[0,8]}," + a.substr(1) + "[0,8]}}", 8);
+  expect_refused("too long a name", "{\"" + std::string(5000, 'n') + "\":{}}", 0);
   expect_refused("has one key twice", R"({"__metadata__":{"a":"","a":""}})", 0);
   expect_refused("a number where none belongs", R"({"__metadata__":{"a":1}})", 0);
   expect_refused("a list where none belongs", R"({"__metadata__":{"a":[]}})", 0);
