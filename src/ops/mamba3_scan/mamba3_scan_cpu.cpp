@@ -101,30 +101,21 @@ void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int6
   chunk_outputs(job.sizes, scratch, rows);
 }
 
-void add_carried_to(const ScanJob& job, const ChunkScratch& scratch, std::int64_t begin,
-                    std::int64_t end) {
+void fold_chunk(const ScanJob& job, std::int64_t tokens, const ChunkScratch& scratch) {
+  const std::int64_t rows = tokens * job.sizes.rank;
+  const float& decay = scratch.decay[tokens - 1];
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_add_carried(job.sizes, scratch, begin, end);
+  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, &decay);
 #endif
-  add_carried(job.sizes, scratch, begin, end);
+  chunk_state<true>(job.sizes, scratch, rows, decay);
 }
 
-void advance_state(const ScanJob& job, const ChunkScratch& scratch, std::int64_t tokens,
-                   AfterChunk after) {
-  const ChunkSizes& sizes = job.sizes;
-  const std::int64_t rows = tokens * sizes.rank;
-  const float decay = scratch.decay[tokens - 1];
+void store_chunk(const ScanJob& job, std::int64_t tokens, const ChunkScratch& scratch) {
+  const std::int64_t rows = tokens * job.sizes.rank;
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_state(sizes, scratch, rows, decay, after);
+  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, nullptr);
 #endif
-  switch (after) {
-    case AfterChunk::kStore:
-      return chunk_state<AfterChunk::kStore>(sizes, scratch, rows, decay);
-    case AfterChunk::kFold:
-      return chunk_state<AfterChunk::kFold>(sizes, scratch, rows, decay);
-    case AfterChunk::kFoldAndCarry:
-      return chunk_state<AfterChunk::kFoldAndCarry>(sizes, scratch, rows, decay);
-  }
+  chunk_state<false>(job.sizes, scratch, rows, 0.0f);
 }
 
 // Everything that the state after the chunk needs: K, X, their weights.
@@ -157,18 +148,21 @@ void keep_last(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& sc
   copy_rows(in.x + last * job.args.columns.row_stride, 0, 1, job.sizes.p, state.v, 0);
 }
 
-// What the token before a chunk has left to add to the state. `carry` is the chunk's first.
-void set_carried(const ScanJob& job, std::int64_t head, double carry, const float* x_previous,
-                 const float* k_previous, std::int64_t k_stride, const ChunkScratch& scratch) {
+// Adds what the token before a chunk has left to add, to rows [begin, end) of the state.
+void carry_over(const ScanJob& job, const ChunkInputs& in, const float* x_previous,
+                const float* k_previous, std::int64_t k_stride, std::int64_t begin,
+                std::int64_t end, const ChunkScratch& scratch) {
   const ChunkSizes& sizes = job.sizes;
+  const auto carry = static_cast<float>(in.scalars[0].carry);
   for (std::int64_t r = 0; r < sizes.rank; ++r) {
-    scale_x(job.args.dims, job.args.params, head, r, x_previous, static_cast<float>(carry),
+    scale_x(job.args.dims, job.args.params, in.head, r, x_previous, carry,
             scratch.x_carried + r * sizes.p_stride);
   }
   copy_rows(k_previous, k_stride, sizes.rank, sizes.n, scratch.k_carried, sizes.n_stride);
 #if HWY_ARCH_X86
-  if (job.bf16_products) bf16_pack_carried(sizes, scratch);
+  if (job.bf16_products) return bf16_add_carried(sizes, scratch, begin, end);
 #endif
+  add_carried(sizes, scratch, begin, end);
 }
 
 void prepare_tokens_of(const ScanJob& job, std::int64_t begin, std::int64_t end) {
@@ -204,23 +198,13 @@ void scan_part_of(const ScanJob& job, const ScanPart& part, std::int64_t head, i
   const HeadState state = head_state(job.args, part.slot, head);
   copy_rows(state.ssm, sizes.p, sizes.n, sizes.p, scratch.state, sizes.p_stride);
   const std::int64_t chunks = (part.end - part.begin + sizes.tokens - 1) / sizes.tokens;
-  ChunkInputs in = chunk_of_part(job, part, 0, head);
-  set_carried(job, head, in.scalars[0].carry, state.v, state.k, state.k_stride, scratch);
-  add_carried_to(job, scratch, 0, sizes.n);
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const ChunkInputs in = chunk_of_part(job, part, chunk, head);
+    carry_over(job, in, state.v, state.k, state.k_stride, 0, sizes.n, scratch);
     prepare_keys(job, in, state.turns, scratch);
     write_outputs(job, in, scratch);
-    if (chunk + 1 == chunks) {
-      advance_state(job, scratch, in.tokens, AfterChunk::kFold);
-      keep_last(job, in, scratch, state);
-      break;
-    }
-    const ChunkInputs next = chunk_of_part(job, part, chunk + 1, head);
-    const std::int64_t last = in.tokens - 1;
-    set_carried(job, head, next.scalars[0].carry, in.x + last * job.args.columns.row_stride,
-                scratch.k + last * sizes.rank * sizes.n_stride, sizes.n_stride, scratch);
-    advance_state(job, scratch, in.tokens, AfterChunk::kFoldAndCarry);
-    in = next;
+    fold_chunk(job, in.tokens, scratch);
+    keep_last(job, in, scratch, state);
   }
   copy_rows(scratch.state, sizes.p_stride, sizes.n, sizes.p, state.ssm, sizes.p);
 }
@@ -247,7 +231,7 @@ void chunk_local_state_of(const ScanJob& job, const ScanPart& part, std::int64_t
   std::copy_n(states.turns + at * dims.angles, dims.angles, scratch.turns);
   prepare_keys(job, in, scratch.turns, scratch);
   scratch.state = states.state + at * sizes.state_elements;
-  advance_state(job, scratch, in.tokens, AfterChunk::kStore);
+  store_chunk(job, in.tokens, scratch);
   states.decay[at] = scratch.decay[in.tokens - 1];
   copy_rows(scratch.k + (in.tokens - 1) * sizes.rank * sizes.n_stride, sizes.n_stride, sizes.rank,
             sizes.n, states.k_last + at * sizes.rank * sizes.n, sizes.n);
@@ -265,13 +249,10 @@ void chain_states_of(const ScanJob& job, const ScanPart& part, std::int64_t head
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t at = chunk * heads + head;
     const ChunkInputs in = chunk_of_part(job, part, chunk, head);
-    if (chunk == 0) {
-      set_carried(job, head, in.scalars[0].carry, state.v, state.k, state.k_stride, scratch);
-    } else {
-      set_carried(job, head, in.scalars[0].carry, in.x - job.args.columns.row_stride,
-                  states.k_last + (at - heads) * sizes.rank * sizes.n, sizes.n, scratch);
-    }
-    add_carried_to(job, scratch, begin, end);
+    const bool first = chunk == 0;
+    carry_over(job, in, first ? state.v : in.x - job.args.columns.row_stride,
+               first ? state.k : states.k_last + (at - heads) * sizes.rank * sizes.n,
+               first ? state.k_stride : sizes.n, begin, end, scratch);
     fold_stored(sizes, states.decay[at], begin, end, scratch.state,
                 states.state + at * sizes.state_elements);
   }

@@ -29,13 +29,6 @@ struct ChunkSizes {
   std::int64_t state_elements;  // of one state [n, p] with its padding
 };
 
-// What becomes of what a chunk adds to the state.
-enum class AfterChunk : std::uint8_t {
-  kStore,         // it takes the state's place
-  kFold,          // state = decay * state + it
-  kFoldAndCarry,  // and the carried term of the next chunk is added
-};
-
 // Rows that a register tile may touch past the last one.
 inline constexpr std::int64_t kRowPadding = 8;
 

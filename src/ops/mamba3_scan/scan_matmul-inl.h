@@ -45,6 +45,8 @@ template <int kVecs>
 struct Tile {
   TileVec at[kTileRows][kVecs];
 
+  HWY_INLINE Tile() {}  // an implicit one would not be compiled for the target
+
   HWY_INLINE void clear() {
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
@@ -90,12 +92,6 @@ struct Tile {
         at[i][v] = hn::MulAdd(decay, before, at[i][v]);
       }
     }
-  }
-
-  HWY_INLINE void add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch,
-                              std::int64_t row, std::int64_t column) {
-    accumulate(scratch.k_carried + row, 1, sizes.n_stride, scratch.x_carried + column,
-               sizes.p_stride, sizes.rank);
   }
 
   HWY_INLINE void store(float* c, std::int64_t c_stride) const {
@@ -199,15 +195,17 @@ inline HWY_NOINLINE void add_carried(const ChunkSizes& sizes, const ChunkScratch
       Tile<kVecs> tile;
       float* state = scratch.state + row * sizes.p_stride + column;
       tile.load(state, sizes.p_stride);
-      tile.add_carried(sizes, scratch, row, column);
+      tile.accumulate(scratch.k_carried + row, 1, sizes.n_stride, scratch.x_carried + column,
+                      sizes.p_stride, sizes.rank);
       tile.store(state, sizes.p_stride);
     }
   });
 }
 
-// What the chunk adds to the state, k_t x_state, and what becomes of it. It is summed from zero in
-// any case, so that taking the chunks one after the other or all at once gives the same bits.
-template <AfterChunk kAfter>
+// What the chunk adds to the state, k_t x_state: folded in, state = decay * state + it, or stored
+// in its place. It is summed from zero either way, so that taking the chunks one after the other or
+// all at once gives the same bits.
+template <bool kFold>
 inline HWY_NOINLINE void chunk_state(const ChunkSizes& sizes, const ChunkScratch& scratch,
                                      std::int64_t rows, float decay_of_chunk) {
   const TileVec decay = hn::Set(TileTag(), decay_of_chunk);
@@ -218,10 +216,7 @@ inline HWY_NOINLINE void chunk_state(const ChunkSizes& sizes, const ChunkScratch
       tile.accumulate(scratch.k_t + row * sizes.row_stride, sizes.row_stride, 1,
                       scratch.x_state + column, sizes.p_stride, rows);
       float* state = scratch.state + row * sizes.p_stride + column;
-      if constexpr (kAfter != AfterChunk::kStore) tile.fold(decay, state, sizes.p_stride);
-      if constexpr (kAfter == AfterChunk::kFoldAndCarry) {
-        tile.add_carried(sizes, scratch, row, column);
-      }
+      if constexpr (kFold) tile.fold(decay, state, sizes.p_stride);
       tile.store(state, sizes.p_stride);
     }
   });

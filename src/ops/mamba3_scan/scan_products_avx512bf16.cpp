@@ -17,6 +17,9 @@
 #define MAMBA3_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// A tile that goes through memory, to a function that was not inlined, is no longer in registers.
+#define MAMBA3_INLINE inline __attribute__((always_inline))
+
 namespace mamba3 {
 namespace {
 
@@ -123,7 +126,7 @@ template <int kVecs>
 struct Tile {
   __m512 at[kTileRows][kVecs];
 
-  void clear() {
+  MAMBA3_INLINE void clear() {
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       MAMBA3_UNROLL
@@ -131,7 +134,7 @@ struct Tile {
     }
   }
 
-  void load(const float* c, std::int64_t c_stride) {
+  MAMBA3_INLINE void load(const float* c, std::int64_t c_stride) {
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       MAMBA3_UNROLL
@@ -140,8 +143,8 @@ struct Tile {
   }
 
   // += a [tile rows, 2 pairs] b [2 pairs, tile columns]
-  void accumulate(const Bf16Pair* a, std::int64_t a_row_stride, std::int64_t a_stride,
-                  const Bf16Pair* b, std::int64_t b_stride, std::int64_t pairs) {
+  MAMBA3_INLINE void accumulate(const Bf16Pair* a, std::int64_t a_row_stride, std::int64_t a_stride,
+                                const Bf16Pair* b, std::int64_t b_stride, std::int64_t pairs) {
     for (std::int64_t k = 0; k < pairs; ++k, a += a_stride, b += b_stride) {
       __m512i b_row[kVecs];
       MAMBA3_UNROLL
@@ -157,7 +160,7 @@ struct Tile {
     }
   }
 
-  void store(float* c, std::int64_t c_stride) const {
+  MAMBA3_INLINE void store(float* c, std::int64_t c_stride) const {
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       MAMBA3_UNROLL
@@ -204,15 +207,18 @@ void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
   tile.store(scratch.y + row * sizes.p_stride + column, sizes.p_stride);
 }
 
-// Adds the carried term to rows [row, row + tile rows) of the state, which the tile holds, and
-// packs them.
+// Adds the carried term to rows [row, row + tile rows) of the state and packs them.
 template <int kVecs>
-void carry_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
-                std::int64_t column, Tile<kVecs>& tile) {
+void carried_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
+                  std::int64_t column) {
   const Bf16Scratch& bf16 = scratch.bf16;
+  float* state = scratch.state + row * sizes.p_stride + column;
+  Bf16Pair* pairs = bf16.state + row / 2 * sizes.p_stride + column;
+  Tile<kVecs> tile;
+  tile.load(state, sizes.p_stride);
   tile.accumulate(bf16.k_carried + row, 1, sizes.n_stride, bf16.x_carried + column, sizes.p_stride,
                   (sizes.rank + 1) / 2);
-  Bf16Pair* pairs = bf16.state + row / 2 * sizes.p_stride + column;
+  tile.store(state, sizes.p_stride);
   MAMBA3_UNROLL
   for (int i = 0; i < kTileRows; i += 2) {
     if (row + i >= sizes.n) break;
@@ -225,25 +231,16 @@ void carry_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64
 }
 
 template <int kVecs>
-void carried_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
-                  std::int64_t column) {
-  float* state = scratch.state + row * sizes.p_stride + column;
-  Tile<kVecs> tile;
-  tile.load(state, sizes.p_stride);
-  carry_tile(sizes, scratch, row, column, tile);
-  tile.store(state, sizes.p_stride);
-}
-
-template <int kVecs, AfterChunk kAfter>
 void state_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t pairs,
-                std::int64_t row, std::int64_t column, __m512 decay) {
+                std::int64_t row, std::int64_t column, const float* decay_of_chunk) {
   const Bf16Scratch& bf16 = scratch.bf16;
   Tile<kVecs> tile;
   tile.clear();
   tile.accumulate(bf16.k_t + row * bf16.row_pair_stride, bf16.row_pair_stride, 1,
                   bf16.x_state + column, sizes.p_stride, pairs);
   float* state = scratch.state + row * sizes.p_stride + column;
-  if constexpr (kAfter != AfterChunk::kStore) {
+  if (decay_of_chunk != nullptr) {
+    const __m512 decay = _mm512_set1_ps(*decay_of_chunk);
     MAMBA3_UNROLL
     for (int i = 0; i < kTileRows; ++i) {
       MAMBA3_UNROLL
@@ -253,24 +250,7 @@ void state_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64
       }
     }
   }
-  if constexpr (kAfter == AfterChunk::kFoldAndCarry) carry_tile(sizes, scratch, row, column, tile);
   tile.store(state, sizes.p_stride);
-}
-
-template <AfterChunk kAfter>
-void state_tiles(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
-                 float decay_of_chunk) {
-  const std::int64_t pairs = (rows + 1) / 2;
-  const __m512 decay = _mm512_set1_ps(decay_of_chunk);
-  std::int64_t column = 0;
-  for (; column + kLanes < sizes.p; column += 2 * kLanes) {
-    for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
-      state_tile<2, kAfter>(sizes, scratch, pairs, row, column, decay);
-    }
-  }
-  for (std::int64_t row = 0; row < sizes.n && column < sizes.p; row += kTileRows) {
-    state_tile<1, kAfter>(sizes, scratch, pairs, row, column, decay);
-  }
 }
 
 // x [p] of a row, times its mimo_x; nothing past the last is read.
@@ -337,13 +317,10 @@ void bf16_pack_state(const ChunkSizes& sizes, const ChunkScratch& scratch) {
   weave_rows(scratch.state, sizes.n, sizes.p, sizes.p_stride, scratch.bf16.state);
 }
 
-void bf16_pack_carried(const ChunkSizes& sizes, const ChunkScratch& scratch) {
-  weave_rows(scratch.k_carried, sizes.rank, sizes.n, sizes.n_stride, scratch.bf16.k_carried);
-  weave_rows(scratch.x_carried, sizes.rank, sizes.p, sizes.p_stride, scratch.bf16.x_carried);
-}
-
 void bf16_add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t begin,
                       std::int64_t end) {
+  weave_rows(scratch.k_carried, sizes.rank, sizes.n, sizes.n_stride, scratch.bf16.k_carried);
+  weave_rows(scratch.x_carried, sizes.rank, sizes.p, sizes.p_stride, scratch.bf16.x_carried);
   std::int64_t column = 0;
   for (; column + kLanes < sizes.p; column += 2 * kLanes) {
     for (std::int64_t row = begin; row < end; row += kTileRows) {
@@ -389,14 +366,16 @@ void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int
 }
 
 void bf16_state(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
-                float decay_of_chunk, AfterChunk after) {
-  switch (after) {
-    case AfterChunk::kStore:
-      return state_tiles<AfterChunk::kStore>(sizes, scratch, rows, decay_of_chunk);
-    case AfterChunk::kFold:
-      return state_tiles<AfterChunk::kFold>(sizes, scratch, rows, decay_of_chunk);
-    case AfterChunk::kFoldAndCarry:
-      return state_tiles<AfterChunk::kFoldAndCarry>(sizes, scratch, rows, decay_of_chunk);
+                const float* decay_of_chunk) {
+  const std::int64_t pairs = (rows + 1) / 2;
+  std::int64_t column = 0;
+  for (; column + kLanes < sizes.p; column += 2 * kLanes) {
+    for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
+      state_tile<2>(sizes, scratch, pairs, row, column, decay_of_chunk);
+    }
+  }
+  for (std::int64_t row = 0; row < sizes.n && column < sizes.p; row += kTileRows) {
+    state_tile<1>(sizes, scratch, pairs, row, column, decay_of_chunk);
   }
 }
 

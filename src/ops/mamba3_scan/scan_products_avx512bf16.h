@@ -15,8 +15,6 @@ void bf16_pack_x(const Mamba3Dims& dims, const Mamba3Params& params, const Chunk
                  const ChunkInputs& in, std::int64_t x_stride, const ChunkScratch& scratch);
 // From q.
 void bf16_pack_queries(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
-// From k_carried and x_carried.
-void bf16_pack_carried(const ChunkSizes& sizes, const ChunkScratch& scratch);
 // From the state.
 void bf16_pack_state(const ChunkSizes& sizes, const ChunkScratch& scratch);
 
@@ -25,8 +23,8 @@ void bf16_add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch, std:
                       std::int64_t end);
 void bf16_scores(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
 void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
-// kFoldAndCarry packs the state as well.
+// Folds what the chunk adds into the state, or stores it where no decay is given.
 void bf16_state(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
-                float decay_of_chunk, AfterChunk after);
+                const float* decay_of_chunk);
 
 }  // namespace mamba3
