@@ -9,7 +9,7 @@
 namespace mamba3 {
 namespace {
 
-constexpr JsonLimits kIndexLimits{std::int64_t{16} << 20, 8};
+constexpr JsonLimits kIndexLimits{std::int64_t{32} << 20, 8, std::int64_t{1} << 18};
 constexpr std::size_t kMostNamed = 10;  // in one message
 
 std::string join_names(const std::vector<std::string>& names) {

@@ -22,6 +22,7 @@ void check_json_limits(std::string_view text, const std::string& origin, const J
   check_input(static_cast<std::int64_t>(text.size()) <= limits.bytes, origin, " has ", text.size(),
               " bytes; expected at most ", limits.bytes, "; this is not such a file");
   int depth = 0;
+  std::int64_t commas = 0;
   bool in_string = false;
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
@@ -35,6 +36,9 @@ void check_json_limits(std::string_view text, const std::string& origin, const J
                   " levels; expected a flatter document; this is not such a file");
     } else if (c == '}' || c == ']') {
       depth = std::max(depth - 1, 0);
+    } else if (c == ',') {
+      check_input(++commas < limits.values, origin, " holds more than ", limits.values,
+                  " values; expected fewer; this is not such a file");
     }
   }
 }

@@ -11,6 +11,7 @@ namespace mamba3 {
 struct JsonLimits {
   std::int64_t bytes = std::int64_t{1} << 20;
   int depth = 32;
+  std::int64_t values = std::int64_t{1} << 40;  // a parsed one takes 16 bytes or more
 };
 
 // Refuses what is too large, too deep or not JSON (RFC 8259, UTF-8); `origin` names the text in

@@ -161,6 +161,7 @@ TEST_F(SafetensorsIndex, BrokenIndexes) {
   }
   expect_error("is number", [&] { read(R"({"weight_map":{"a":1}})"); });
   expect_error("nests deeper", [&] { read(std::string(100000, '[')); });
+  expect_error("holds more than", [&] { read("[" + std::string(1 << 20, ',')); });
 }
 
 TEST(FolderWeights, SaysWhatIsNotThere) {
