@@ -1,7 +1,5 @@
 #include "ops/ceilings/ceilings.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -12,6 +10,8 @@
 #include "core/arena.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "ops/ceilings/read_streams.h"
+#include "ops/linear/one_openmp_thread.h"
 
 namespace mamba3 {
 namespace {
@@ -33,17 +33,6 @@ double fastest_seconds(const Body& body) {
     if (run == 1 || (run > 1 && seconds < best)) best = seconds;  // run 0 warms up
   }
   return best;
-}
-
-// Eight independent sums, so that loads and not additions are what is waited for.
-std::uint64_t sum_words(const std::uint64_t* words, std::int64_t count) {
-  std::uint64_t sums[8] = {};
-  for (std::int64_t i = 0; i + 8 <= count; i += 8) {
-    for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
-  }
-  std::uint64_t all = 0;
-  for (const std::uint64_t sum : sums) all += sum;
-  return all;
 }
 
 void fill_random(std::vector<std::uint16_t>& out, std::uint32_t seed) {
@@ -95,7 +84,8 @@ double measured_read_bandwidth(Context& ctx) {
   std::vector<std::uint64_t> sums(static_cast<std::size_t>(pieces));
   const double seconds = fastest_seconds([&] {
     ctx.pool().run(pieces, [&](std::int64_t piece, int) {
-      sums[piece] = sum_words(words + piece * piece_words, piece_words);
+      sums[piece] = read_streams(reinterpret_cast<const std::byte*>(words + piece * piece_words),
+                                 kPieceBytes);
     });
   });
   for (std::int64_t piece = 0; piece < pieces; ++piece) {
@@ -110,7 +100,7 @@ double measured_read_bandwidth(Context& ctx) {
 double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx) {
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   dnnl::stream stream(engine);
-  omp_set_num_threads(1);  // a primitive runs on the thread that calls it
+  const OneOpenMpThread one;  // a primitive runs on the thread that calls it
   const std::int64_t threads = std::min<std::int64_t>(ctx.threads(), shape.n);
   std::vector<Share> shares;
   for (std::int64_t i = 0; i < threads; ++i) {
@@ -119,7 +109,7 @@ double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx)
   }
   const double seconds = fastest_seconds([&] {
     ctx.pool().run(threads, [&](std::int64_t i, int) {
-      omp_set_num_threads(1);
+      const OneOpenMpThread here;
       dnnl::stream own(engine);
       shares[i].primitive.execute(own, shares[i].arguments);
       own.wait();

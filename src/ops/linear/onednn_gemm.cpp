@@ -1,29 +1,15 @@
 #include "ops/linear/onednn_gemm.h"
 
-#include <omp.h>
-
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include "core/check.h"
 #include "mamba3/tensor.h"
+#include "ops/linear/one_openmp_thread.h"
 
 namespace mamba3 {
 namespace {
 
 using dnnl::memory;
-
-// This oneDNN asks OpenMP how many threads to use. Threads are ours to share out, so it is told
-// one, and the caller's setting is put back.
-class OneOpenMpThread {
- public:
-  OneOpenMpThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneOpenMpThread() { omp_set_num_threads(before_); }
-  OneOpenMpThread(const OneOpenMpThread&) = delete;
-  OneOpenMpThread& operator=(const OneOpenMpThread&) = delete;
-
- private:
-  int before_;
-};
 
 template <class X>
 memory::data_type type_of() {
