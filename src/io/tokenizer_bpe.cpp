@@ -144,7 +144,8 @@ std::optional<MergeTable::Merge> BpeModel::find_merge(std::string_view word, con
 }
 
 void BpeModel::merge_all(std::string_view word, Scratch& scratch) const {
-  auto& [symbols, queue] = scratch;
+  auto& symbols = scratch.symbols;
+  auto& queue = scratch.queue;
   queue.clear();
   const auto push = [&, this](std::int32_t position) {
     const std::optional<MergeTable::Merge> merge = find_merge(word, scratch, position);

@@ -58,8 +58,22 @@ bool append_from(int fd, std::string& to) {
   return true;
 }
 
+// Until the program has installed its handler of SIGINT, or has ended.
+void wait_for_handler(pid_t process) {
+  const std::string path = "/proc/" + std::to_string(process) + "/status";
+  for (;;) {
+    const std::string status = read_file(path);
+    const std::size_t caught = status.find("SigCgt:");
+    if (caught == std::string::npos || status.find("State:\tZ") != std::string::npos) return;
+    const auto mask = std::stoull(status.substr(caught + 7), nullptr, 16);
+    if ((mask >> (SIGINT - 1) & 1) != 0) return;
+    ::usleep(1000);
+  }
+}
+
 void collect(pid_t process, Pipe& out, Pipe& err, const RunOptions& options, Outcome& outcome) {
-  int wait_ms = options.signal_after_ms > 0 ? options.signal_after_ms : -1;
+  int wait_ms = options.signal_after_ms;
+  if (wait_ms >= 0) wait_for_handler(process);
   while (out.read_end >= 0 || err.read_end >= 0) {
     std::array<pollfd, 2> ends{{{out.read_end, POLLIN, 0}, {err.read_end, POLLIN, 0}}};
     if (::poll(ends.data(), ends.size(), wait_ms) == 0) {

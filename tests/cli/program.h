@@ -25,7 +25,8 @@ struct RunOptions {
   std::string input;                               // stdin
   std::map<std::string, std::string> environment;  // added to this process's own
   std::string out_path;                            // stdout goes there instead of into Outcome::out
-  int signal_after_ms = 0;                         // SIGINT then; 0: never
+  // SIGINT then, counted from when the program is ready for it; negative: never.
+  int signal_after_ms = -1;
   // Called with each piece of stdout as it comes; may signal the process or ask, by false, to close
   // the reading end.
   std::function<bool(pid_t process, const std::string& out_so_far)> on_output;
