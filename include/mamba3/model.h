@@ -53,7 +53,8 @@ class StatePool {
   std::unique_ptr<Impl> impl_;
 };
 
-// Rows of logits as they become ready: logits [rows, padded vocabulary] for logit_tokens[first ...].
+// Rows of logits as they become ready: logits [rows, padded vocabulary] for logit_tokens[first
+// ...].
 using LogitsCallback = std::function<void(std::int64_t first, TensorView<const float, 2> logits)>;
 
 struct PrefillArgs {
@@ -61,7 +62,8 @@ struct PrefillArgs {
   std::span<const std::int64_t> cu_seqlens;  // [q + 1]
   std::span<const std::int32_t> slots;       // [q], all different
   // At most one of the two kinds of output; none: the tokens are only read.
-  TensorView<float, 2> last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
+  TensorView<float, 2>
+      last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
   std::span<const std::int64_t> logit_tokens;  // ascending indices into ids whose logits are wanted
   LogitsCallback on_logits;
   std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop

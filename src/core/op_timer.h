@@ -1,5 +1,5 @@
-// Where the time of a pass goes, op by op: ops open an OpTimer at entry; nothing is measured unless a Context was
-// given an OpTimes to fill.
+// Where the time of a pass goes, op by op: ops open an OpTimer at entry; nothing is measured unless
+// a Context was given an OpTimes to fill.
 #pragma once
 
 #include <chrono>

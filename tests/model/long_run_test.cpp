@@ -48,8 +48,8 @@ TEST_P(LongRun, StepsStayWithPrefillAndMemoryStaysPut) {
   const auto a = pool.export_slot(0, 1), b = pool.export_slot(1, 1);
   EXPECT_EQ(a.position(), kTokens);
   EXPECT_EQ(b.position(), kTokens);
-  // The two paths' products differ in the last bits of dt, so an angle of hundreds of turns differs by fp32's share of
-  // that, and no more.
+  // The two paths' products differ in the last bits of dt, so an angle of hundreds of turns differs
+  // by fp32's share of that, and no more.
   constexpr double kMostTurns = 500 * 1.2e-7 * 10;
   for (std::int64_t i = 0; i < config.heads() * config.mixer.angles(); ++i) {
     const auto apart = static_cast<std::int32_t>(a.parts(0).turns[i] - b.parts(0).turns[i]);
