@@ -125,11 +125,12 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("-v,--verbose", options.verbose, "more messages, timings")->group(group);
 }
 
-void add_environment(CLI::App& app) {
+void finish_options(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
     const auto& names = option->get_lnames();
     if (names.empty() || names[0] == "help" || names[0] == "version") continue;
     option->envname(environment_name(names[0]));
+    if (option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw) option->take_last();
   }
 }
 

@@ -36,8 +36,9 @@ struct CommonOptions {
 using Run = std::function<int()>;
 
 void add_common_options(CLI::App& app, CommonOptions& options);
-// Names the environment variable of every option: --top-k is MAMBA3_TOP_K.
-void add_environment(CLI::App& app);
+// For all options at once: names the environment variable (--top-k is MAMBA3_TOP_K), and lets the
+// last of repeated values count.
+void finish_options(CLI::App& app);
 
 // Validators whose messages say what was expected.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);

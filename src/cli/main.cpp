@@ -88,7 +88,7 @@ int parse_and_run(int argc, char** argv) {
     CLI::App* sub = app.add_subcommand(command.name, command.help);
     runs.emplace_back(sub, command.add(*sub));
     sub->set_version_flag("--version", kVersionText);
-    add_environment(*sub);
+    finish_options(*sub);
     sub->footer("Every option is also read from MAMBA3_<OPTION>, as MAMBA3_MODEL; the flag wins.");
   }
   try {

@@ -39,6 +39,8 @@ struct Pipe {
   ::dup2(in, STDIN_FILENO);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
+  // One thread is enough for tiny models, and does not wait for others on a busy machine.
+  ::setenv("MAMBA3_THREADS", "1", 1);
   for (const auto& [name, value] : options.environment) {
     ::setenv(name.c_str(), value.c_str(), 1);
   }

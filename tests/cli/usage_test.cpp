@@ -91,6 +91,12 @@ TEST(Usage, EveryOptionIsAlsoReadFromTheEnvironment) {
   expect_error(run_mamba3({"generate"}, options), 2, "--max-tokens: found 'many'");
 }
 
+TEST(Usage, TheLastOfRepeatedOptionsCounts) {
+  const Outcome outcome = run_mamba3(generate({"-p", "a", "-n", "7", "-n", "2", "--json"}));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.json()["samples"][0]["ids"].size(), 2u);
+}
+
 TEST(Usage, TheDefaultOfAIsSaidOnceUnlessQuiet) {
   const std::string golden = MAMBA3_TEST_DATA "/golden/lm_siso_fp32";
   const Outcome loud = run_mamba3({"generate", "-m", golden, "--prompt-ids", "1", "-n", "1"});
