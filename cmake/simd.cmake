@@ -22,9 +22,7 @@ function(mamba3_simd_sources list_name)
       continue()
     endif()
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-      # gcc 12 takes the deliberately undefined vectors of its own intrinsics for uninitialised ones.
-      set_source_files_properties(${matching} PROPERTIES
-        COMPILE_OPTIONS "${mamba3_${isa}_flags};-Wno-maybe-uninitialized;-Wno-uninitialized")
+      set_source_files_properties(${matching} PROPERTIES COMPILE_OPTIONS "${mamba3_${isa}_flags}")
     else()
       list(REMOVE_ITEM sources ${matching})
     endif()
