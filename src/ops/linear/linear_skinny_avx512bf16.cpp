@@ -5,12 +5,7 @@
 
 #include <hwy/base.h>
 
-// gcc 12 takes its own undefined operands of intrinsics for a mistake.
-HWY_DIAGNOSTICS(push)
-HWY_DIAGNOSTICS_OFF(disable : 4701, ignored "-Wuninitialized")
-HWY_DIAGNOSTICS_OFF(disable : 4701, ignored "-Wmaybe-uninitialized")
 #include <immintrin.h>
-HWY_DIAGNOSTICS(pop)
 
 #include <algorithm>
 #include <cstring>

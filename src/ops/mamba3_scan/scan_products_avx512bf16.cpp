@@ -2,11 +2,6 @@
 // instruction takes pairs of neighbours along the summed dimension, so every operand is kept as
 // 32-bit words of two bf16 numbers: a left operand along its rows, a right operand with two rows
 // woven into one.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own intrinsics start from a value that they leave undefined on purpose.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 
 #include "ops/mamba3_scan/scan_products_avx512bf16.h"
