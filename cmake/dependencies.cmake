@@ -1,6 +1,6 @@
 # Every dependency and what it is for: docs/DEPENDENCIES.md. All are Debian packages; scripts/install-packages names them.
 find_package(Threads REQUIRED)
-find_package(dnnl CONFIG REQUIRED)
+include(cmake/onednn.cmake)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)

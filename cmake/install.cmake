@@ -16,4 +16,4 @@ configure_package_config_file(cmake/mamba3-config.cmake.in ${PROJECT_BINARY_DIR}
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/mamba3-config-version.cmake
   COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/mamba3-config.cmake ${PROJECT_BINARY_DIR}/mamba3-config-version.cmake
-  DESTINATION ${package_dir})
+  cmake/onednn.cmake DESTINATION ${package_dir})
