@@ -1,6 +1,6 @@
-// Many rows: oneDNN on tiles. A tile is some outputs (a slice of the weights) times some rows;
-// tiles are the tasks of the thread pool. Each task first rewrites its slice of the weights into
-// memory of its worker, so there is never a second copy of a whole matrix.
+// Many rows: oneDNN on tiles, which are the tasks of the thread pool. A tile is some rows times
+// some outputs (a slice of the weights). bf16 weights are used where they lie; others are rewritten
+// slice by slice into memory of the worker, so there is never a second copy of a whole matrix.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -16,19 +16,8 @@
 namespace mamba3 {
 namespace {
 
-// oneDNN's kernels make 48 outputs at a time, or 32 or 16 at the end of a tile.
-constexpr std::int64_t kOutsUnit = 16;
+constexpr std::int64_t kOutsUnit = 16;  // oneDNN makes 48 outputs at a time, at an end 32 or 16
 constexpr std::int64_t kFewestOuts = 96;
-constexpr std::int64_t kMostOuts = 240;
-constexpr std::int64_t kSliceBytes = 768 << 10;  // most of a second-level cache
-// Rows of one call of oneDNN: enough to pay for its own copy of the weights, and x and y of a tile
-// stay in cache.
-constexpr std::int64_t kBlockRows = 256;
-// From here on it pays to copy bf16 weights to rows that do not start a power of two apart.
-constexpr std::int64_t kCopyRows = 128;
-// Tasks for each thread, so that all finish at about the same time.
-constexpr std::int64_t kTasksPerThread = 4;
-constexpr std::int64_t kFewestGroupRows = 512;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -48,9 +37,10 @@ struct Plan {
   std::int64_t m = 0;      // rows, at least 2
   std::int64_t n = 0;      // outputs, at least 2
   std::int64_t k = 0;
-  std::int64_t slices = 0;  // of outputs
-  std::int64_t widest = 0;  // slice
-  std::int64_t groups = 0;  // of rows
+  std::int64_t slices = 0;      // of outputs
+  std::int64_t widest = 0;      // slice
+  std::int64_t groups = 0;      // of rows
+  std::int64_t block_rows = 0;  // most rows of one call of oneDNN; a group may be several blocks
   std::int64_t threads = 0;
 
   std::int64_t slice_begin(std::int64_t slice) const {
@@ -58,6 +48,49 @@ struct Plan {
   }
   std::int64_t group_begin(std::int64_t group) const { return group * m / groups; }
 };
+
+// Weights in place: oneDNN copies its x and w for itself in each tile, so tiles are large. Their
+// shape and number are those that finish first by measured costs.
+void plan_large_tiles(Plan& plan) {
+  constexpr double kCopyW = 17;      // what copying w costs: as much as so many rows
+  constexpr double kCopyX = 25;      // what copying x costs: as much as so many outputs
+  constexpr double kWaiting = 0.05;  // of a tile: what threads wait for the last one
+  constexpr std::int64_t kMostTasksPerThread = 4;
+  const std::int64_t most_slices =
+      std::clamp<std::int64_t>(plan.n / kFewestOuts, 1, kMostTasksPerThread * plan.threads);
+  double best = 0;
+  for (std::int64_t slices = 1; slices <= most_slices; ++slices) {
+    for (std::int64_t per_thread = 1; per_thread <= kMostTasksPerThread; ++per_thread) {
+      const std::int64_t groups =
+          std::min(plan.m / 2, divide_up(per_thread * plan.threads, slices));
+      const auto tile_m = static_cast<double>(plan.m) / static_cast<double>(groups);
+      const auto tile_n = static_cast<double>(plan.n) / static_cast<double>(slices);
+      const auto turns = static_cast<double>(divide_up(groups * slices, plan.threads));
+      const double cost = (turns + kWaiting) * (tile_m + kCopyW) * (tile_n + kCopyX);
+      if (best != 0 && cost >= best) continue;
+      best = cost;
+      plan.slices = slices;
+      plan.groups = groups;
+    }
+  }
+  plan.block_rows = plan.m;
+}
+
+// A copied slice stays in the second-level cache while blocks of rows pass by.
+void plan_slices(Plan& plan) {
+  constexpr std::int64_t kMostOuts = 240;
+  constexpr std::int64_t kSliceBytes = 768 << 10;
+  constexpr std::int64_t kTasksPerThread = 4;
+  constexpr std::int64_t kFewestGroupRows = 512;  // fewer would not pay for the copy
+  const std::int64_t fitting = kSliceBytes / (plan.k * (plan.bf16 ? 2 : 4));
+  plan.slices = divide_up(plan.n, std::clamp(fitting / 48 * 48, kFewestOuts, kMostOuts));
+  if (plan.n / kFewestOuts >= plan.threads) {
+    plan.slices = divide_up(plan.slices, plan.threads) * plan.threads;
+  }
+  plan.groups = std::clamp<std::int64_t>(kTasksPerThread * plan.threads / plan.slices, 1,
+                                         std::max<std::int64_t>(1, plan.m / kFewestGroupRows));
+  plan.block_rows = 256;
+}
 
 Plan make_plan(const LinearArgs& args, const Context& ctx) {
   const std::int64_t rows = args.y.shape[0];
@@ -69,22 +102,18 @@ Plan make_plan(const LinearArgs& args, const Context& ctx) {
   // oneDNN multiplies pairs of bf16 and, for an odd k, an infinity by the zero that fills the last
   // pair. Both x and w get a zero there instead.
   plan.k = plan.bf16 ? divide_up(k, 2) * 2 : k;
-  plan.copy_w =
-      !plan.bf16 || args.w.dtype != DType::kBf16 || rows >= kCopyRows || n == 1 || plan.k != k;
+  plan.copy_w = !plan.bf16 || args.w.dtype != DType::kBf16 || n == 1 || plan.k != k;
   plan.copy_x = args.compute == Compute::kBf16 || rows == 1;
   plan.through_y = rows == 1 || n == 1;
   plan.m = std::max<std::int64_t>(rows, 2);
   plan.n = std::max<std::int64_t>(n, 2);
   plan.threads = ctx.threads();
-  const std::int64_t fitting = kSliceBytes / (k * (plan.bf16 ? 2 : 4));
-  const std::int64_t wanted = std::clamp(fitting / 48 * 48, kFewestOuts, kMostOuts);
-  plan.slices = divide_up(plan.n, wanted);
-  if (plan.n / kFewestOuts >= plan.threads) {
-    plan.slices = divide_up(plan.slices, plan.threads) * plan.threads;
+  if (plan.copy_w) {
+    plan_slices(plan);
+  } else {
+    plan_large_tiles(plan);
   }
   plan.widest = divide_up(divide_up(plan.n, kOutsUnit), plan.slices) * kOutsUnit;
-  plan.groups = std::clamp<std::int64_t>(kTasksPerThread * plan.threads / plan.slices, 1,
-                                         std::max<std::int64_t>(1, plan.m / kFewestGroupRows));
   return plan;
 }
 
@@ -147,7 +176,7 @@ void multiply_tile(const Job<X>& job, std::int64_t task, int worker) {
   gemm.y_stride = job.y_stride;
   const std::int64_t begin = plan.group_begin(group);
   const std::int64_t rows = plan.group_begin(group + 1) - begin;
-  const std::int64_t blocks = divide_up(rows, kBlockRows);
+  const std::int64_t blocks = divide_up(rows, plan.block_rows);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t row = begin + block * rows / blocks;
     gemm.m = begin + (block + 1) * rows / blocks - row;
