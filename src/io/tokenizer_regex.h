@@ -1,7 +1,6 @@
 // Regular expressions over UTF-8 text, as the tokenizers library runs them.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,17 +25,19 @@ class Regex {
   std::string origin_;
 };
 
-// The time that regexes may take on one text altogether. An exception ends what takes longer.
+// The processor time that regexes may take on one text altogether, in the thread that made this. An
+// exception ends what takes longer.
 class RegexDeadline {
  public:
   explicit RegexDeadline(std::size_t text_bytes);
-  // Looks at the clock now and then. True when the time is over.
+  // True when the time is over; looks at the clock now and then.
   bool tick() { return ++ticks_ % kTicksPerLook == 0 && passed(); }
-  bool passed() const { return std::chrono::steady_clock::now() > end_; }
 
  private:
   static constexpr std::uint32_t kTicksPerLook = 16;
-  std::chrono::steady_clock::time_point end_;
+  bool passed() const;
+
+  std::int64_t end_us_;
   std::uint32_t ticks_ = 0;
 };
 

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -124,9 +124,9 @@ TEST(TokenizerRegex, RefusesByName) {
 }
 
 void expect_soon_refused(const std::string& pattern, const std::string& text) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   EXPECT_THROW(find_all(pattern, text), Error) << pattern;
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(9)) << pattern;
+  EXPECT_LT(std::clock() - start, 9 * CLOCKS_PER_SEC) << pattern;
 }
 
 TEST(TokenizerRegex, TakesNoUnboundedTime) {

@@ -2,7 +2,7 @@
 // streams.
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -29,7 +29,7 @@ std::string repeated(std::string_view unit, std::size_t bytes) {
 }
 
 TEST(TokenizerText, LongRunsTakeLinearTime) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   for (const char* name : {"llama3.json", "qwen2.json", "added.json", "llama3.ranks"}) {
     const auto tokenizer = fixture(name);
     for (const char* unit : {"a", " ", "\n", "\u4E00", "1", "\u0301\u0316", " <sp>", "<|"}) {
@@ -37,7 +37,7 @@ TEST(TokenizerText, LongRunsTakeLinearTime) {
       EXPECT_GT(tokenizer->encode(text, false).size(), 0u) << name << " " << unit;
     }
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+  EXPECT_LT(std::clock() - start, 30 * CLOCKS_PER_SEC);
 }
 
 TEST(TokenizerText, RefusesIllFormedBytesWithTheirPlace) {
