@@ -21,7 +21,7 @@ struct SkinnyArgs {
 // Outputs [begin, end).
 using SkinnyKernel = void (*)(const SkinnyArgs& args, std::int64_t begin, std::int64_t end);
 
-// x bf16, for processors where multiplies_bf16().
+// x bf16, for processors where multiplies_bf16(); x86 only.
 void skinny_bf16_products(const SkinnyArgs& args, std::int64_t begin, std::int64_t end);
 void skinny_bf16_products_f32_weights(const SkinnyArgs& args, std::int64_t begin, std::int64_t end);
 

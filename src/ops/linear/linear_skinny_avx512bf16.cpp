@@ -1,16 +1,13 @@
-// The skinny path on processors with AVX512-BF16, which Highway 1.0.3 does not use yet.
+// The skinny path on processors with AVX512-BF16, which Highway 1.0.3 does not use yet. Compiled
+// for them as a whole (cmake/simd.cmake); the headers here bring no functions that others could
+// share.
 #include "ops/linear/linear_skinny.h"
-
-#if defined(__x86_64__)
 
 #include <hwy/base.h>
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
-
-HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 
 namespace mamba3 {
 namespace {
@@ -71,17 +68,3 @@ void skinny_bf16_products_f32_weights(const SkinnyArgs& args, std::int64_t begin
 }
 
 }  // namespace mamba3
-
-HWY_POP_ATTRIBUTES
-
-#else
-
-namespace mamba3 {
-
-// Never chosen: multiplies_bf16() is false.
-void skinny_bf16_products(const SkinnyArgs&, std::int64_t, std::int64_t) {}
-void skinny_bf16_products_f32_weights(const SkinnyArgs&, std::int64_t, std::int64_t) {}
-
-}  // namespace mamba3
-
-#endif

@@ -106,11 +106,13 @@ HWY_EXPORT(skinny_bf16_weights);
 HWY_EXPORT(skinny_f32_weights);
 HWY_EXPORT(skinny_rounded_f32_weights);
 
-SkinnyKernel choose_kernel(const LinearArgs& args, bool bf16_products) {
+SkinnyKernel choose_kernel(const LinearArgs& args, [[maybe_unused]] bool bf16_products) {
   const bool bf16_weights = args.w.dtype == DType::kBf16;
+#if HWY_ARCH_X86
   if (bf16_products) {
     return bf16_weights ? skinny_bf16_products : skinny_bf16_products_f32_weights;
   }
+#endif
   if (bf16_weights) return HWY_DYNAMIC_DISPATCH(skinny_bf16_weights);
   if (args.compute == Compute::kF32) return HWY_DYNAMIC_DISPATCH(skinny_f32_weights);
   return HWY_DYNAMIC_DISPATCH(skinny_rounded_f32_weights);
