@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <system_error>
 
+#include "cli/options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
 #include "core/quote.h"

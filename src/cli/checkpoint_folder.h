@@ -10,6 +10,10 @@
 #include "io/tensor_file.h"
 #include "mamba3/config.h"
 
+namespace CLI {
+class App;
+}
+
 namespace mamba3::cli {
 
 // A folder that is made beside its place and moved there when it is complete: until commit(),

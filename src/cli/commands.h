@@ -1,9 +1,14 @@
 // Every command: declares its options on `app` and returns what runs it.
 #pragma once
 
-#include "cli/common.h"
+#include <functional>
+
+#include "cli/options.h"
 
 namespace mamba3::cli {
+
+// The result is the exit code.
+using Run = std::function<int()>;
 
 Run add_generate(CLI::App& app);
 Run add_score(CLI::App& app);

@@ -1,10 +1,8 @@
-// What the commands share: common options, the model they ask for, results, and option helpers.
+// What the commands share: the common options, the model they ask for, results.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -31,22 +29,6 @@ struct CommonOptions {
   bool quiet = false;
   bool verbose = false;
 };
-
-// A command adds its options to `app` and returns what runs it; the result is the exit code.
-using Run = std::function<int()>;
-
-void add_common_options(CLI::App& app, CommonOptions& options);
-// For all options at once: names the environment variable (--top-k is MAMBA3_TOP_K), and lets the
-// last of repeated values count.
-void finish_options(CLI::App& app);
-
-// Validators whose messages say what was expected.
-CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
-CLI::Validator number(double least, double most);
-CLI::Validator one_of(const std::vector<std::string>& names);
-// "1,8,128", each at least `least`.
-std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
-                                        std::int64_t least);
 
 // Refuses what this build cannot do with exit code 3, and unknown names with 2.
 void check_device(const CommonOptions& options);

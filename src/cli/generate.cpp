@@ -112,7 +112,12 @@ Prompt read_prompt(const GenerateOptions& options, const Checkpoint& checkpoint)
   Prompt prompt;
   if (options.prompt_ids_given->count() > 0) {
     prompt.ids = parse_ids(options.prompt_ids, "--prompt-ids", checkpoint.model->config().vocab);
-    if (checkpoint.tokenizer) prompt.text = checkpoint.tokenizer->decode(prompt.ids, true);
+    if (checkpoint.tokenizer) {
+      // Ids may begin or end inside a character.
+      Utf8Stream characters;
+      prompt.text = characters.push(checkpoint.tokenizer->decode(prompt.ids, true));
+      prompt.text += characters.finish();
+    }
     return prompt;
   }
   if (options.prompt_file_given->count() > 0) {

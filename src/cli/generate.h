@@ -8,6 +8,10 @@
 #include "cli/common.h"
 #include "mamba3/engine.h"
 
+namespace CLI {
+class Option;
+}
+
 namespace mamba3::cli {
 
 struct GenerateOptions {

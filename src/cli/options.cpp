@@ -1,0 +1,141 @@
+#include "cli/options.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+
+#include "core/check.h"
+
+namespace mamba3::cli {
+namespace {
+
+std::string environment_name(const std::string& long_name) {
+  std::string name = "MAMBA3_" + long_name;
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) {
+    return c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  });
+  return name;
+}
+
+std::optional<std::int64_t> to_whole(const std::string& text) {
+  std::int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, value);
+  if (parsed.ec != std::errc{} || parsed.ptr != end) return std::nullopt;
+  return value;
+}
+
+}  // namespace
+
+void add_common_options(CLI::App& app, CommonOptions& options) {
+  const char* group = "Common options";
+  app.add_option("-m,--model", options.model,
+                 "folder with config.json, weights and tokenizer.json (default: the bundled model)")
+      ->type_name("PATH")
+      ->group(group);
+  app.add_option("--tokenizer", options.tokenizer,
+                 "tokenizer.json or tiktoken rank file, when it is not in the model's folder")
+      ->type_name("FILE")
+      ->group(group);
+  app.add_option("--device", options.device, "auto, cpu or cuda[:N]")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--dtype", options.dtype,
+                 "auto, fp32 (exact) or bf16 (inputs of every linear rounded); auto: as the "
+                 "weights are stored")
+      ->type_name("NAME")
+      ->check(one_of({"auto", "fp32", "bf16"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("-t,--threads", options.threads, "0: one per processor")
+      ->type_name("N")
+      ->check(whole_number(0, 1024))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("-s,--seed", options.seed, "of random numbers (default: a new one each time)")
+      ->type_name("N")
+      ->check(whole_number(0))
+      ->group(group);
+  app.add_option("--a-activation", options.a_activation,
+                 "auto, heavy-tail or softplus; auto: what the file records, else heavy-tail")
+      ->type_name("NAME")
+      ->check(one_of({"auto", "heavy-tail", "softplus"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_flag("--strict", options.strict, "refuse weights that hold NaN or infinity")
+      ->group(group);
+  app.add_flag("--json", options.json, "results as JSON on stdout")->group(group);
+  app.add_flag("-q,--quiet", options.quiet, "no messages, no progress")->group(group);
+  app.add_flag("-v,--verbose", options.verbose, "more messages, timings")->group(group);
+}
+
+void finish_options(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const auto& names = option->get_lnames();
+    if (names.empty() || names[0] == "help" || names[0] == "version") continue;
+    option->envname(environment_name(names[0]));
+    if (option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw) option->take_last();
+  }
+}
+
+CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
+  const std::string expected = most == INT64_MAX ? str("a whole number from ", least)
+                                                 : str("a whole number from ", least, " to ", most);
+  return CLI::Validator(
+      [=](std::string& text) {
+        const auto value = to_whole(text);
+        if (value && *value >= least && *value <= most) return std::string();
+        return str("found '", text, "'; expected ", expected);
+      },
+      "");
+}
+
+CLI::Validator number(double least, double most) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const char* end = text.data() + text.size();
+        const auto parsed = std::from_chars(text.data(), end, value);
+        const bool ok = parsed.ec == std::errc{} && parsed.ptr == end && std::isfinite(value) &&
+                        value >= least && value <= most;
+        if (ok) return std::string();
+        return str("found '", text, "'; expected a number from ", least, " to ", most);
+      },
+      "");
+}
+
+CLI::Validator one_of(const std::vector<std::string>& names) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        if (std::find(names.begin(), names.end(), text) != names.end()) return std::string();
+        std::string list;
+        for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+        return str("found '", text, "'; expected one of ", list);
+      },
+      "");
+}
+
+std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
+                                        std::int64_t least) {
+  std::vector<std::int64_t> numbers;
+  std::size_t begin = 0;
+  while (begin < text.size()) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    std::size_t first = begin, last = end;
+    while (first < last && text[first] == ' ') ++first;
+    while (last > first && text[last - 1] == ' ') --last;
+    const std::string part = text.substr(first, last - first);
+    const auto value = to_whole(part);
+    if (!value || *value < least || end + 1 == text.size()) {
+      fail(ErrorCode::kUsage, option, " has '", part, "' at character ", begin,
+           "; expected whole numbers from ", least, " separated by commas; correct the option");
+    }
+    numbers.push_back(*value);
+    begin = end + 1;
+  }
+  return numbers;
+}
+
+}  // namespace mamba3::cli

@@ -1,0 +1,26 @@
+// Declaring options: those of every command, the environment, and validators.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/common.h"
+
+namespace mamba3::cli {
+
+void add_common_options(CLI::App& app, CommonOptions& options);
+// For all options at once: names the environment variable (--top-k is MAMBA3_TOP_K), and lets the
+// last of repeated values count.
+void finish_options(CLI::App& app);
+
+// Validators whose messages say what was expected.
+CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
+CLI::Validator number(double least, double most);
+CLI::Validator one_of(const std::vector<std::string>& names);
+// "1,8,128", each at least `least`.
+std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
+                                        std::int64_t least);
+
+}  // namespace mamba3::cli
