@@ -32,7 +32,7 @@ void TokenTable::reserve(std::size_t tokens, std::size_t text_bytes) {
 }
 
 TokenText TokenTable::text_of(const Entry& entry) const {
-  return {std::string_view(pool_).substr(entry.begin, entry.bytes), entry.is_literal};
+  return {std::string_view(pool_).substr(entry.begin, entry.bytes), entry.is_literal != 0};
 }
 
 // Where the text is, or would go.
@@ -60,7 +60,9 @@ bool TokenTable::add(std::string_view text, bool is_literal, std::int32_t id) {
   const std::size_t slot = slot_of(text, is_literal);
   if (slots_[slot] >= 0) return false;
   slots_[slot] = static_cast<std::int32_t>(entries_.size());
-  entries_.push_back({pool_.size(), static_cast<std::uint32_t>(text.size()), id, is_literal});
+  entries_.push_back({static_cast<std::uint32_t>(pool_.size()),
+                      static_cast<std::uint32_t>(text.size()) & 0x7FFFFFFF, is_literal ? 1U : 0U,
+                      id});
   pool_ += text;
   largest_id_ = std::max(largest_id_, id);
   longest_bytes_ = std::max(longest_bytes_, text.size());

@@ -33,11 +33,11 @@ class TokenTable {
   std::size_t longest_bytes() const { return longest_bytes_; }
 
  private:
-  struct Entry {
-    std::size_t begin;
-    std::uint32_t bytes;
+  struct Entry {  // texts make up less than 2 GiB
+    std::uint32_t begin;
+    std::uint32_t bytes : 31;
+    std::uint32_t is_literal : 1;
     std::int32_t id;
-    bool is_literal;
   };
   TokenText text_of(const Entry& entry) const;
   std::size_t slot_of(std::string_view text, bool is_literal) const;

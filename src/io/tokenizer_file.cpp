@@ -15,16 +15,16 @@ namespace {
 
 using nlohmann::json;
 
-constexpr JsonLimits kLimits{std::int64_t{256} << 20, 32};  // offsets below fit in 32 bits
-constexpr std::int64_t kMostValues = 1'000'000;             // outside of the two lists
+constexpr JsonLimits kLimits{std::int64_t{64} << 20, 32};
+constexpr std::int64_t kMostValues = 1'000'000;  // outside of the two lists
 constexpr std::int32_t kMostId = std::numeric_limits<std::int32_t>::max() - 1;
 
 // Left and right part, one behind the other.
 struct MergePair {
   std::uint32_t begin;
   std::uint32_t left_bytes;
-  std::uint32_t right_bytes;
-  bool is_literal;  // letters, as at least one of the two is no byte sequence
+  std::uint32_t right_bytes : 31;
+  std::uint32_t is_literal : 1;  // letters, as at least one of the two is no byte sequence
 };
 
 struct Lists {
@@ -210,7 +210,8 @@ void Reader::add_merge(std::string_view left, std::string_view right) {
   const std::string_view second = is_literal ? right : *right_bytes;
   lists_.merges.push_back({static_cast<std::uint32_t>(lists_.merge_pool.size()),
                            static_cast<std::uint32_t>(first.size()),
-                           static_cast<std::uint32_t>(second.size()), is_literal});
+                           static_cast<std::uint32_t>(second.size()) & 0x7FFFFFFF,
+                           is_literal ? 1U : 0U});
   lists_.merge_pool += first;
   lists_.merge_pool += second;
 }
@@ -236,7 +237,7 @@ MergeTable build_merges(const Lists& lists, const std::string& origin) {
   for (const MergePair& pair : lists.merges) {
     const std::string_view both = pool.substr(pair.begin, pair.left_bytes + pair.right_bytes);
     const auto find = [&](std::string_view text) {
-      return find_part(lists.tokens, text, pair.is_literal, origin);
+      return find_part(lists.tokens, text, pair.is_literal != 0, origin);
     };
     const std::int32_t left = find(both.substr(0, pair.left_bytes));
     const std::int32_t right = find(both.substr(pair.left_bytes));
