@@ -1,7 +1,6 @@
 #include "core/arena.h"
 
 #include <algorithm>
-#include <new>
 
 #include "core/check.h"
 
@@ -16,19 +15,14 @@ std::size_t round_up(std::size_t bytes) {
 
 }  // namespace
 
-void Arena::Free::operator()(std::byte* p) const {
-  ::operator delete[](p, std::align_val_t{kAlignBytes});
-}
-
 void Arena::add_block(std::size_t bytes) {
   const std::size_t size = std::max(round_up(bytes), kSmallestBlockBytes);
-  auto* p = new (std::align_val_t{kAlignBytes}, std::nothrow) std::byte[size];
-  if (p == nullptr) {
+  Block block;
+  block.data = allocate_aligned(size);
+  if (!block.data) {
     fail(ErrorCode::kUnavailable, "no memory for a workspace of ", size,
          " bytes; shorten the segment, lower the batch, or free memory");
   }
-  Block block;
-  block.data.reset(p);
   block.size_bytes = size;
   blocks_.push_back(std::move(block));
 }

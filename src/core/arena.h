@@ -4,14 +4,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
+
+#include "core/aligned_memory.h"
 
 namespace mamba3 {
 
 class Arena {
  public:
-  static constexpr std::size_t kAlignBytes = 64;  // one cache line, one AVX-512 vector
+  static constexpr std::size_t kAlignBytes = kCacheLineBytes;
 
   // Grows the arena so that `bytes` more fit without another allocation.
   void reserve(std::size_t bytes);
@@ -23,11 +24,8 @@ class Arena {
 
  private:
   friend class ArenaScope;
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
   struct Block {
-    std::unique_ptr<std::byte[], Free> data;
+    AlignedMemory data;
     std::size_t size_bytes = 0;
     std::size_t used_bytes = 0;
   };

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <numbers>
 #include <string_view>
 
+#include "core/aligned_memory.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "mamba3/sampling.h"
@@ -17,7 +17,7 @@ namespace {
 constexpr double kEmbeddingDeviation = 0.02;
 constexpr double kDtMin = 1e-3, kDtMax = 1e-1, kDtFloor = 1e-4;
 constexpr std::int64_t kPieceElements = std::int64_t{1} << 16;
-constexpr std::int64_t kAlignBytes = 64;
+constexpr auto kAlignBytes = static_cast<std::int64_t>(kCacheLineBytes);
 
 enum class Kind { kOnes, kNormal, kUniform, kDtBias, kOneOverRank };
 
@@ -91,7 +91,7 @@ InitialTensors init_tensors(const ModelConfig& config, DType dtype, std::uint64_
               " cannot be initialised; expected BF16 or F32");
   const std::vector<TensorSpec> specs = tensor_specs(config);
   InitialTensors out;
-  std::int64_t total_bytes = kAlignBytes;
+  std::int64_t total_bytes = 0;
   std::vector<std::int64_t> offsets;
   for (const TensorSpec& spec : specs) {
     TensorRef ref{nullptr, always_f32(spec.name) ? DType::kF32 : dtype, spec.shape};
@@ -99,19 +99,16 @@ InitialTensors init_tensors(const ModelConfig& config, DType dtype, std::uint64_
     total_bytes += (ref.bytes() + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
     out.tensors.emplace(spec.name, std::move(ref));
   }
-  std::byte* memory = new (std::nothrow) std::byte[static_cast<std::size_t>(total_bytes)];
-  if (memory == nullptr) {
+  std::shared_ptr<std::byte[]> memory = allocate_aligned(static_cast<std::size_t>(total_bytes));
+  if (!memory) {
     fail(ErrorCode::kUnavailable, "no memory for ", total_bytes,
          " bytes of weights; choose a smaller preset");
   }
-  out.memory.reset(memory);
-  const std::int64_t shift =
-      kAlignBytes -
-      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(memory) % kAlignBytes);
+  out.memory = memory;
   for (std::size_t i = 0; i < specs.size(); ++i) {
     const Draw draw = draw_of(specs[i], config);
     TensorRef& ref = out.tensors.at(specs[i].name);
-    std::byte* data = memory + offsets[i] - kAlignBytes + shift;
+    std::byte* data = memory.get() + offsets[i];
     ref.data = data;
     const std::int64_t count = ref.elements();
     ctx.pool().run((count + kPieceElements - 1) / kPieceElements, [&](std::int64_t piece, int) {

@@ -14,7 +14,7 @@ namespace mamba3 {
 
 struct InitialTensors {
   std::map<std::string, TensorRef> tensors;
-  std::shared_ptr<std::byte[]> memory;  // what they point into
+  std::shared_ptr<const void> memory;  // what they point into
 };
 
 // Matrices and norms in `dtype` (bf16 or fp32); dt_bias, D, B_bias, C_bias and mimo_* always in

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "core/check.h"
 
@@ -13,13 +12,6 @@ constexpr std::int64_t kLineElements = 16;  // a cache line of 4-byte elements
 
 std::int64_t round_up(std::int64_t count) {
   return (count + kLineElements - 1) / kLineElements * kLineElements;
-}
-
-template <class T>
-T* align_to_line(T* p) {
-  const auto address = reinterpret_cast<std::uintptr_t>(p);
-  constexpr std::uintptr_t kLineBytes = kLineElements * sizeof(T);
-  return reinterpret_cast<T*>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
 }
 
 // [rows, cols] -> [cols, rows]
@@ -40,16 +32,15 @@ StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in)
   v_count = round_up(heads * config.mixer.head_dim);
   turns_per_slot = config.layers * turns_count;
   values_per_slot = config.layers * (ssm_count + k_count + v_count);
-  const auto turns_needed = static_cast<std::size_t>(slots * turns_per_slot + kLineElements);
-  const auto values_needed = static_cast<std::size_t>(slots * values_per_slot + kLineElements);
-  turns_memory.reset(new (std::nothrow) std::uint32_t[turns_needed]());
-  values_memory.reset(new (std::nothrow) float[values_needed]());
-  if (!turns_memory || !values_memory) {
+  const auto bytes = static_cast<std::size_t>(4 * slots * (turns_per_slot + values_per_slot));
+  memory = allocate_aligned(bytes);
+  if (!memory) {
     fail(ErrorCode::kUnavailable, "no memory for the states of ", slots, " sequences of ",
          4 * (turns_per_slot + values_per_slot), " bytes each; use a smaller batch");
   }
-  turns = align_to_line(turns_memory.get());
-  values = align_to_line(values_memory.get());
+  std::memset(memory.get(), 0, bytes);
+  values = reinterpret_cast<float*>(memory.get());
+  turns = reinterpret_cast<std::uint32_t*>(values + slots * values_per_slot);
 }
 
 Mamba3States StatePool::Impl::layer(std::int64_t index) {

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "core/aligned_memory.h"
 #include "mamba3/model.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
@@ -23,8 +23,7 @@ struct StatePool::Impl {
   std::int64_t turns_count, ssm_count, k_count, v_count;
   std::int64_t turns_per_slot;   // all layers
   std::int64_t values_per_slot;  // all layers: ssm, k, v
-  std::unique_ptr<std::uint32_t[]> turns_memory;
-  std::unique_ptr<float[]> values_memory;
+  AlignedMemory memory;
   std::uint32_t* turns;                 // [slot, l, h * s]
   float* values;                        // [slot, l, (ssm, k, v)]
   std::vector<std::int64_t> positions;  // [slot]
