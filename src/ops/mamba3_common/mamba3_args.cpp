@@ -39,6 +39,7 @@ Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
   const std::int64_t shared = dims.rank * dims.groups * dims.state;
   Mamba3Columns columns;
   columns.row_stride = row_stride;
+  if (in_proj_rows == nullptr) return columns;  // no rows: nothing to point at
   const float* next = in_proj_rows;
   const auto take = [&next](std::int64_t count) {
     const float* begin = next;

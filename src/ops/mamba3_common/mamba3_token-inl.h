@@ -197,7 +197,7 @@ HWY_INLINE V silu(D d, V v) {
 }
 
 // What follows the read-out in one head of one token: skip, out-norm, gate, sum over ranks.
-// read_out [r, p] holds h_t Q_r and is overwritten; x, z, y [p]; the mimo parameters [r, p] and
+// read_out [r, p] holds h_t Q_r and may be overwritten; x, z, y [p]; the mimo parameters [r, p] and
 // out_norm [p] are this head's.
 struct GateArgs {
   const float* x;
@@ -226,28 +226,42 @@ HWY_INLINE GateArgs gate_args(const Mamba3Dims& dims, const Mamba3Params& params
   return gate;
 }
 
-HWY_INLINE void gate_row(const Mamba3Dims& dims, const GateArgs& gate, float* read_out, float* y) {
+// read_out += skip * x, with each rank's own x.
+HWY_INLINE void skip_row(const Mamba3Dims& dims, const GateArgs& gate, std::int64_t r, float* o) {
+  for_lanes<float>(dims.head_dim, [&](auto d, std::int64_t i) HWY_ATTR {
+    auto x = hn::LoadU(d, gate.x + i);
+    if (dims.mimo) x = hn::Mul(x, hn::LoadU(d, gate.mimo_x + r * dims.head_dim + i));
+    hn::StoreU(hn::MulAdd(hn::Set(d, gate.skip), x, hn::LoadU(d, o + i)), d, o + i);
+  });
+}
+
+HWY_INLINE void gate_row(const Mamba3Dims& dims, const GateArgs& gate, float* read_out,
+                         std::int64_t read_out_stride, float* y) {
   const std::int64_t p = dims.head_dim;
-  for (std::int64_t r = 0; r < dims.rank; ++r) {
-    float* o = read_out + r * p;
-    for_lanes<float>(p, [&](auto d, std::int64_t i) HWY_ATTR {
-      auto x = hn::LoadU(d, gate.x + i);
-      if (dims.mimo) x = hn::Mul(x, hn::LoadU(d, gate.mimo_x + r * p + i));
-      hn::StoreU(hn::MulAdd(hn::Set(d, gate.skip), x, hn::LoadU(d, o + i)), d, o + i);
-    });
-    if (dims.out_norm) norm_row(o, gate.out_norm, p, o);
-    for_lanes<float>(p, [&](auto d, std::int64_t i) HWY_ATTR {
-      auto z = hn::LoadU(d, gate.z + i);
-      auto out = hn::LoadU(d, o + i);
-      if (dims.mimo) {
-        z = hn::Mul(z, hn::LoadU(d, gate.mimo_z + r * p + i));
-        out = hn::Mul(out, hn::LoadU(d, gate.mimo_o + r * p + i));
-      }
-      out = hn::Mul(out, silu(d, z));
-      if (r > 0) out = hn::Add(out, hn::LoadU(d, y + i));
-      hn::StoreU(out, d, y + i);
-    });
+  if (dims.out_norm) {
+    for (std::int64_t r = 0; r < dims.rank; ++r) {
+      float* o = read_out + r * read_out_stride;
+      skip_row(dims, gate, r, o);
+      norm_row(o, gate.out_norm, p, o);
+    }
   }
+  for_lanes<float>(p, [&](auto d, std::int64_t i) HWY_ATTR {
+    const auto x = hn::LoadU(d, gate.x + i);
+    const auto z = hn::LoadU(d, gate.z + i);
+    auto sum = hn::Zero(d);
+    for (std::int64_t r = 0; r < dims.rank; ++r) {
+      const std::int64_t at = r * p + i;
+      auto out = hn::LoadU(d, read_out + r * read_out_stride + i);
+      if (!dims.out_norm) {
+        const auto own_x = dims.mimo ? hn::Mul(x, hn::LoadU(d, gate.mimo_x + at)) : x;
+        out = hn::MulAdd(hn::Set(d, gate.skip), own_x, out);
+      }
+      if (dims.mimo) out = hn::Mul(out, hn::LoadU(d, gate.mimo_o + at));
+      out = hn::Mul(out, silu(d, dims.mimo ? hn::Mul(z, hn::LoadU(d, gate.mimo_z + at)) : z));
+      sum = r == 0 ? out : hn::Add(sum, out);
+    }
+    hn::StoreU(sum, d, y + i);
+  });
 }
 
 }  // namespace HWY_NAMESPACE

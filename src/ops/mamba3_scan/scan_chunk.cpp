@@ -70,7 +70,6 @@ ChunkScratch::ChunkScratch(const Mamba3Dims& dims, const ChunkSizes& sizes, bool
   x_carried = carver.take<float>(sizes.rank * sizes.p_stride);
   weights = carver.take<float>(sizes.tokens * sizes.row_stride);
   y = carver.take<float>(padded_rows * sizes.p_stride);
-  read_out = carver.take<float>(sizes.rank * sizes.p);
   state = carver.take<float>(sizes.state_elements);
   if (bf16_products) {
     bf16 = take_bf16_scratch(sizes, carver);

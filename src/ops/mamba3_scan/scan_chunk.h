@@ -94,7 +94,6 @@ struct ChunkScratch {
   float* weights;    // [c, rows] exp(sum_t - sum_j) * source_j; a token's own columns: its `now`
   float* scores;     // [rows, rows] (q k_t) * weights; not with bf16 products
   float* y;          // [rows, p]
-  float* read_out;   // [r, p] one token of y, not padded
   float* state;      // [n, p]
   Bf16Scratch bf16;  // with bf16 products only
 };

@@ -9,7 +9,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -223,13 +222,10 @@ inline HWY_NOINLINE void chunk_gate(const Mamba3Dims& dims, const Mamba3Params& 
                                     const ChunkSizes& sizes, const ChunkInputs& in,
                                     std::int64_t row_stride, const ChunkScratch& scratch) {
   for (std::int64_t t = 0; t < in.tokens; ++t) {
-    for (std::int64_t r = 0; r < sizes.rank; ++r) {
-      std::memcpy(scratch.read_out + r * sizes.p, scratch.y + (t * sizes.rank + r) * sizes.p_stride,
-                  static_cast<std::size_t>(sizes.p) * sizeof(float));
-    }
     const GateArgs gate =
         gate_args(dims, params, in.head, in.x + t * row_stride, in.z + t * row_stride);
-    gate_row(dims, gate, scratch.read_out, in.y + t * in.y_stride);
+    gate_row(dims, gate, scratch.y + t * sizes.rank * sizes.p_stride, sizes.p_stride,
+             in.y + t * in.y_stride);
   }
 }
 
