@@ -30,6 +30,22 @@ std::vector<GemmShape> layer_gemms(const ModelConfig& config, std::int64_t rows)
   return gemms;
 }
 
+double layer_gemm_flops(const ModelConfig& config) {
+  double flops = 0;
+  for (const GemmShape& gemm : layer_gemms(config, 1)) flops += gemm.flops();
+  return flops * static_cast<double>(config.layers);
+}
+
+double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx) {
+  const Compute compute = model.compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
+  double flops = 0, seconds = 0;
+  for (const GemmShape& gemm : layer_gemms(model.config(), rows)) {
+    flops += gemm.flops();
+    seconds += gemm.flops() / measured_gemm_rate(gemm, compute, ctx);
+  }
+  return flops / seconds;
+}
+
 void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
                    const std::function<void()>& run) {
   OpTimes times;

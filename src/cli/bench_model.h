@@ -22,6 +22,11 @@ const char* compute_name(const Model& model);  // "bf16", "fp32"
 // in_proj, out_proj, fc1, fc2 of one layer over `rows` tokens.
 std::vector<GemmShape> layer_gemms(const ModelConfig& config, std::int64_t rows);
 
+// One token's matrix products in all layers, without the head.
+double layer_gemm_flops(const ModelConfig& config);
+// FLOP/s of oneDNN alone on those of `rows` tokens, each shape weighted by its share of the work.
+double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx);
+
 // Rows "NAME/OP" with each op's share of the time of one call of `run`. Call it after the figures
 // that count: the measuring takes time of its own.
 void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,

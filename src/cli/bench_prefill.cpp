@@ -6,28 +6,9 @@
 #include "cli/bench.h"
 #include "cli/bench_model.h"
 #include "core/check.h"
-#include "ops/ceilings/ceilings.h"
 
 namespace mamba3::cli {
 namespace {
-
-// One token's matrix products in all layers. The head is left out: only the last token of a prompt
-// meets it.
-double gemm_flops_per_token(const ModelConfig& config) {
-  double flops = 0;
-  for (const GemmShape& gemm : layer_gemms(config, 1)) flops += gemm.flops();
-  return flops * static_cast<double>(config.layers);
-}
-
-// FLOP/s of oneDNN alone, each shape weighted by its share of the work.
-double gemm_ceiling(const ModelConfig& config, std::int64_t rows, Compute compute, Context& ctx) {
-  double flops = 0, seconds = 0;
-  for (const GemmShape& gemm : layer_gemms(config, rows)) {
-    flops += gemm.flops();
-    seconds += gemm.flops() / measured_gemm_rate(gemm, compute, ctx);
-  }
-  return flops / seconds;
-}
 
 class PrefillBench {
  public:
@@ -68,8 +49,6 @@ void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ct
   for (const std::string& name : presets_or(options, "siso-187m")) {
     const auto model = random_model(options, name, ctx);
     const ModelConfig& config = model->config();
-    const Compute compute =
-        model->compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
     for (const std::int64_t tokens :
          options.tokens.empty() ? std::vector<std::int64_t>{2048} : options.tokens) {
       PrefillBench bench(*model, tokens, ctx);
@@ -79,13 +58,14 @@ void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ct
         seconds.push_back(bench.seconds());
         // Beside each repetition, since a shared machine's speed drifts.
         ceilings.push_back(
-            gemm_ceiling(config, std::min<std::int64_t>(tokens, 2048), compute, ctx));
+            layer_gemm_rate(*model, std::min<std::int64_t>(tokens, 2048), ctx));
       }
       BenchRow row;
       row.name = str("prefill/", name, "/", compute_name(*model), "/tokens=", tokens);
       row.value = static_cast<double>(tokens) / median(seconds);
       row.unit = "tokens/s";
-      row.flops = gemm_flops_per_token(config);
+      // Without the head: only the last token of a prompt meets it.
+      row.flops = layer_gemm_flops(config);
       row.ceiling = median(ceilings) / *row.flops;
       report.add(row);
       add_op_shares(row.name, report, ctx, [&] { bench.seconds(); });

@@ -1,6 +1,7 @@
 #include "cli/bench_report.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <fstream>
 
@@ -43,14 +44,24 @@ std::string cell(const std::optional<double>& value) {
   return text;
 }
 
-std::string table_line(const std::string& name, const std::string& value, const std::string& unit,
-                       const std::string& ceiling, const std::string& of_ceiling,
-                       const std::string& ratio) {
-  char text[256];
-  std::snprintf(text, sizeof(text), "%-44.60s %12.20s %-10.16s %12.20s %8.10s %8.10s\n",
-                name.c_str(), value.c_str(), unit.c_str(), ceiling.c_str(), of_ceiling.c_str(),
-                ratio.c_str());
-  return text;
+// `amount` (bytes or FLOPs) of a row is that of one token, or of one timed call.
+std::optional<double> giga_per_second(const BenchRow& row, const std::optional<double>& amount) {
+  if (!amount) return std::nullopt;
+  if (row.unit == "tokens/s") return 1e-9 * *amount * row.value;
+  if (row.unit == "us") return 1e-3 * *amount / row.value;
+  if (row.unit == "s") return 1e-9 * *amount / row.value;
+  return std::nullopt;
+}
+
+std::string table_line(const std::array<std::string, 8>& cells) {
+  constexpr std::array<int, 8> kWidths{-46, 9, -9, 7, 8, 9, 7, 7};  // below 0: to the left
+  std::string line;
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    char text[128];
+    std::snprintf(text, sizeof(text), "%*.80s", kWidths[i], cells[i].c_str());
+    line += (line.empty() ? "" : " ") + std::string(text);
+  }
+  return line + "\n";
 }
 
 }  // namespace
@@ -100,10 +111,12 @@ void BenchReport::add(BenchRow row) {
 void BenchReport::show(const BenchRow& row) {
   if (rows_.empty()) {
     write_out(device_ + "\n" +
-              table_line("measured", "value", "unit", "ceiling", "share", "ratio"));
+              table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling", "share",
+                          "ratio"}));
   }
-  write_out(table_line(row.name, cell(row.value), row.unit, cell(row.ceiling),
-                       cell(row.share_of_ceiling), cell(row.ratio)));
+  write_out(table_line({row.name, cell(row.value), row.unit, cell(giga_per_second(row, row.bytes)),
+                        cell(giga_per_second(row, row.flops)), cell(row.ceiling),
+                        cell(row.share_of_ceiling), cell(row.ratio)}));
 }
 
 Json BenchReport::document() const {
