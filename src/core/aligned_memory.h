@@ -15,8 +15,8 @@ struct AlignedFree {
 
 using AlignedMemory = std::unique_ptr<std::byte[], AlignedFree>;
 
-// `bytes` of indeterminate contents that begin on a multiple of kCacheLineBytes; null when there is no
-// memory. The system is asked for huge pages where it has them: products that walk through many
+// `bytes` of indeterminate contents that begin on a multiple of kCacheLineBytes; null when there is
+// no memory. The system is asked for huge pages where it has them: products that walk through many
 // rows at once spend a tenth of their time looking up small ones.
 AlignedMemory allocate_aligned(std::size_t bytes);
 
