@@ -57,8 +57,7 @@ void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ct
       for (std::int64_t i = 0; i < options.repeat; ++i) {
         seconds.push_back(bench.seconds());
         // Beside each repetition, since a shared machine's speed drifts.
-        ceilings.push_back(
-            layer_gemm_rate(*model, std::min<std::int64_t>(tokens, 2048), ctx));
+        ceilings.push_back(layer_gemm_rate(*model, std::min<std::int64_t>(tokens, 2048), ctx));
       }
       BenchRow row;
       row.name = str("prefill/", name, "/", compute_name(*model), "/tokens=", tokens);

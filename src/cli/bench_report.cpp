@@ -110,9 +110,9 @@ void BenchReport::add(BenchRow row) {
 
 void BenchReport::show(const BenchRow& row) {
   if (rows_.empty()) {
-    write_out(device_ + "\n" +
-              table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling", "share",
-                          "ratio"}));
+    write_out(
+        device_ + "\n" +
+        table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling", "share", "ratio"}));
   }
   write_out(table_line({row.name, cell(row.value), row.unit, cell(giga_per_second(row, row.bytes)),
                         cell(giga_per_second(row, row.flops)), cell(row.ceiling),
