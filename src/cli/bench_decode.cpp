@@ -23,12 +23,14 @@ class DecodeBench {
     logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
   }
 
-  // Of one step; each token is the best one of the step before.
-  double seconds() {
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < kStepsPerRepeat; ++i) step();
-    const auto passed = std::chrono::steady_clock::now() - start;
-    return std::chrono::duration<double>(passed).count() / kStepsPerRepeat;
+  // Adds the time of each of a few steps; each token is the best one of the step before.
+  void run(std::vector<double>& seconds) {
+    for (int i = 0; i < kStepsPerRepeat; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      step();
+      const auto passed = std::chrono::steady_clock::now() - start;
+      seconds.push_back(std::chrono::duration<double>(passed).count());
+    }
   }
 
  private:
@@ -61,10 +63,10 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
     for (const std::int64_t batch :
          options.batches.empty() ? std::vector<std::int64_t>{1} : options.batches) {
       DecodeBench bench(*model, batch, ctx);
-      bench.seconds();
-      std::vector<double> seconds, ceilings;
+      std::vector<double> warm_up, seconds, ceilings;
+      bench.run(warm_up);
       for (std::int64_t i = 0; i < options.repeat; ++i) {
-        seconds.push_back(bench.seconds());
+        bench.run(seconds);
         ceilings.push_back(measured_read_bandwidth(ctx));  // beside each repetition: speeds drift
       }
       BenchRow row;
@@ -78,7 +80,7 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
                   2.0 * static_cast<double>(config.width * config.padded_vocab());
       row.ceiling = std::min(median(ceilings) / *row.bytes, gemm_rate / *row.flops);
       report.add(row);
-      add_op_shares(row.name, report, ctx, [&] { bench.seconds(); });
+      add_op_shares(row.name, report, ctx, [&] { bench.run(warm_up); });
     }
   }
 }
