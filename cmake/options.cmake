@@ -4,9 +4,14 @@ target_compile_features(mamba3_options INTERFACE cxx_std_20)
 configure_file(cmake/version.h.in ${PROJECT_BINARY_DIR}/include/mamba3/version.h @ONLY)
 target_include_directories(mamba3_options INTERFACE
   ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include ${PROJECT_SOURCE_DIR}/src)
-target_compile_options(mamba3_options INTERFACE -Wall -Wextra -Wshadow -Wno-psabi
-  # One rounding per operation, as written: a compiler's choice to fuse would change bits between builds.
-  -ffp-contract=off)
+# Of C++ only: nvcc has other options (cmake/cuda.cmake).
+function(mamba3_cxx_options)
+  foreach(option ${ARGN})
+    target_compile_options(mamba3_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${option}>)
+  endforeach()
+endfunction()
+# -ffp-contract=off: one rounding per operation, as written. A compiler's choice to fuse would change bits between builds.
+mamba3_cxx_options(-Wall -Wextra -Wshadow -Wno-psabi -ffp-contract=off)
 # Highway compiles each kernel once for every target. Processors between plain x86-64 and AVX2 (older than 2013) take
 # the portable one: two targets less to build and to test.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
@@ -18,10 +23,10 @@ else()
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 reports std::string's operator+ as an overlapping copy (its bug 105651).
-  target_compile_options(mamba3_options INTERFACE -Wno-restrict)
+  mamba3_cxx_options(-Wno-restrict)
 endif()
 if(MAMBA3_WERROR)
-  target_compile_options(mamba3_options INTERFACE -Werror)
+  mamba3_cxx_options(-Werror)
 endif()
 if(MAMBA3_SANITIZE)
   target_compile_options(mamba3_options INTERFACE -fsanitize=${MAMBA3_SANITIZE} -fno-omit-frame-pointer

@@ -1,6 +1,7 @@
 # Read by ctest, once it knows the tests. Each test gets two labels: its layer, and a kind by the first pattern that its
 # name matches.
-set(kinds slow golden mutation invariant unit)
+set(kinds gpu slow golden mutation invariant unit)
+set(pattern_gpu "^Cuda|/Cuda")
 set(pattern_slow "LongRun")
 set(pattern_golden "Golden")
 set(pattern_mutation "^Mutation")

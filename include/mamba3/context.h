@@ -8,9 +8,12 @@
 #include <memory>
 #include <string>
 
+#include "mamba3/device.h"
+
 namespace mamba3 {
 
 class Arena;
+class Gpu;
 class ThreadPool;
 struct OpTimes;
 
@@ -21,6 +24,7 @@ struct ContextOptions {
   int threads = 0;  // 0: one per processor this process may use
   std::uint64_t seed = 0;
   LogCallback log;  // empty: the library stays silent
+  Device device = {};
 };
 
 class Context {
@@ -33,6 +37,9 @@ class Context {
   int threads() const;
   ThreadPool& pool();
   Arena& workspace();  // see core/arena.h: scopes give back what they took
+  // Null on a CPU. On a GPU all that an op's arguments point at lies in its memory, and ops return
+  // before the work is done: its results are there for whatever follows in the stream.
+  const std::shared_ptr<Gpu>& gpu() const;
   std::uint64_t seed() const;
   void log(LogLevel level, const std::string& message) const;
 

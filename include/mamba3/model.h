@@ -34,7 +34,8 @@ class StatePool {
  public:
   struct Impl;  // model/state_pool.h
 
-  StatePool(const ModelConfig& config, std::int64_t slots);
+  // In the memory that the ops of `ctx` use.
+  StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx);
   ~StatePool();
   StatePool(StatePool&&) noexcept;
   StatePool& operator=(StatePool&&) noexcept;

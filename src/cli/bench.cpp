@@ -44,7 +44,7 @@ int run_bench(BenchCommand& command) {
   for (const std::string& name : options.presets) preset(name);  // refuses unknown ones now
   options.batches = parse_numbers("--batch", command.batches, 1);
   options.tokens = parse_numbers("--tokens", command.tokens, 1);
-  Context ctx = make_context(options.common);
+  Context ctx = make_context(options.common, choose_device(options.common));
   BenchReport report(options.common, ctx);
   if (!options.baseline.empty()) report.read_baselines(options.baseline);
   for (const BenchKind& kind : kKinds) {

@@ -18,7 +18,7 @@ constexpr std::int64_t kManyRows = 2048;  // products of so many rows run at the
 class DecodeBench {
  public:
   DecodeBench(const Model& model, std::int64_t batch, Context& ctx)
-      : model_(model), ctx_(ctx), states_(model.config(), batch), slots_(batch), ids_(batch) {
+      : model_(model), ctx_(ctx), states_(model.config(), batch, ctx), slots_(batch), ids_(batch) {
     std::iota(slots_.begin(), slots_.end(), 0);
     logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
   }

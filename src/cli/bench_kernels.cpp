@@ -37,7 +37,7 @@ class KernelBench {
         ctx_(ctx),
         config_(one_layer(name)),
         weights_(init_tensors(config_, DType::kBf16, ctx.seed(), ctx)),
-        bound_(bind_weights(config_, weights_.tensors, weights_.memory)),
+        bound_(bind_weights(config_, weights_.tensors, weights_.memory, ctx)),
         compute_(options.common.dtype == "fp32" ? Compute::kF32 : Compute::kBf16),
         bandwidth_(measured_read_bandwidth(ctx)) {}
 
@@ -120,7 +120,7 @@ class KernelBench {
     const TensorView<float, 2> projected = random_rows(scope, rows, config_.in_proj_rows());
     const TensorView<float, 2> y(scope.allocate<float>(rows * config_.inner()),
                                  {rows, config_.inner()});
-    StatePool::Impl pool(config_, slots);
+    StatePool::Impl pool(config_, slots, ctx_.gpu());
     body(split_columns(projected.data, projected.stride[0], mixer_dims(config_)), pool.layer(0), y);
   }
 
@@ -183,6 +183,11 @@ void bench_kernels(const BenchOptions& options, BenchReport& report, Context& ct
   const auto or_else = [](const std::vector<std::int64_t>& given, std::int64_t value) {
     return given.empty() ? std::vector<std::int64_t>{value} : given;
   };
+  if (ctx.gpu()) {
+    fail(ErrorCode::kUnavailable,
+         "bench kernels measures CPU kernels only so far; expected --device "
+         "cpu; bench prefill and decode run on a GPU");
+  }
   for (const std::string& name : presets_or(options, "siso-187m")) {
     KernelBench bench(options, name, report, ctx);
     for (const std::int64_t tokens : or_else(options.tokens, 2048)) {

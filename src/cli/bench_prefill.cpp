@@ -13,7 +13,7 @@ namespace {
 class PrefillBench {
  public:
   PrefillBench(const Model& model, std::int64_t tokens, Context& ctx)
-      : model_(model), ctx_(ctx), states_(model.config(), 1), cu_seqlens_{0, tokens} {
+      : model_(model), ctx_(ctx), states_(model.config(), 1, ctx), cu_seqlens_{0, tokens} {
     for (std::int64_t i = 0; i < tokens; ++i) {
       const double draw = uniform_draw(ctx.seed(), 0, static_cast<std::uint64_t>(i));
       ids_.push_back(static_cast<std::int32_t>(draw * static_cast<double>(model.config().vocab)));

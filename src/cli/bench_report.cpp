@@ -7,6 +7,7 @@
 
 #include "cli/terminal.h"
 #include "core/check.h"
+#include "core/gpu.h"
 #include "io/atomic_file.h"
 
 namespace mamba3::cli {
@@ -67,6 +68,7 @@ std::string table_line(const std::array<std::string, 8>& cells) {
 }  // namespace
 
 std::string device_name(const Context& ctx) {
+  if (ctx.gpu()) return ctx.gpu()->info().name;
   return str(processor_name(), ", ", ctx.threads(), ctx.threads() == 1 ? " thread" : " threads");
 }
 

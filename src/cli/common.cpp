@@ -62,23 +62,21 @@ std::vector<fs::path> bundled_candidates() {
 
 }  // namespace
 
-void check_device(const CommonOptions& options) {
+Device choose_device(const CommonOptions& options) {
   const std::string& name = options.device;
-  if (name == "auto" || name == "cpu") return;
-  const bool numbered = name.starts_with("cuda:") && name.size() > 5 &&
+  if (name == "cpu") return {};
+  if (name == "auto") return {gpu_count() > 0 ? DeviceKind::kCuda : DeviceKind::kCpu, 0};
+  if (name == "cuda") return {DeviceKind::kCuda, 0};
+  const bool numbered = name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 &&
                         name.find_first_not_of("0123456789", 5) == std::string::npos;
-  if (name == "cuda" || numbered) {
-    fail(ErrorCode::kUnavailable, "--device ", name,
-         " was asked for, but this build has no GPU backend; expected auto or cpu; leave --device "
-         "out");
-  }
+  if (numbered) return {DeviceKind::kCuda, std::stoi(name.substr(5))};
   fail(ErrorCode::kUsage, "--device is '", name,
        "'; expected auto, cpu, cuda or cuda:N; correct the option");
 }
 
-Context make_context(const CommonOptions& options) {
-  check_device(options);
+Context make_context(const CommonOptions& options, Device device) {
   ContextOptions context;
+  context.device = device;
   context.threads = options.threads;
   context.seed = options.seed.value_or(0);
   context.log = [quiet = options.quiet, verbose = options.verbose](LogLevel level,

@@ -31,8 +31,8 @@ struct CommonOptions {
 };
 
 // Refuses what this build cannot do with exit code 3, and unknown names with 2.
-void check_device(const CommonOptions& options);
-Context make_context(const CommonOptions& options);
+Device choose_device(const CommonOptions& options);
+Context make_context(const CommonOptions& options, Device device);
 LoadOptions load_options(const CommonOptions& options);
 // -m, else the bundled model beside the executable or in the source tree.
 std::filesystem::path model_folder(const CommonOptions& options);

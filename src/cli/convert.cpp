@@ -93,7 +93,7 @@ void report_non_finite(const ConvertOptions& options, const CheckpointFiles& fil
 }
 
 int run_convert(const ConvertOptions& options) {
-  Context ctx = make_context(options.common);
+  Context ctx = make_context(options.common, Device{});
   CheckpointFiles files = open_checkpoint_files(model_folder(options.common));
   check_tensors(files.config, files.weights->tensors);
   report_non_finite(options, files, ctx);

@@ -214,7 +214,7 @@ int run_once(const GenerateOptions& options, const LoadedModel& loaded, Context&
 
 int run_generate(const GenerateOptions& options) {
   check_options(options);
-  Context ctx = make_context(options.common);
+  Context ctx = make_context(options.common, choose_device(options.common));
   const LoadedModel loaded = load_model(options.common, ctx);
   if (!options.interactive) return run_once(options, loaded, ctx);
   const Prompt prompt = read_prompt(options, loaded.checkpoint);

@@ -38,7 +38,7 @@ int run_init(const InitOptions& options) {
   SideFiles side;
   side.tokenizer = options.common.tokenizer;
   if (!side.tokenizer.empty()) Tokenizer::load(side.tokenizer);
-  Context ctx = make_context(options.common);
+  Context ctx = make_context(options.common, Device{});
   const std::uint64_t seed = options.common.seed.value_or(std::random_device{}());
   const DType dtype = options.common.dtype == "fp32" ? DType::kF32 : DType::kBf16;
   const InitialTensors initial = init_tensors(config, dtype, seed, ctx);

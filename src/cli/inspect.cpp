@@ -127,7 +127,7 @@ std::string report_text(const InspectOptions& options, const Findings& found) {
 }
 
 int run_inspect(const InspectOptions& options) {
-  check_device(options.common);
+  choose_device(options.common);
   const Findings found = look(options);
   if (options.common.json) {
     write_json(report_json(options, found));

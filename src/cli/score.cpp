@@ -38,7 +38,7 @@ void check_options(const ScoreOptions& options) {
 
 int run_score(const ScoreOptions& options) {
   check_options(options);
-  Context ctx = make_context(options.common);
+  Context ctx = make_context(options.common, choose_device(options.common));
   const Checkpoint checkpoint = load_model(options.common, ctx).checkpoint;
   if (!options.text.empty()) score_text(options, checkpoint, ctx);
   if (!options.requests.empty()) score_requests(options, checkpoint, ctx);
@@ -104,7 +104,7 @@ void write_logits(const ScoreOptions& options, const Checkpoint& checkpoint, Con
   const IdLists ids = parse_ids_json(read_text(options.ids_file), options.ids_file, config.vocab);
   const std::int64_t v = config.padded_vocab();
   ProgressBar bar(options.common, "reading", "tokens");
-  StatePool states(config, 1);
+  StatePool states(config, 1, ctx);
   std::vector<std::vector<float>> logits;
   std::vector<NamedTensor> tensors;
   for (std::size_t i = 0; i < ids.lists.size(); ++i) {

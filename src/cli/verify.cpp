@@ -38,7 +38,7 @@ std::string case_text(const VerifyCase& each) {
 }
 
 int run_verify(const VerifyCommand& command) {
-  Context ctx = make_context(command.common);
+  Context ctx = make_context(command.common, choose_device(command.common));
   VerifyOptions options;
   if (command.common.dtype == "bf16") options.dtype = ComputeDType::kBf16;
   VerifyReport report;

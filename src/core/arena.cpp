@@ -18,7 +18,7 @@ std::size_t round_up(std::size_t bytes) {
 void Arena::add_block(std::size_t bytes) {
   const std::size_t size = std::max(round_up(bytes), kSmallestBlockBytes);
   Block block;
-  block.data = allocate_aligned(size);
+  block.data = allocate_memory(size, gpu_);
   if (!block.data) {
     fail(ErrorCode::kUnavailable, "no memory for a workspace of ", size,
          " bytes; shorten the segment, lower the batch, or free memory");

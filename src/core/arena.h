@@ -4,15 +4,20 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
-#include "core/aligned_memory.h"
+#include "core/memory.h"
 
 namespace mamba3 {
 
 class Arena {
  public:
   static constexpr std::size_t kAlignBytes = kCacheLineBytes;
+
+  // Of the host's memory, or of a GPU's.
+  explicit Arena(std::shared_ptr<Gpu> gpu = nullptr) : gpu_(std::move(gpu)) {}
 
   // Grows the arena so that `bytes` more fit without another allocation.
   void reserve(std::size_t bytes);
@@ -25,13 +30,14 @@ class Arena {
  private:
   friend class ArenaScope;
   struct Block {
-    AlignedMemory data;
+    Memory data;
     std::size_t size_bytes = 0;
     std::size_t used_bytes = 0;
   };
   std::size_t used_bytes() const;
   void add_block(std::size_t bytes);
 
+  std::shared_ptr<Gpu> gpu_;
   std::vector<Block> blocks_;
   std::size_t current_ = 0;  // the block that is being filled
   std::size_t peak_bytes_ = 0;

@@ -7,6 +7,7 @@
 
 #include "core/arena.h"
 #include "core/check.h"
+#include "core/op_timer.h"
 #include "core/thread_pool.h"
 
 namespace mamba3 {
@@ -29,9 +30,12 @@ int available_processors() {
 struct Context::Impl {
   explicit Impl(ContextOptions options_in)
       : options(std::move(options_in)),
-        pool(options.threads > 0 ? options.threads : available_processors()) {}
+        pool(options.threads > 0 ? options.threads : available_processors()),
+        gpu(options.device.kind == DeviceKind::kCuda ? Gpu::open(options.device.index) : nullptr),
+        workspace(gpu) {}
   ContextOptions options;
   ThreadPool pool;
+  std::shared_ptr<Gpu> gpu;
   Arena workspace;
   OpTimes* op_times = nullptr;
 };
@@ -54,8 +58,19 @@ ThreadPool& Context::pool() {
 Arena& Context::workspace() {
   return impl_->workspace;
 }
+const std::shared_ptr<Gpu>& Context::gpu() const {
+  return impl_->gpu;
+}
 std::uint64_t Context::seed() const {
   return impl_->options.seed;
+}
+
+void wait_for_device(Context& ctx) noexcept {
+  try {
+    if (ctx.gpu()) ctx.gpu()->synchronize();
+  } catch (const Error&) {
+    // The op that follows meets the same error and reports it.
+  }
 }
 
 void Context::set_op_times(OpTimes* times) {

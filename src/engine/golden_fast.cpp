@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "core/check.h"
+#include "core/mirror.h"
 #include "engine/golden_run.h"
 #include "ops/mamba3_common/turns.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
@@ -70,10 +72,15 @@ class FastLayer {
   Floats step(const Floats& columns_of_rows, const std::vector<std::int32_t>& slots) {
     const auto rows = static_cast<std::int64_t>(slots.size());
     Floats y(static_cast<std::size_t>(rows * golden_.inner()));
-    mamba3_step({golden_.dims, params_,
-                 split_columns(columns_of_rows.data(), golden_.projected(), golden_.dims), slots,
-                 states_, TensorView<float, 2>(y.data(), {rows, golden_.inner()})},
-                ctx_);
+    const Mirror<const float> columns(columns_of_rows, ctx_);
+    const Mirror<const std::int32_t> slots_there(slots, ctx_);
+    const Mirror<float> y_there(y, ctx_);
+    mamba3_step(
+        {golden_.dims, params_, split_columns(columns.data(), golden_.projected(), golden_.dims),
+         slots_there.span(), states_,
+         TensorView<float, 2>(y_there.data(), {rows, golden_.inner()})},
+        ctx_);
+    y_there.read_back();
     return golden_.mixer ? multiply(y, out_proj_) : y;
   }
 
@@ -81,13 +88,25 @@ class FastLayer {
               const std::vector<std::int32_t>& slots) {
     const std::int64_t rows = cu_seqlens.back();
     Floats y(static_cast<std::size_t>(rows * golden_.inner()));
+    const Mirror<const float> columns(columns_of_rows, ctx_);
+    const Mirror<const std::int64_t> cu_seqlens_there(cu_seqlens, ctx_);
+    const Mirror<const std::int32_t> slots_there(slots, ctx_);
+    const Mirror<float> y_there(y, ctx_);
     mamba3_scan(
-        {golden_.dims, params_,
-         split_columns(columns_of_rows.data(), golden_.projected(), golden_.dims), cu_seqlens,
-         slots, states_, TensorView<float, 2>(y.data(), {rows, golden_.inner()}),
-         compute_ == Compute::kBf16},
+        {golden_.dims, params_, split_columns(columns.data(), golden_.projected(), golden_.dims),
+         cu_seqlens_there.span(), slots_there.span(), states_,
+         TensorView<float, 2>(y_there.data(), {rows, golden_.inner()}), compute_ == Compute::kBf16},
         ctx_);
+    y_there.read_back();
     return golden_.mixer ? multiply(y, out_proj_) : y;
+  }
+
+  // Before state(): what the last step or scan has left.
+  void read_states_back() const {
+    turns_there_->read_back();
+    ssm_there_->read_back();
+    k_there_->read_back();
+    v_there_->read_back();
   }
 
   Mamba3RefState<double> state(std::int64_t slot) const {
@@ -121,9 +140,17 @@ class FastLayer {
     const std::int64_t k = w.ref.shape[1];
     const std::int64_t rows = static_cast<std::int64_t>(x.size()) / k;
     Floats y(static_cast<std::size_t>(rows * n));
-    linear({TensorView<const float, 2>(x.data(), {rows, k}), w.ref,
-            TensorView<float, 2>(y.data(), {rows, n}), compute_, path_},
+    const Mirror<const float> x_there(x, ctx_);
+    const Mirror<const std::byte> w_there(
+        std::span(w.ref.data, static_cast<std::size_t>(w.ref.bytes())), ctx_);
+    const Mirror<float> y_there(y, ctx_);
+    linear({TensorView<const float, 2>(x_there.data(), {rows, k}),
+            {w_there.data(), w.ref.dtype, w.ref.shape},
+            TensorView<float, 2>(y_there.data(), {rows, n}),
+            compute_,
+            path_},
            ctx_);
+    y_there.read_back();
     return y;
   }
 
@@ -138,7 +165,8 @@ class FastLayer {
     for (std::size_t i = 0; i < std::size(kNames); ++i) {
       const std::vector<double>& from = golden_.at(std::string("param.") + kNames[i]);
       if (from.empty()) continue;
-      *kTo[i] = small_.emplace_back(from.begin(), from.end()).data();
+      small_.emplace_back(from.begin(), from.end());
+      *kTo[i] = small_there_.emplace_back(std::span<const float>(small_.back()), ctx_).data();
     }
   }
 
@@ -163,10 +191,10 @@ class FastLayer {
         ssm_[slot * states_.ssm_stride + ours] = static_cast<float>(from.ssm[canonical]);
       });
     }
-    states_.turns = turns_.data();
-    states_.ssm = ssm_.data();
-    states_.k = k_.data();
-    states_.v = v_.data();
+    states_.turns = turns_there_.emplace(turns_, ctx_).data();
+    states_.ssm = ssm_there_.emplace(ssm_, ctx_).data();
+    states_.k = k_there_.emplace(k_, ctx_).data();
+    states_.v = v_there_.emplace(v_, ctx_).data();
   }
 
   // [h, p, n] of the canonical tuple against [h, n, p] of the ops.
@@ -187,12 +215,15 @@ class FastLayer {
   Context& ctx_;
   Matrix in_proj_;
   Matrix out_proj_;
-  std::vector<Floats> small_;  // what params_ points to
+  std::vector<Floats> small_;
+  std::vector<Mirror<const float>> small_there_;  // what params_ points to
   Mamba3Params params_;
   std::vector<std::uint32_t> turns_;
   Floats ssm_;
   Floats k_;
   Floats v_;
+  std::optional<Mirror<std::uint32_t>> turns_there_;
+  std::optional<Mirror<float>> ssm_there_, k_there_, v_there_;
   Mamba3States states_;
 };
 
@@ -203,6 +234,7 @@ std::int64_t all_rows(std::span<const GoldenRange> ranges) {
 }
 
 void take_states(const FastLayer& layer, std::size_t count, GoldenPart& out) {
+  layer.read_states_back();
   for (std::size_t i = 0; i < count; ++i) {
     out.states.push_back(layer.state(static_cast<std::int64_t>(i)));
   }

@@ -97,8 +97,9 @@ std::vector<ScoreResult> score(const Checkpoint& checkpoint,
     results[i].token_logprobs.resize(
         static_cast<std::size_t>(std::max<std::int64_t>(0, count - requests[i].first_scored)));
   }
-  StatePool states(model.config(), std::min<std::int64_t>(
-                                       kPackSequences, std::max<std::size_t>(requests.size(), 1)));
+  StatePool states(
+      model.config(),
+      std::min<std::int64_t>(kPackSequences, std::max<std::size_t>(requests.size(), 1)), ctx);
   for (std::size_t begin = 0; begin < requests.size();) {
     const Pack pack = next_pack(requests, begin);
     std::vector<std::int32_t> slots;

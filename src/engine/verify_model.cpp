@@ -138,7 +138,7 @@ class ModelVerifier {
     std::vector<std::int64_t> cu_seqlens;
     for (std::int64_t i = 0; i <= golden_.batch; ++i) cu_seqlens.push_back(i * golden_.tokens);
     const std::vector<std::int32_t> into = slots();
-    StatePool states(files_.config, golden_.batch);
+    StatePool states(files_.config, golden_.batch, ctx_);
     PrefillArgs args;
     args.ids = golden_.ids;
     args.cu_seqlens = cu_seqlens;
@@ -158,7 +158,7 @@ class ModelVerifier {
   std::vector<double> step(const Model& model) {
     std::vector<double> out(golden_.logits.size());
     std::vector<float> logits(static_cast<std::size_t>(golden_.batch * padded_));
-    StatePool states(files_.config, golden_.batch);
+    StatePool states(files_.config, golden_.batch, ctx_);
     for (std::int64_t t = 0; t < golden_.tokens; ++t) {
       std::vector<std::int32_t> ids;
       for (std::int64_t row = 0; row < golden_.batch; ++row) {

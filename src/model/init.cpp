@@ -6,8 +6,8 @@
 #include <numbers>
 #include <string_view>
 
-#include "core/aligned_memory.h"
 #include "core/check.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 #include "mamba3/sampling.h"
 
@@ -99,7 +99,7 @@ InitialTensors init_tensors(const ModelConfig& config, DType dtype, std::uint64_
     total_bytes += (ref.bytes() + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
     out.tensors.emplace(spec.name, std::move(ref));
   }
-  std::shared_ptr<std::byte[]> memory = allocate_aligned(static_cast<std::size_t>(total_bytes));
+  std::shared_ptr<std::byte[]> memory = allocate_memory(static_cast<std::size_t>(total_bytes));
   if (!memory) {
     fail(ErrorCode::kUnavailable, "no memory for ", total_bytes,
          " bytes of weights; choose a smaller preset");

@@ -5,6 +5,7 @@
 
 #include "core/arena.h"
 #include "core/check.h"
+#include "core/gpu.h"
 #include "model/init.h"
 #include "model/mixer.h"
 #include "model/mlp.h"
@@ -12,6 +13,7 @@
 #include "model/state_pool.h"
 #include "model/weights.h"
 #include "ops/embedding/embedding.h"
+#include "ops/gather_rows/gather_rows.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/rms_norm/rms_norm.h"
 
@@ -22,6 +24,7 @@ constexpr float kNormEps = 1e-5f;
 // Long inputs are read in segments: large enough that weights are streamed seldom, small enough
 // that a segment's activations stay near the cores.
 constexpr std::int64_t kSegmentTokens = 1024;
+constexpr std::int64_t kGpuSegmentTokens = 8192;  // fills a large card
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 
@@ -38,13 +41,13 @@ struct Model::Impl {
   Compute compute() const {
     return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
   }
-  // All layers and the final norm: ids to the head's input `hidden` [rows, d].
+  // All layers and the final norm: ids to the head's input `hidden` [rows, d]. Everything lies in
+  // the Context's memory.
   void read(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
             TensorView<float, 2> hidden, Context& ctx) const;
+  // `logits` lie in the host's memory.
   void head(TensorView<const float, 2> hidden, TensorView<float, 2> logits, LinearPath path,
-            Context& ctx) const {
-    linear({hidden, weights.lm_head, logits, compute(), path}, ctx);
-  }
+            Context& ctx) const;
   void read_segment(const PrefillArgs& args, const Segment& segment, StatePool::Impl& states,
                     Context& ctx) const;
   void last_logits(const PrefillArgs& args, const Segment& segment,
@@ -52,9 +55,19 @@ struct Model::Impl {
   void wanted_logits(const PrefillArgs& args, const Segment& segment,
                      TensorView<const float, 2> hidden, Context& ctx) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
+  void check_ids(std::span<const std::int32_t> ids) const;
 };
 
 namespace {
+
+// Numbers of the host in the Context's memory: where they are, or a copy on a GPU.
+template <class T>
+std::span<const T> place(std::span<const T> numbers, ArenaScope& scope, Context& ctx) {
+  if (!ctx.gpu() || numbers.empty()) return numbers;
+  T* const copy = scope.allocate<T>(static_cast<std::int64_t>(numbers.size()));
+  ctx.gpu()->copy_in(copy, numbers.data(), numbers.size_bytes());
+  return {copy, numbers.size()};
+}
 
 void check_slots(std::span<const std::int32_t> slots, const StatePool::Impl& states) {
   std::vector<bool> used(static_cast<std::size_t>(states.slots), false);
@@ -84,6 +97,20 @@ void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
   rms_norm({residual, added, weights.final_norm.data(), kNormEps, hidden}, ctx);
 }
 
+void Model::Impl::head(TensorView<const float, 2> hidden, TensorView<float, 2> logits,
+                       LinearPath path, Context& ctx) const {
+  if (!ctx.gpu()) return linear({hidden, weights.lm_head, logits, compute(), path}, ctx);
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t rows = logits.shape[0], v = logits.shape[1];
+  const TensorView<float, 2> there(scope.allocate<float>(rows * v), {rows, v});
+  linear({hidden, weights.lm_head, there, compute(), path}, ctx);
+  for (std::int64_t row = 0; row < rows; row += logits.contiguous() ? rows : 1) {
+    const std::int64_t count = logits.contiguous() ? rows : 1;
+    ctx.gpu()->copy_out(&logits(row, 0), &there(row, 0),
+                        static_cast<std::size_t>(count * v) * sizeof(float));
+  }
+}
+
 void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
                               TensorView<const float, 2> hidden, Context& ctx) const {
   ArenaScope scope(ctx.workspace());
@@ -105,15 +132,18 @@ void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
   const auto last = std::lower_bound(wanted.begin(), wanted.end(), segment.end) - wanted.begin();
   ArenaScope scope(ctx.workspace());
   const std::int64_t most_rows = std::min<std::int64_t>(kLogitRows, last - first);
-  float* const rows = scope.allocate<float>(most_rows * d);
-  float* const logits = scope.allocate<float>(most_rows * v);
+  float* const memory = scope.allocate<float>(most_rows * d);
+  std::vector<float> logits(static_cast<std::size_t>(most_rows * v));
+  std::vector<std::int64_t> rows;
   for (std::int64_t at = first; at < last; at += kLogitRows) {
     const std::int64_t count = std::min(kLogitRows, last - at);
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::copy_n(&hidden(wanted[at + i] - segment.begin, 0), d, rows + i * d);
-    }
-    const TensorView<float, 2> out(logits, {count, v});
-    head(TensorView<const float, 2>(rows, {count, d}), out, LinearPath::kGemm, ctx);
+    rows.clear();
+    for (std::int64_t i = 0; i < count; ++i) rows.push_back(wanted[at + i] - segment.begin);
+    ArenaScope rows_scope(ctx.workspace());
+    const TensorView<float, 2> gathered(memory, {count, d});
+    gather_rows({hidden, place<std::int64_t>(rows, rows_scope, ctx), gathered}, ctx);
+    const TensorView<float, 2> out(logits.data(), {count, v});
+    head(gathered, out, LinearPath::kGemm, ctx);
     args.on_logits(at, out);
   }
 }
@@ -122,15 +152,15 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
                                StatePool::Impl& states, Context& ctx) const {
   std::vector<std::int32_t> slots;
   for (const std::int32_t q : segment.sequences) slots.push_back(args.slots[q]);
+  ArenaScope scope(ctx.workspace());
   Batch batch;
   batch.rows = segment.end - segment.begin;
-  batch.cu_seqlens = segment.cu_seqlens;
-  batch.slots = slots;
+  batch.cu_seqlens = place<std::int64_t>(segment.cu_seqlens, scope, ctx);
+  batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
-  ArenaScope scope(ctx.workspace());
   const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
                                     {batch.rows, config.width});
-  read(args.ids.subspan(segment.begin, batch.rows), batch, states, hidden, ctx);
+  read(place(args.ids.subspan(segment.begin, batch.rows), scope, ctx), batch, states, hidden, ctx);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     states.positions[slots[i]] += segment.cu_seqlens[i + 1] - segment.cu_seqlens[i];
   }
@@ -147,18 +177,22 @@ void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& 
   check_input(args.slots.size() + 1 == cu.size(), args.slots.size(), " slots for ", cu.size() - 1,
               " sequences; expected one each");
   check_slots(args.slots, states);
-  for (std::size_t i = 0; i < args.ids.size(); ++i) {
-    check_input(args.ids[i] >= 0 && args.ids[i] < config.padded_vocab(), "token id ", args.ids[i],
-                " at position ", i, " is outside the vocabulary; expected 0 to ",
-                config.padded_vocab() - 1, "; is this the model's own tokenizer?");
+  check_ids(args.ids);
+}
+
+void Model::Impl::check_ids(std::span<const std::int32_t> ids) const {
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    check_input(ids[i] >= 0 && ids[i] < config.padded_vocab(), "token id ", ids[i], " at position ",
+                i, " is outside the vocabulary; expected 0 to ", config.padded_vocab() - 1,
+                "; is this the model's own tokenizer?");
   }
 }
 
 void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const {
   StatePool::Impl& pool = *states.impl_;
   impl_->check_prefill(args, pool);
-  for (const Segment& segment :
-       cut_segments(args.cu_seqlens, kSegmentTokens, impl_->chunk_tokens)) {
+  for (const Segment& segment : cut_segments(
+           args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->chunk_tokens)) {
     impl_->read_segment(args, segment, pool, ctx);
     if (args.progress) args.progress(segment.end);
   }
@@ -170,16 +204,17 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   check_input(ids.size() == slots.size(), ids.size(), " ids for ", slots.size(),
               " slots; expected one each");
   check_slots(slots, pool);
+  impl_->check_ids(ids);
   if (ids.empty()) return;
+  ArenaScope scope(ctx.workspace());
   Batch batch;
   batch.is_step = true;
   batch.rows = static_cast<std::int64_t>(ids.size());
-  batch.slots = slots;
+  batch.slots = place(slots, scope, ctx);
   batch.compute = impl_->compute();
-  ArenaScope scope(ctx.workspace());
   const std::int64_t d = impl_->config.width;
   const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * d), {batch.rows, d});
-  impl_->read(ids, batch, pool, hidden, ctx);
+  impl_->read(place(ids, scope, ctx), batch, pool, hidden, ctx);
   impl_->head(hidden, logits, batch.linear_path(), ctx);
   for (const std::int32_t slot : slots) ++pool.positions[slot];
 }
@@ -194,7 +229,7 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
   check_config(config);
   std::shared_ptr<Model> model(new Model());
   Impl& impl = *model->impl_;
-  impl.weights = bind_weights(config, tensors, std::move(owner));
+  impl.weights = bind_weights(config, tensors, std::move(owner), ctx);
   const std::vector<std::string> bad = find_non_finite(config, tensors, ctx);
   if (!bad.empty()) {
     const std::string text =

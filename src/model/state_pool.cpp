@@ -1,7 +1,6 @@
 #include "model/state_pool.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/check.h"
 
@@ -23,8 +22,12 @@ void transpose(const float* from, std::int64_t rows, std::int64_t cols, float* t
 
 }  // namespace
 
-StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in)
-    : config(config_in), slots(slots_in), positions(static_cast<std::size_t>(slots_in), 0) {
+StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in,
+                      std::shared_ptr<Gpu> gpu_in)
+    : config(config_in),
+      slots(slots_in),
+      gpu(std::move(gpu_in)),
+      positions(static_cast<std::size_t>(slots_in), 0) {
   const std::int64_t heads = config.heads();
   turns_count = round_up(heads * config.mixer.angles());
   ssm_count = round_up(heads * config.mixer.head_dim * config.mixer.state);
@@ -33,23 +36,34 @@ StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in)
   turns_per_slot = config.layers * turns_count;
   values_per_slot = config.layers * (ssm_count + k_count + v_count);
   const auto bytes = static_cast<std::size_t>(4 * slots * (turns_per_slot + values_per_slot));
-  memory = allocate_aligned(bytes);
+  memory = allocate_memory(bytes, gpu);
   if (!memory) {
     fail(ErrorCode::kUnavailable, "no memory for the states of ", slots, " sequences of ",
          4 * (turns_per_slot + values_per_slot), " bytes each; use a smaller batch");
   }
-  std::memset(memory.get(), 0, bytes);
+  set_zero(gpu.get(), memory.get(), bytes);
   values = reinterpret_cast<float*>(memory.get());
   turns = reinterpret_cast<std::uint32_t*>(values + slots * values_per_slot);
 }
 
-Mamba3States StatePool::Impl::layer(std::int64_t index) {
-  Mamba3States out;
-  out.slots = slots;
-  out.turns = turns + index * turns_count;
-  out.ssm = values + index * (ssm_count + k_count + v_count);
+SequenceState::Parts StatePool::Impl::slot_parts(std::int64_t layer, float* slot_values,
+                                                 std::uint32_t* slot_turns) const {
+  SequenceState::Parts out;
+  out.turns = slot_turns + layer * turns_count;
+  out.ssm = slot_values + layer * (ssm_count + k_count + v_count);
   out.k = out.ssm + ssm_count;
   out.v = out.k + k_count;
+  return out;
+}
+
+Mamba3States StatePool::Impl::layer(std::int64_t index) const {
+  Mamba3States out;
+  out.slots = slots;
+  const SequenceState::Parts parts = slot_parts(index, values, turns);
+  out.turns = parts.turns;
+  out.ssm = parts.ssm;
+  out.k = parts.k;
+  out.v = parts.v;
   out.turns_stride = turns_per_slot;
   out.ssm_stride = out.k_stride = out.v_stride = values_per_slot;
   return out;
@@ -59,9 +73,9 @@ void StatePool::Impl::check_slot(std::int32_t slot) const {
   check_input(slot >= 0 && slot < slots, "slot ", slot, " does not exist; this pool has ", slots);
 }
 
-StatePool::StatePool(const ModelConfig& config, std::int64_t slots) {
+StatePool::StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx) {
   check_input(slots >= 1, "a state pool of ", slots, " slots; expected at least 1");
-  impl_ = std::make_unique<Impl>(config, slots);
+  impl_ = std::make_unique<Impl>(config, slots, ctx.gpu());
 }
 StatePool::~StatePool() = default;
 StatePool::StatePool(StatePool&&) noexcept = default;
@@ -73,8 +87,8 @@ std::int64_t StatePool::slots() const {
 
 void StatePool::reset(std::int32_t slot) {
   impl_->check_slot(slot);
-  std::fill_n(impl_->turns + slot * impl_->turns_per_slot, impl_->turns_per_slot, 0u);
-  std::fill_n(impl_->values + slot * impl_->values_per_slot, impl_->values_per_slot, 0.0f);
+  set_zero(impl_->gpu.get(), impl_->slot_turns(slot), impl_->slot_turns_bytes());
+  set_zero(impl_->gpu.get(), impl_->slot_values(slot), impl_->slot_values_bytes());
   impl_->positions[slot] = 0;
 }
 
@@ -82,10 +96,10 @@ void StatePool::fork(std::int32_t from, std::int32_t to) {
   impl_->check_slot(from);
   impl_->check_slot(to);
   if (from == to) return;
-  std::copy_n(impl_->turns + from * impl_->turns_per_slot, impl_->turns_per_slot,
-              impl_->turns + to * impl_->turns_per_slot);
-  std::copy_n(impl_->values + from * impl_->values_per_slot, impl_->values_per_slot,
-              impl_->values + to * impl_->values_per_slot);
+  copy_within(impl_->gpu.get(), impl_->slot_turns(to), impl_->slot_turns(from),
+              impl_->slot_turns_bytes());
+  copy_within(impl_->gpu.get(), impl_->slot_values(to), impl_->slot_values(from),
+              impl_->slot_values_bytes());
   impl_->positions[to] = impl_->positions[from];
 }
 
@@ -93,6 +107,45 @@ std::int64_t StatePool::position(std::int32_t slot) const {
   impl_->check_slot(slot);
   return impl_->positions[slot];
 }
+
+namespace {
+
+// A slot in the host's memory: where it is, or a copy of what a GPU holds.
+class HostSlot {
+ public:
+  HostSlot(const StatePool::Impl& pool, std::int32_t slot)
+      : pool_(pool), slot_(slot), values_(pool.slot_values(slot)), turns_(pool.slot_turns(slot)) {
+    if (!pool.gpu) return;
+    copied_values_.resize(static_cast<std::size_t>(pool.values_per_slot));
+    copied_turns_.resize(static_cast<std::size_t>(pool.turns_per_slot));
+    values_ = copied_values_.data();
+    turns_ = copied_turns_.data();
+  }
+
+  SequenceState::Parts layer(std::int64_t index) const {
+    return pool_.slot_parts(index, values_, turns_);
+  }
+  void read() {
+    if (!pool_.gpu) return;
+    pool_.gpu->copy_out(values_, pool_.slot_values(slot_), pool_.slot_values_bytes());
+    pool_.gpu->copy_out(turns_, pool_.slot_turns(slot_), pool_.slot_turns_bytes());
+  }
+  void write() {
+    if (!pool_.gpu) return;
+    pool_.gpu->copy_in(pool_.slot_values(slot_), values_, pool_.slot_values_bytes());
+    pool_.gpu->copy_in(pool_.slot_turns(slot_), turns_, pool_.slot_turns_bytes());
+  }
+
+ private:
+  const StatePool::Impl& pool_;
+  std::int32_t slot_;
+  float* values_;
+  std::uint32_t* turns_;
+  std::vector<float> copied_values_;
+  std::vector<std::uint32_t> copied_turns_;
+};
+
+}  // namespace
 
 // A slot holds h as [h, n, p] and K as the ops want them; the portable state is canonical, h [h, p,
 // n].
@@ -102,15 +155,17 @@ SequenceState StatePool::export_slot(std::int32_t slot, std::uint64_t model_fing
   const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
   SequenceState state(config, model_fingerprint);
   state.set_position(impl_->positions[slot]);
+  HostSlot host(*impl_, slot);
+  host.read();
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-    const Mamba3States from = impl_->layer(layer);
+    const SequenceState::Parts from = host.layer(layer);
     const SequenceState::Parts to = state.parts(layer);
-    std::copy_n(from.turns + slot * from.turns_stride, heads * config.mixer.angles(), to.turns);
+    std::copy_n(from.turns, heads * config.mixer.angles(), to.turns);
     for (std::int64_t h = 0; h < heads; ++h) {
-      transpose(from.ssm + slot * from.ssm_stride + h * n * p, n, p, to.ssm + h * n * p);
+      transpose(from.ssm + h * n * p, n, p, to.ssm + h * n * p);
     }
-    std::copy_n(from.k + slot * from.k_stride, config.mixer.rank * heads * n, to.k);
-    std::copy_n(from.v + slot * from.v_stride, heads * p, to.v);
+    std::copy_n(from.k, config.mixer.rank * heads * n, to.k);
+    std::copy_n(from.v, heads * p, to.v);
   }
   return state;
 }
@@ -121,16 +176,18 @@ void StatePool::import_slot(std::int32_t slot, const SequenceState& state) {
   check_input(state.layers() == config.layers, "a state of ", state.layers(), " layers; expected ",
               config.layers);
   const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
+  HostSlot host(*impl_, slot);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const SequenceState::ConstParts from = state.parts(layer);
-    const Mamba3States to = impl_->layer(layer);
-    std::copy_n(from.turns, heads * config.mixer.angles(), to.turns + slot * to.turns_stride);
+    const SequenceState::Parts to = host.layer(layer);
+    std::copy_n(from.turns, heads * config.mixer.angles(), to.turns);
     for (std::int64_t h = 0; h < heads; ++h) {
-      transpose(from.ssm + h * n * p, p, n, to.ssm + slot * to.ssm_stride + h * n * p);
+      transpose(from.ssm + h * n * p, p, n, to.ssm + h * n * p);
     }
-    std::copy_n(from.k, config.mixer.rank * heads * n, to.k + slot * to.k_stride);
-    std::copy_n(from.v, heads * p, to.v + slot * to.v_stride);
+    std::copy_n(from.k, config.mixer.rank * heads * n, to.k);
+    std::copy_n(from.v, heads * p, to.v);
   }
+  host.write();
   impl_->positions[slot] = state.position();
 }
 

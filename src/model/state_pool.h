@@ -5,25 +5,34 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/aligned_memory.h"
+#include "core/memory.h"
 #include "mamba3/model.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
 
 struct StatePool::Impl {
-  Impl(const ModelConfig& config_in, std::int64_t slots_in);
+  Impl(const ModelConfig& config_in, std::int64_t slots_in, std::shared_ptr<Gpu> gpu_in);
 
-  Mamba3States layer(std::int64_t index);
+  Mamba3States layer(std::int64_t index) const;
   void check_slot(std::int32_t slot) const;
+
+  // The parts of a layer in a slot that begins at the two addresses.
+  SequenceState::Parts slot_parts(std::int64_t layer, float* slot_values,
+                                  std::uint32_t* slot_turns) const;
+  float* slot_values(std::int32_t slot) const { return values + slot * values_per_slot; }
+  std::uint32_t* slot_turns(std::int32_t slot) const { return turns + slot * turns_per_slot; }
+  std::size_t slot_values_bytes() const { return sizeof(float) * values_per_slot; }
+  std::size_t slot_turns_bytes() const { return sizeof(std::uint32_t) * turns_per_slot; }
 
   ModelConfig config;
   std::int64_t slots;
+  std::shared_ptr<Gpu> gpu;  // null: in the host's memory
   // Elements (4 bytes each) of one layer's parts, padded so that every part begins on a cache line.
   std::int64_t turns_count, ssm_count, k_count, v_count;
   std::int64_t turns_per_slot;   // all layers
   std::int64_t values_per_slot;  // all layers: ssm, k, v
-  AlignedMemory memory;
+  Memory memory;
   std::uint32_t* turns;                 // [slot, l, h * s]
   float* values;                        // [slot, l, (ssm, k, v)]
   std::vector<std::int64_t> positions;  // [slot]

@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "core/hash.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace mamba3 {
@@ -20,7 +21,7 @@ constexpr char kTiedHead[] = "lm_head.weight";
 // Where a named tensor goes: exactly one of the two.
 struct Place {
   TensorRef* matrix = nullptr;
-  std::vector<float>* values = nullptr;
+  Values* values = nullptr;
 };
 
 Place mixer_place(Mamba3MixerWeights& w, std::string_view name) {
@@ -187,29 +188,75 @@ bool any_non_finite(const TensorRef& tensor, std::int64_t begin, std::int64_t en
 
 }  // namespace
 
+namespace {
+
+// Puts tensors where a Context's ops find them.
+class Placer {
+ public:
+  Placer(ModelWeights& weights, std::shared_ptr<Gpu> gpu)
+      : weights_(weights), gpu_(std::move(gpu)) {}
+
+  Values values(const TensorRef& tensor) {
+    std::vector<float> wide = widen(tensor);
+    const std::size_t count = wide.size();
+    return {reinterpret_cast<const float*>(own(std::move(wide))), count};
+  }
+
+  TensorRef matrix(const TensorRef& tensor) {
+    if (tensor.dtype != DType::kBf16 && tensor.dtype != DType::kF32) {
+      return {own(widen(tensor)), DType::kF32, tensor.shape};
+    }
+    if (!gpu_) return tensor;
+    return {upload(tensor.data, static_cast<std::size_t>(tensor.bytes())), tensor.dtype,
+            tensor.shape};
+  }
+
+ private:
+  const std::byte* own(std::vector<float> wide) {
+    if (gpu_) return upload(wide.data(), wide.size() * sizeof(float));
+    auto kept = std::make_shared<std::vector<float>>(std::move(wide));
+    weights_.owners.push_back(kept);
+    return reinterpret_cast<const std::byte*>(kept->data());
+  }
+
+  const std::byte* upload(const void* from, std::size_t bytes) {
+    std::shared_ptr<std::byte[]> kept = allocate_memory(std::max<std::size_t>(bytes, 1), gpu_);
+    if (!kept) {
+      fail(ErrorCode::kUnavailable, "the weights do not fit into the memory of ", gpu_->info().name,
+           ": ", bytes, " bytes more were needed; use a smaller model");
+    }
+    gpu_->copy_in(kept.get(), from, bytes);
+    weights_.owners.push_back(kept);
+    return kept.get();
+  }
+
+  ModelWeights& weights_;
+  std::shared_ptr<Gpu> gpu_;
+};
+
+}  // namespace
+
 ModelWeights bind_weights(const ModelConfig& config,
                           const std::map<std::string, TensorRef>& tensors,
-                          std::shared_ptr<const void> owner) {
+                          std::shared_ptr<const void> owner, const Context& ctx) {
   check_tensors(config, tensors);
   ModelWeights weights;
-  weights.owners.push_back(std::move(owner));
+  if (!ctx.gpu()) weights.owners.push_back(std::move(owner));
   weights.blocks.resize(static_cast<std::size_t>(config.layers));
   for (BlockWeights& block : weights.blocks) {
     if (config.mlp_hidden > 0) block.mlp = SwigluMlpWeights{};
   }
+  Placer placer(weights, ctx.gpu());
   for (const TensorSpec& spec : tensor_specs(config)) {
     const TensorRef& tensor = tensors.at(spec.name);
     const Place place = find_place(weights, spec.name);
     if (place.values != nullptr) {
-      *place.values = widen(tensor);
-    } else if (tensor.dtype == DType::kBf16 || tensor.dtype == DType::kF32) {
-      *place.matrix = tensor;
+      *place.values = placer.values(tensor);
     } else {
-      auto copy = std::make_shared<std::vector<float>>(widen(tensor));
-      *place.matrix = {reinterpret_cast<const std::byte*>(copy->data()), DType::kF32, tensor.shape};
-      weights.owners.push_back(std::move(copy));
+      *place.matrix = placer.matrix(tensor);
     }
   }
+  if (ctx.gpu()) ctx.gpu()->synchronize();  // the tensors may go now
   if (config.tied_embeddings) weights.lm_head = weights.embedding;
   return weights;
 }

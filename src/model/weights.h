@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -15,20 +16,23 @@
 
 namespace mamba3 {
 
+// A small tensor in fp32. ModelWeights::owners keeps its memory.
+using Values = std::span<const float>;
+
 struct Mamba3MixerWeights {
-  TensorRef in_proj;                          // [e, d]
-  TensorRef out_proj;                         // [d, h * p]
-  std::vector<float> dt_bias, skip;           // [h]
-  std::vector<float> in_b_bias, out_c_bias;   // [h, r, n]
-  std::vector<float> in_b_norm, out_c_norm;   // [n]
-  std::vector<float> mimo_x, mimo_z, mimo_o;  // [h, r, p], mimo only
-  std::vector<float> out_norm;                // [h * p], with out-norm only
+  TensorRef in_proj;              // [e, d]
+  TensorRef out_proj;             // [d, h * p]
+  Values dt_bias, skip;           // [h]
+  Values in_b_bias, out_c_bias;   // [h, r, n]
+  Values in_b_norm, out_c_norm;   // [n]
+  Values mimo_x, mimo_z, mimo_o;  // [h, r, p], mimo only
+  Values out_norm;                // [h * p], with out-norm only
 };
 
 struct SwigluMlpWeights {
-  std::vector<float> norm;  // [d]
-  TensorRef fc1;            // [2 f, d]
-  TensorRef fc2;            // [d, f]
+  Values norm;    // [d]
+  TensorRef fc1;  // [2 f, d]
+  TensorRef fc2;  // [d, f]
 };
 struct NoMlpWeights {};
 
@@ -37,7 +41,7 @@ using MixerWeights = std::variant<Mamba3MixerWeights>;
 using MlpWeights = std::variant<NoMlpWeights, SwigluMlpWeights>;
 
 struct BlockWeights {
-  std::vector<float> norm;  // [d]
+  Values norm;  // [d]
   MixerWeights mixer;
   MlpWeights mlp;
 };
@@ -46,7 +50,7 @@ struct ModelWeights {
   TensorRef embedding;  // [padded v, d]
   TensorRef lm_head;    // [padded v, d]; the embedding when tied
   std::vector<BlockWeights> blocks;
-  std::vector<float> final_norm;  // [d]
+  Values final_norm;  // [d]
   std::vector<std::shared_ptr<const void>> owners;
 };
 
@@ -58,11 +62,12 @@ void check_tensors(const ModelConfig& config, const std::map<std::string, Tensor
 std::vector<float> widen(const TensorRef& tensor);
 
 // Binds tensors to their places. Large bf16 and fp32 matrices stay where they are; small tensors,
-// and matrices of other types, are widened to fp32 copies. Missing, extra and misshapen tensors are
-// all reported in one error.
+// and matrices of other types, are widened to fp32 copies. For a GPU everything is copied into its
+// memory, and `owner` is not kept. Missing, extra and misshapen tensors are all reported in one
+// error.
 ModelWeights bind_weights(const ModelConfig& config,
                           const std::map<std::string, TensorRef>& tensors,
-                          std::shared_ptr<const void> owner);
+                          std::shared_ptr<const void> owner, const Context& ctx);
 
 // The names of tensors that hold NaN or infinity.
 std::vector<std::string> find_non_finite(const ModelConfig& config,

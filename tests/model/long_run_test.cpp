@@ -20,7 +20,7 @@ TEST_P(LongRun, StepsStayWithPrefillAndMemoryStaysPut) {
   config.layers = 1;
   const auto model = Model::random(config, DType::kF32, 23, {}, ctx);
   const auto ids = random_ids(kTokens, config.vocab, 29);
-  StatePool pool(config, 2);
+  StatePool pool(config, 2, ctx);
   const std::int64_t v = config.padded_vocab();
   std::vector<float> stepped(v), prefilled(v);
   const std::int32_t slot[] = {0};

@@ -76,7 +76,7 @@ TEST_P(ModelTest, PrefillAndStepsAgreeWithTheReference) {
   const auto ids = random_ids(150, config.vocab, 3);
   const InitialTensors tensors = init_tensors(config, DType::kF32, kSeed, ctx);
   const std::vector<double> truth = reference_logits(config, tensors.tensors, ids);
-  StatePool pool(config, 2);
+  StatePool pool(config, 2, ctx);
   const auto prefill = all_logits(pool, ids, {0, 150}, {0}, ctx);
   EXPECT_LT(largest_difference(prefill, truth), 2e-5);
 
@@ -96,7 +96,7 @@ TEST_P(ModelTest, PrefillAndStepsAgreeWithTheReference) {
 TEST_P(ModelTest, CutsOnTheChunkGridChangeNoBitAndOthersLittle) {
   const auto ids = random_ids(200, config.vocab, 5);
   const std::span<const std::int32_t> all(ids);
-  StatePool pool(config, 2);
+  StatePool pool(config, 2, ctx);
   const auto whole = last_logits(pool, 0, all);
   for (const std::int64_t cut : {1, 63, 64, 65, 128, 192, 199}) {
     pool.reset(1);
@@ -114,7 +114,7 @@ TEST_P(ModelTest, CutsOnTheChunkGridChangeNoBitAndOthersLittle) {
 TEST_P(ModelTest, PackingAndThreadsChangeNoBit) {
   const auto ids = random_ids(280, config.vocab, 9);
   const std::vector<std::int64_t> cu = {0, 7, 7, 140, 280};
-  StatePool packed(config, 4), separate(config, 4);
+  StatePool packed(config, 4, ctx), separate(config, 4, ctx);
   const auto together = all_logits(packed, ids, cu, {3, 0, 1, 2}, ctx);
   Context one(ContextOptions{1, 0, {}}), three(ContextOptions{3, 0, {}});
   std::vector<float> apart;
@@ -132,7 +132,7 @@ TEST_P(ModelTest, PackingAndThreadsChangeNoBit) {
 
 TEST_P(ModelTest, BatchNeighboursChangeNoBitOfAStep) {
   const auto ids = random_ids(40, config.vocab, 11);
-  StatePool pool(config, 40);
+  StatePool pool(config, 40, ctx);
   std::vector<std::int32_t> slots;
   for (std::int32_t i = 0; i < 40; ++i) slots.push_back((i * 7) % 40);
   std::vector<float> together(40 * config.padded_vocab());
@@ -140,7 +140,7 @@ TEST_P(ModelTest, BatchNeighboursChangeNoBitOfAStep) {
     model->step(ids, slots, pool, {together.data(), {40, config.padded_vocab()}}, ctx);
   }
   for (const int i : {0, 17, 39}) {
-    StatePool alone(config, 1);
+    StatePool alone(config, 1, ctx);
     std::vector<float> row(config.padded_vocab());
     const std::int32_t id[] = {ids[i]}, slot[] = {0};
     for (int round = 0; round < 2; ++round)
@@ -153,7 +153,7 @@ TEST_P(ModelTest, BatchNeighboursChangeNoBitOfAStep) {
 
 TEST_P(ModelTest, ForkSaveAndContinueIsBitwise) {
   const auto ids = random_ids(90, config.vocab, 13);
-  StatePool pool(config, 3);
+  StatePool pool(config, 3, ctx);
   last_logits(pool, 0, ids);
   pool.fork(0, 1);
   const SequenceState saved = pool.export_slot(0, model->fingerprint());
@@ -176,7 +176,7 @@ TEST_P(ModelTest, ForkSaveAndContinueIsBitwise) {
 TEST_P(ModelTest, Bf16ComputeStaysNear) {
   const auto narrow = Model::random(config, DType::kF32, kSeed, {ComputeDType::kBf16, false}, ctx);
   const auto ids = random_ids(70, config.vocab, 17);
-  StatePool pool(config, 1);
+  StatePool pool(config, 1, ctx);
   const auto exact = last_logits(pool, 0, ids);
   model = narrow;
   pool.reset(0);
@@ -186,7 +186,7 @@ TEST_P(ModelTest, Bf16ComputeStaysNear) {
 }
 
 TEST_P(ModelTest, RefusesWhatItCannotRead) {
-  StatePool pool(config, 2);
+  StatePool pool(config, 2, ctx);
   std::vector<float> logits(2 * config.padded_vocab());
   const TensorView<float, 2> out(logits.data(), {2, config.padded_vocab()});
   const std::vector<std::int32_t> outside = {1, static_cast<std::int32_t>(config.padded_vocab())};

@@ -10,6 +10,7 @@
 #include "core/arena.h"
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "ops/ceilings/ceilings_cuda.h"
 #include "ops/ceilings/read_streams.h"
 #include "ops/linear/one_openmp_thread.h"
 
@@ -75,6 +76,7 @@ Share make_share(const dnnl::engine& engine, dnnl::stream& stream, const GemmSha
 }  // namespace
 
 double measured_read_bandwidth(Context& ctx) {
+  if (ctx.gpu()) return measured_read_bandwidth_cuda(ctx);
   ArenaScope scope(ctx.workspace());
   auto* const words = scope.allocate<std::uint64_t>(kReadBytes / 8);
   const std::int64_t pieces = kReadBytes / kPieceBytes, piece_words = kPieceBytes / 8;
@@ -98,6 +100,7 @@ double measured_read_bandwidth(Context& ctx) {
 }
 
 double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx) {
+  if (ctx.gpu()) return measured_gemm_rate_cuda(shape, compute, ctx);
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   dnnl::stream stream(engine);
   const OneOpenMpThread one;  // a primitive runs on the thread that calls it

@@ -9,8 +9,8 @@
 
 namespace mamba3 {
 
-// Bytes per second that all threads together read from memory, from a block far larger than the
-// caches.
+// Bytes per second that all threads (or a GPU) together read from memory, from a block far larger
+// than the caches.
 double measured_read_bandwidth(Context& ctx);
 
 // y [m, n] = x [m, k] w [n, k]^T
@@ -23,8 +23,8 @@ struct GemmShape {
   }
 };
 
-// FLOP/s of oneDNN at its best: weights in the layout it chooses itself, outputs divided among the
-// threads, random numbers, the fastest of a few runs.
+// FLOP/s of oneDNN (on a GPU of cuBLASLt) at its best: weights in the layout it chooses itself,
+// outputs divided among the threads, random numbers, the fastest of a few runs.
 double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx);
 
 }  // namespace mamba3

@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
+#include "ops/cuda_ops.h"
 #include "ops/embedding/embedding_cpu.h"
 
 namespace mamba3 {
@@ -20,7 +21,11 @@ void check(const EmbeddingArgs& args) {
               shape_string(table.shape), "; expected [ids, d]");
   check_input(args.y.stride[1] == 1 || args.y.shape[1] <= 1, "embedding: the inner stride of y is ",
               args.y.stride[1], "; expected 1");
-  for (std::int64_t i = 0; i < rows; ++i) {
+}
+
+void check_ids(const EmbeddingArgs& args) {
+  const TensorRef& table = args.table;
+  for (std::size_t i = 0; i < args.ids.size(); ++i) {
     const std::int32_t id = args.ids[i];
     check_input(id >= 0 && id < table.shape[0], "token ", i, " has the id ", id, "; expected 0 to ",
                 table.shape[0] - 1, "; use the tokenizer that belongs to the model");
@@ -32,7 +37,10 @@ void check(const EmbeddingArgs& args) {
 void embedding(const EmbeddingArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "embedding");
   check(args);
-  if (args.y.elements() > 0) embedding_cpu(args, ctx);
+  if (args.y.elements() == 0) return;
+  if (ctx.gpu()) return embedding_cuda(args, ctx);
+  check_ids(args);
+  embedding_cpu(args, ctx);
 }
 
 }  // namespace mamba3

@@ -15,7 +15,7 @@ struct EmbeddingArgs {
   TensorView<float, 2> y;             // [rows, d]
 };
 
-// An id outside the table is refused with its position and value.
+// An id outside the table is refused with its position and value; on a GPU the caller has checked.
 void embedding(const EmbeddingArgs& args, Context& ctx);
 
 }  // namespace mamba3

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
+#include "ops/cuda_ops.h"
 #include "ops/linear/linear_paths.h"
 
 namespace mamba3 {
@@ -55,6 +56,7 @@ void linear(const LinearArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "linear");
   check(args);
   if (is_empty(args)) return;
+  if (ctx.gpu()) return linear_cuda(args, ctx);
   if (args.x.shape[1] == 0) {  // a sum of nothing
     for (std::int64_t row = 0; row < args.y.shape[0]; ++row) {
       std::fill_n(&args.y(row, 0), args.y.shape[1], 0.0f);

@@ -123,6 +123,7 @@ void check_states(const Mamba3Dims& dims, const Mamba3States& states,
   check_stride("k_stride", states.k_stride, dims.rank * dims.heads * dims.state, states.slots);
   check_stride("v_stride", states.v_stride, inner, states.slots);
 
+  if (ctx.gpu()) return;  // the slots lie in its memory; the caller has checked them
   ArenaScope scope(ctx.workspace());
   const auto count = static_cast<std::int64_t>(slots.size());
   auto* sorted = scope.allocate<std::int32_t>(count);

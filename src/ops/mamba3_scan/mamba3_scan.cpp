@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
+#include "ops/cuda_ops.h"
 #include "ops/mamba3_scan/scan_kernels.h"
 
 namespace mamba3 {
@@ -196,6 +197,11 @@ void check_args(const Mamba3ScanArgs& args, Context& ctx) {
   const auto bounds = static_cast<std::int64_t>(args.cu_seqlens.size());
   check_input(bounds == sequences + 1, "cu_seqlens has ", bounds, " entries with ", sequences,
               " slots; expected one more than slots");
+  const std::int64_t tokens = args.y.shape[0];
+  check_columns(args.dims, args.columns, tokens);
+  check_states(args.dims, args.states, args.slots, ctx);
+  check_scan_output(args.dims, args.y, tokens);
+  if (ctx.gpu()) return;  // cu_seqlens lie in its memory; the caller has checked them
   check_input(args.cu_seqlens[0] == 0, "cu_seqlens starts with ", args.cu_seqlens[0],
               "; expected 0");
   for (std::int64_t i = 0; i < sequences; ++i) {
@@ -203,10 +209,8 @@ void check_args(const Mamba3ScanArgs& args, Context& ctx) {
                 args.cu_seqlens[i], " and the next is ", args.cu_seqlens[i + 1],
                 "; expected numbers that do not decrease");
   }
-  const std::int64_t tokens = args.cu_seqlens[sequences];
-  check_columns(args.dims, args.columns, tokens);
-  check_states(args.dims, args.states, args.slots, ctx);
-  check_scan_output(args.dims, args.y, tokens);
+  check_input(args.cu_seqlens[sequences] == tokens, "cu_seqlens ends with ",
+              args.cu_seqlens[sequences], "; expected ", tokens, ", the rows of y");
 }
 
 }  // namespace
@@ -242,7 +246,8 @@ std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Contex
 void mamba3_scan(const Mamba3ScanArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "mamba3_scan");
   check_args(args, ctx);
-  if (args.cu_seqlens.back() == 0) return;
+  if (args.y.shape[0] == 0) return;
+  if (ctx.gpu()) return mamba3_scan_cuda(args, ctx);
   const ChunkSizes sizes(args.dims);
   const std::int64_t threads = ctx.threads();
   const std::int64_t heads = args.dims.heads;

@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
+#include "ops/cuda_ops.h"
 #include "ops/mamba3_step/mamba3_step_cpu.h"
 
 namespace mamba3 {
@@ -46,7 +47,9 @@ void mamba3_step(const Mamba3StepArgs& args, Context& ctx) {
   check_columns(args.dims, args.columns, rows);
   check_states(args.dims, args.states, args.slots, ctx);
   check_scan_output(args.dims, args.y, rows);
-  if (rows > 0) mamba3_step_cpu(args, ctx);
+  if (rows == 0) return;
+  if (ctx.gpu()) return mamba3_step_cuda(args, ctx);
+  mamba3_step_cpu(args, ctx);
 }
 
 }  // namespace mamba3

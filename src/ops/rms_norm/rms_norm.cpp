@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
+#include "ops/cuda_ops.h"
 #include "ops/rms_norm/rms_norm_cpu.h"
 
 namespace mamba3 {
@@ -33,7 +34,9 @@ void check(const RmsNormArgs& args) {
 void rms_norm(const RmsNormArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "rms_norm");
   check(args);
-  if (args.residual.elements() > 0) rms_norm_cpu(args, ctx);
+  if (args.residual.elements() == 0) return;
+  if (ctx.gpu()) return rms_norm_cuda(args, ctx);
+  rms_norm_cpu(args, ctx);
 }
 
 }  // namespace mamba3

@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
+#include "ops/cuda_ops.h"
 #include "ops/swiglu/swiglu_cpu.h"
 
 namespace mamba3 {
@@ -22,7 +23,9 @@ void check(const SwigluArgs& args) {
 void swiglu(const SwigluArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "swiglu");
   check(args);
-  if (args.y.elements() > 0) swiglu_cpu(args, ctx);
+  if (args.y.elements() == 0) return;
+  if (ctx.gpu()) return swiglu_cuda(args, ctx);
+  swiglu_cpu(args, ctx);
 }
 
 }  // namespace mamba3

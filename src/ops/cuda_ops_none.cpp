@@ -1,0 +1,43 @@
+// A build without CUDA.
+#include "core/check.h"
+#include "ops/ceilings/ceilings_cuda.h"
+#include "ops/cuda_ops.h"
+
+namespace mamba3 {
+namespace {
+
+[[noreturn]] void refuse() {
+  fail(ErrorCode::kUnavailable, "this build has no GPU backend; expected a Context on the CPU");
+}
+
+}  // namespace
+
+double measured_read_bandwidth_cuda(Context&) {
+  refuse();
+}
+double measured_gemm_rate_cuda(const GemmShape&, Compute, Context&) {
+  refuse();
+}
+void embedding_cuda(const EmbeddingArgs&, Context&) {
+  refuse();
+}
+void gather_rows_cuda(const GatherRowsArgs&, Context&) {
+  refuse();
+}
+void linear_cuda(const LinearArgs&, Context&) {
+  refuse();
+}
+void mamba3_scan_cuda(const Mamba3ScanArgs&, Context&) {
+  refuse();
+}
+void mamba3_step_cuda(const Mamba3StepArgs&, Context&) {
+  refuse();
+}
+void rms_norm_cuda(const RmsNormArgs&, Context&) {
+  refuse();
+}
+void swiglu_cuda(const SwigluArgs&, Context&) {
+  refuse();
+}
+
+}  // namespace mamba3

@@ -1,0 +1,28 @@
+// One product by cuBLASLt: what linear is made of on a GPU, and the ceiling that it is compared
+// with.
+#pragma once
+
+#include <cstdint>
+
+#include "mamba3/context.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+struct CublasProduct {
+  const void* x = nullptr;  // [rows, k], bf16 or fp32, rows x_stride elements apart
+  std::int64_t x_stride = 0;
+  const void* w = nullptr;  // [n, k], of the same type, contiguous
+  bool bf16 = true;
+  std::int64_t k = 0;
+  TensorView<float, 2> y;   // [rows, n]
+  bool accumulate = false;  // y +=
+  // A row's bits do not depend on the number of rows: one algorithm serves them all.
+  bool same_bits = false;
+};
+
+constexpr std::size_t kCublasWorkspaceBytes = std::size_t{32} << 20;
+
+void cublas_product(const CublasProduct& product, void* workspace, Context& ctx);
+
+}  // namespace mamba3

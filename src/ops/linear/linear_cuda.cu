@@ -1,0 +1,83 @@
+// kBf16 rounds x once. kF32 splits x into three bf16 numbers whose sum is x exactly, so that the
+// products with bf16 weights are exact too; fp32 weights go through fp32 products.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "core/arena.h"
+#include "ops/cuda_ops.h"
+#include "ops/launch.cuh"
+#include "ops/linear/cublas_product.h"
+#include "ops/linear/linear_skinny_cuda.h"
+
+namespace mamba3 {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr std::int64_t kMostSkinnyRows = 16;
+constexpr int kSplits = 3;  // bf16 numbers that hold all 24 bits of a float
+
+// Of each of `rows` x `k` floats the first `splits` bf16 parts: part i is what the parts before it
+// leave. Part i of an element is i * rows * stride further.
+__global__ void split_bf16(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t k,
+                           std::int64_t stride, int splits, __nv_bfloat16* out) {
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (column >= k) return;
+  for (std::int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    float rest = x[row * x_stride + column];
+    for (int i = 0; i < splits; ++i) {
+      const __nv_bfloat16 part = __float2bfloat16_rn(rest);
+      out[(i * rows + row) * stride + column] = part;
+      rest = isfinite(rest) ? rest - __bfloat162float(part) : 0.0f;
+    }
+  }
+}
+
+const __nv_bfloat16* split(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t k,
+                           std::int64_t stride, int splits, ArenaScope& scope, Context& ctx) {
+  auto* out = scope.allocate<__nv_bfloat16>(splits * rows * stride);
+  const dim3 grid(static_cast<unsigned>((k + kThreads - 1) / kThreads),
+                  static_cast<unsigned>(std::min<std::int64_t>(rows, 65535)));
+  split_bf16<<<grid, kThreads, 0, stream_of(ctx)>>>(x, x_stride, rows, k, stride, splits, out);
+  check_launch("linear: rounding");
+  return out;
+}
+
+std::int64_t padded_stride(std::int64_t k) {
+  return (k + 7) / 8 * 8;  // rows begin on 16 bytes
+}
+
+}  // namespace
+
+void linear_cuda(const LinearArgs& args, Context& ctx) {
+  const std::int64_t rows = args.x.shape[0], k = args.x.shape[1], n = args.w.shape[0];
+  if (args.path != LinearPath::kGemm && rows <= kMostSkinnyRows) {
+    return linear_skinny_cuda(args, ctx);
+  }
+  ArenaScope scope(ctx.workspace());
+  void* workspace = scope.allocate<std::byte>(kCublasWorkspaceBytes);
+  const bool same_bits = args.path == LinearPath::kGemm;
+  const bool bf16_weights = args.w.dtype == DType::kBf16;
+  if (!bf16_weights && args.compute == Compute::kF32) {
+    const std::int64_t x_stride = std::max(args.x.stride[0], k);
+    const CublasProduct product{args.x.data, x_stride, args.w.data, false,
+                                k,           args.y,   false,       same_bits};
+    return cublas_product(product, workspace, ctx);
+  }
+  const void* w = args.w.data;
+  if (!bf16_weights) {
+    w = split(reinterpret_cast<const float*>(args.w.data), k, n, k, k, 1, scope, ctx);
+  }
+  const int splits = args.compute == Compute::kBf16 ? 1 : kSplits;
+  const std::int64_t stride = padded_stride(k);
+  const __nv_bfloat16* x =
+      split(args.x.data, args.x.stride[0], rows, k, stride, splits, scope, ctx);
+  // The smallest parts first: their sum is not lost beside the large ones.
+  for (int i = splits - 1; i >= 0; --i) {
+    const bool accumulate = i + 1 < splits;
+    cublas_product({x + i * rows * stride, stride, w, true, k, args.y, accumulate, same_bits},
+                   workspace, ctx);
+  }
+}
+
+}  // namespace mamba3

@@ -1,0 +1,117 @@
+// What the tests of the ops on a GPU share: data in its memory.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/gpu.h"
+#include "core/memory.h"
+#include "mamba3_case.h"
+#include "op_test_helpers.h"
+
+namespace mamba3::testing {
+
+#define SKIP_WITHOUT_GPU() \
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU"
+
+// The largest difference to the CPU, relative to the largest value.
+inline constexpr double kClose = 2e-5;
+
+inline ContextOptions on_gpu() {
+  ContextOptions options;
+  options.threads = 1;
+  options.device = {DeviceKind::kCuda, 0};
+  return options;
+}
+
+// Host data and its copy in a GPU's memory.
+template <class T>
+class GpuArray {
+ public:
+  GpuArray(Context& ctx, std::span<const T> values)
+      : gpu_(ctx.gpu()),
+        count_(values.size()),
+        memory_(allocate_memory(std::max<std::size_t>(values.size_bytes(), 16), gpu_)) {
+    if (count_ > 0) gpu_->copy_in(memory_.get(), values.data(), values.size_bytes());
+  }
+  T* data() const { return reinterpret_cast<T*>(memory_.get()); }
+  std::span<const T> span() const { return {data(), count_}; }
+  void copy_to(std::vector<T>& out) const {
+    out.resize(count_);
+    if (count_ > 0) gpu_->copy_out(out.data(), memory_.get(), count_ * sizeof(T));
+  }
+
+ private:
+  std::shared_ptr<Gpu> gpu_;
+  std::size_t count_;
+  Memory memory_;
+};
+
+// A vector as a span of const.
+template <class T>
+std::span<const T> all(const std::vector<T>& v) {
+  return v;
+}
+
+// A layer's parameters in a GPU's memory.
+class GpuParams {
+ public:
+  GpuParams(Context& ctx, const Mamba3RefInputs<float>& in) : params(params_of(in)) {
+    put(ctx, in.dt_bias, params.dt_bias);
+    put(ctx, in.skip, params.skip);
+    put(ctx, in.in_b_bias, params.in_b_bias);
+    put(ctx, in.out_c_bias, params.out_c_bias);
+    put(ctx, in.in_b_norm, params.in_b_norm);
+    put(ctx, in.out_c_norm, params.out_c_norm);
+    put(ctx, in.mimo_x, params.mimo_x);
+    put(ctx, in.mimo_z, params.mimo_z);
+    put(ctx, in.mimo_o, params.mimo_o);
+    put(ctx, in.out_norm, params.out_norm);
+  }
+
+ private:
+  void put(Context& ctx, const std::vector<float>& values, const float*& pointer) {
+    if (values.empty()) return;
+    arrays_.push_back(std::make_unique<GpuArray<float>>(ctx, all(values)));
+    pointer = arrays_.back()->data();
+  }
+  std::vector<std::unique_ptr<GpuArray<float>>> arrays_;
+
+ public:
+  Mamba3Params params;
+};
+
+class GpuSlots {
+ public:
+  GpuSlots(Context& ctx, Slots& slots)
+      : slots_(slots),
+        turns_(ctx, all(slots.turns)),
+        ssm_(ctx, all(slots.ssm)),
+        k_(ctx, all(slots.k)),
+        v_(ctx, all(slots.v)) {}
+  Mamba3States states() {
+    Mamba3States out = slots_.states();
+    out.turns = turns_.data();
+    out.ssm = ssm_.data();
+    out.k = k_.data();
+    out.v = v_.data();
+    return out;
+  }
+  void fetch() {
+    turns_.copy_to(slots_.turns);
+    ssm_.copy_to(slots_.ssm);
+    k_.copy_to(slots_.k);
+    v_.copy_to(slots_.v);
+  }
+
+ private:
+  Slots& slots_;
+  GpuArray<std::uint32_t> turns_;
+  GpuArray<float> ssm_, k_, v_;
+};
+
+}  // namespace mamba3::testing
