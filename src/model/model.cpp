@@ -37,6 +37,7 @@ struct Model::Impl {
   std::uint64_t fingerprint = 0;
   std::int64_t weights_bytes = 0;
   std::int64_t chunk_tokens = 0;
+  std::shared_ptr<Gpu> gpu;  // where the weights are; null: in the host's memory
 
   Compute compute() const {
     return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
@@ -54,6 +55,7 @@ struct Model::Impl {
                    TensorView<const float, 2> hidden, Context& ctx) const;
   void wanted_logits(const PrefillArgs& args, const Segment& segment,
                      TensorView<const float, 2> hidden, Context& ctx) const;
+  void check_device(const StatePool::Impl& states, const Context& ctx) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
   void check_ids(std::span<const std::int32_t> ids) const;
 };
@@ -104,10 +106,10 @@ void Model::Impl::head(TensorView<const float, 2> hidden, TensorView<float, 2> l
   const std::int64_t rows = logits.shape[0], v = logits.shape[1];
   const TensorView<float, 2> there(scope.allocate<float>(rows * v), {rows, v});
   linear({hidden, weights.lm_head, there, compute(), path}, ctx);
-  for (std::int64_t row = 0; row < rows; row += logits.contiguous() ? rows : 1) {
-    const std::int64_t count = logits.contiguous() ? rows : 1;
+  const std::int64_t rows_at_once = logits.contiguous() ? rows : 1;
+  for (std::int64_t row = 0; row < rows; row += rows_at_once) {
     ctx.gpu()->copy_out(&logits(row, 0), &there(row, 0),
-                        static_cast<std::size_t>(count * v) * sizeof(float));
+                        static_cast<std::size_t>(rows_at_once * v) * sizeof(float));
   }
 }
 
@@ -168,6 +170,12 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   if (args.on_logits) wanted_logits(args, segment, hidden, ctx);
 }
 
+void Model::Impl::check_device(const StatePool::Impl& states, const Context& ctx) const {
+  check_input(ctx.gpu() == gpu && states.gpu == gpu,
+              "the model, the states and the Context are on different devices; expected the "
+              "Context that the model and the pool were made with");
+}
+
 void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const {
   const auto& cu = args.cu_seqlens;
   const auto tokens = static_cast<std::int64_t>(args.ids.size());
@@ -190,6 +198,7 @@ void Model::Impl::check_ids(std::span<const std::int32_t> ids) const {
 
 void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const {
   StatePool::Impl& pool = *states.impl_;
+  impl_->check_device(pool, ctx);
   impl_->check_prefill(args, pool);
   for (const Segment& segment : cut_segments(
            args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->chunk_tokens)) {
@@ -201,6 +210,7 @@ void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) co
 void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t> slots,
                  StatePool& states, TensorView<float, 2> logits, Context& ctx) const {
   StatePool::Impl& pool = *states.impl_;
+  impl_->check_device(pool, ctx);
   check_input(ids.size() == slots.size(), ids.size(), " ids for ", slots.size(),
               " slots; expected one each");
   check_slots(slots, pool);
@@ -239,6 +249,7 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
     ctx.log(LogLevel::kWarning, text + "; the output will hold NaN");
   }
   impl.config = config;
+  impl.gpu = ctx.gpu();
   impl.options = options;
   impl.fingerprint = model_fingerprint(config, tensors);
   impl.chunk_tokens = mamba3_scan_chunk_tokens(mixer_dims(config));

@@ -76,9 +76,10 @@ class SharedParts {
 // TokenScalars, as the update of the state takes them.
 struct TokenWeights {
   double dt;
-  float decay;  // alpha
-  float carry;  // beta, the weight of the previous token's outer product
-  float now;    // gamma
+  float decay;     // alpha
+  float carry;     // beta, the weight of the previous token's outer product
+  float now;       // gamma
+  float fill = 0;  // of the last eight bytes: copies of a whole one read nothing unset
 };
 
 __device__ __forceinline__ double device_softplus(double x) {
