@@ -87,6 +87,9 @@ void choose_algorithm(cublasLtHandle_t handle, const Shape& shape, Product& prod
   product.algorithm = found.algo;
 }
 
+// Prompts come in any length: what was kept for their shapes is forgotten when there are so many.
+constexpr std::size_t kMostProducts = 1024;
+
 // With equal bits asked for, the algorithm is the one for so many rows, whatever their number.
 constexpr std::int64_t kManyRows = 2048;
 
@@ -103,6 +106,7 @@ struct Library {
   }
 
   const Product& product(const Shape& shape) {
+    if (products.size() >= kMostProducts) products.clear();
     std::unique_ptr<Product>& product = products[shape.key()];
     if (!product) {
       auto made = std::make_unique<Product>();
