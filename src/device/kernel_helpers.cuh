@@ -1,6 +1,7 @@
 // What most kernels need: alignment, sums over a block, the gate's function.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -9,9 +10,11 @@ namespace mamba3 {
 
 constexpr int kWarpLanes = 32;
 
-// Whether float4 can be used at `data` and at every multiple of `stride` floats behind it.
-inline bool takes_float4(const float* data, std::int64_t stride) {
-  return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0 && stride % 4 == 0;
+// Whether vectors of four can be used at `data` and at every multiple of `stride` elements behind
+// it.
+template <class T>
+bool takes_vectors(const T* data, std::int64_t stride) {
+  return reinterpret_cast<std::uintptr_t>(data) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
 }
 
 template <int V>
@@ -35,6 +38,40 @@ __device__ __forceinline__ void store_vector(const float (&from)[V], float* to) 
     *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
   } else {
     *to = from[0];
+  }
+}
+
+// Four bf16 numbers as floats, and back with one rounding each.
+template <int V>
+__device__ __forceinline__ void load_vector(const __nv_bfloat16* from, float (&to)[V]) {
+  static_assert(V == 1 || V == 4);
+  if constexpr (V == 4) {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    to[0] = __uint_as_float(words.x << 16);
+    to[1] = __uint_as_float(words.x & 0xffff0000u);
+    to[2] = __uint_as_float(words.y << 16);
+    to[3] = __uint_as_float(words.y & 0xffff0000u);
+  } else {
+    to[0] = __bfloat162float(*from);
+  }
+}
+
+// a in the lower half.
+__device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  std::uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
+template <int V>
+__device__ __forceinline__ void store_vector(const float (&from)[V], __nv_bfloat16* to) {
+  static_assert(V == 1 || V == 4);
+  if constexpr (V == 4) {
+    *reinterpret_cast<uint2*>(to) =
+        make_uint2(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]));
+  } else {
+    *to = __float2bfloat16_rn(from[0]);
   }
 }
 

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(const EmbeddingJob 
 template <class T>
 void launch(const EmbeddingJob& job, unsigned rows, cudaStream_t stream) {
   const bool vectors = reinterpret_cast<std::uintptr_t>(job.table) % (4 * sizeof(T)) == 0 &&
-                       job.d % 4 == 0 && takes_float4(job.y, job.y_stride);
+                       job.d % 4 == 0 && takes_vectors(job.y, job.y_stride);
   if (vectors) {
     embedding_kernel<T, 4><<<rows, kThreads, 0, stream>>>(job);
   } else {

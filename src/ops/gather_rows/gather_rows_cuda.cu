@@ -41,7 +41,7 @@ void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx) {
                       args.x.shape[1], args.y.data,     args.y.stride[0]};
   const unsigned count = grid_blocks(static_cast<std::int64_t>(args.rows.size()));
   if (count == 0 || job.d == 0) return;
-  if (job.d % 4 == 0 && takes_float4(job.x, job.x_stride) && takes_float4(job.y, job.y_stride)) {
+  if (job.d % 4 == 0 && takes_vectors(job.x, job.x_stride) && takes_vectors(job.y, job.y_stride)) {
     gather_rows_kernel<4><<<count, kThreads, 0, stream_of(ctx)>>>(job);
   } else {
     gather_rows_kernel<1><<<count, kThreads, 0, stream_of(ctx)>>>(job);

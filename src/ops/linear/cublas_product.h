@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "core/matrix.h"
 #include "mamba3/context.h"
-#include "mamba3/tensor.h"
 
 namespace mamba3 {
 
@@ -15,7 +15,7 @@ struct CublasProduct {
   const void* w = nullptr;  // [n, k], of the same type, contiguous
   bool bf16 = true;
   std::int64_t k = 0;
-  TensorView<float, 2> y;   // [rows, n]
+  Matrix y;                 // [rows, n]  fp32, or rounded to bf16
   bool accumulate = false;  // y +=
   // A row's bits do not depend on the number of rows: one algorithm serves them all.
   bool same_bits = false;

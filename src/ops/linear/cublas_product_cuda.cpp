@@ -20,11 +20,12 @@ struct Shape {
   std::int64_t m, n, k;  // y [m, n] = x [m, k] w [n, k]^T
   std::int64_t x_stride, y_stride;
   cudaDataType_t type;  // of x and w
+  cudaDataType_t y_type;
   std::uint32_t x_align, w_align, y_align;
   bool same_bits;
   auto key() const {
-    return std::make_tuple(m, n, k, x_stride, y_stride, static_cast<int>(type), x_align, w_align,
-                           y_align, same_bits);
+    return std::make_tuple(m, n, k, x_stride, y_stride, static_cast<int>(type),
+                           static_cast<int>(y_type), x_align, w_align, y_align, same_bits);
   }
 };
 
@@ -57,7 +58,7 @@ void describe(const Shape& shape, Product& product) {
              "describing w");
   check_blas(cublasLtMatrixLayoutCreate(&product.x, shape.type, shape.k, shape.m, shape.x_stride),
              "describing x");
-  check_blas(cublasLtMatrixLayoutCreate(&product.y, CUDA_R_32F, shape.n, shape.m, shape.y_stride),
+  check_blas(cublasLtMatrixLayoutCreate(&product.y, shape.y_type, shape.n, shape.m, shape.y_stride),
              "describing y");
 }
 
@@ -146,9 +147,10 @@ void cublas_product(const CublasProduct& args, void* workspace, Context& ctx) {
                     args.x_stride,
                     y_stride,
                     args.bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                    args.y.is_bf16() ? CUDA_R_16BF : CUDA_R_32F,
                     alignment(args.x, args.x_stride * bytes),
                     alignment(args.w, args.k * bytes),
-                    alignment(args.y.data, y_stride * 4),
+                    alignment(args.y.data, y_stride * dtype_bytes(args.y.dtype)),
                     args.same_bits};
   Library& blas = library(ctx);
   const Product& product = blas.product(shape);

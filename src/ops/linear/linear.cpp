@@ -34,6 +34,19 @@ void check(const LinearArgs& args) {
               args.y.shape[1], " long; expected rows that do not overlap");
 }
 
+// What only a GPU does.
+void check_device(const LinearArgs& args, const Context& ctx) {
+  if (!args.x.is_bf16() && !args.y.is_bf16() && !args.accumulate) return;
+  if (!ctx.gpu()) {
+    fail(ErrorCode::kUnavailable,
+         "linear: bf16 activations or a sum onto y on a CPU; expected fp32 and a plain product");
+  }
+  check_input(!args.x.is_bf16() || args.compute == Compute::kBf16,
+              "linear: x is bf16 in a product in fp32; expected fp32");
+  check_input(!args.y.is_bf16() || (args.compute == Compute::kBf16 && !args.accumulate),
+              "linear: y is bf16 where sums of fp32 are wanted; expected fp32");
+}
+
 bool is_empty(const LinearArgs& args) {
   return args.y.shape[0] == 0 || args.y.shape[1] == 0;
 }
@@ -55,11 +68,12 @@ std::size_t linear_workspace_bytes(const LinearArgs& args, const Context& ctx) {
 void linear(const LinearArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "linear");
   check(args);
+  check_device(args, ctx);
   if (is_empty(args)) return;
   if (ctx.gpu()) return linear_cuda(args, ctx);
   if (args.x.shape[1] == 0) {  // a sum of nothing
     for (std::int64_t row = 0; row < args.y.shape[0]; ++row) {
-      std::fill_n(&args.y(row, 0), args.y.shape[1], 0.0f);
+      std::fill_n(args.y.row(row), args.y.shape[1], 0.0f);
     }
     return;
   }

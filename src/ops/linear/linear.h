@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "core/matrix.h"
 #include "mamba3/context.h"
-#include "mamba3/tensor.h"
 
 namespace mamba3 {
 
@@ -19,11 +19,12 @@ enum class Compute : std::uint8_t { kF32, kBf16 };
 enum class LinearPath : std::uint8_t { kAuto, kSkinny, kGemm };
 
 struct LinearArgs {
-  TensorView<const float, 2> x;  // [rows, k], unit inner stride
-  TensorRef w;                   // [n, k] bf16 or f32, contiguous
-  TensorView<float, 2> y;        // [rows, n], unit inner stride
+  ConstMatrix x;  // [rows, k]  bf16: on a GPU, with kBf16
+  TensorRef w;    // [n, k] bf16 or f32, contiguous
+  Matrix y;       // [rows, n]  bf16: on a GPU, rounded once from the fp32 sums
   Compute compute = Compute::kF32;
   LinearPath path = LinearPath::kAuto;
+  bool accumulate = false;  // y += x w^T, on a GPU; y is fp32
 };
 
 std::size_t linear_workspace_bytes(const LinearArgs& args, const Context& ctx);

@@ -47,36 +47,48 @@ std::int64_t padded_stride(std::int64_t k) {
   return (k + 7) / 8 * 8;  // rows begin on 16 bytes
 }
 
+// What products of one call have in common.
+struct Products {
+  const LinearArgs& args;
+  void* workspace;
+  Context& ctx;
+
+  void add(const void* x, std::int64_t x_stride, const void* w, bool bf16, bool accumulate) const {
+    cublas_product(
+        {x, x_stride, w, bf16, args.x.shape[1], args.y, accumulate, args.path == LinearPath::kGemm},
+        workspace, ctx);
+  }
+};
+
+bool is_skinny(const LinearArgs& args) {
+  return args.path != LinearPath::kGemm && args.x.shape[0] <= kMostSkinnyRows &&
+         !args.x.is_bf16() && !args.y.is_bf16() && !args.accumulate;
+}
+
 }  // namespace
 
 void linear_cuda(const LinearArgs& args, Context& ctx) {
+  if (is_skinny(args)) return linear_skinny_cuda(args, ctx);
   const std::int64_t rows = args.x.shape[0], k = args.x.shape[1], n = args.w.shape[0];
-  if (args.path != LinearPath::kGemm && rows <= kMostSkinnyRows) {
-    return linear_skinny_cuda(args, ctx);
-  }
   ArenaScope scope(ctx.workspace());
-  void* workspace = scope.allocate<std::byte>(kCublasWorkspaceBytes);
-  const bool same_bits = args.path == LinearPath::kGemm;
+  const Products products{args, scope.allocate<std::byte>(kCublasWorkspaceBytes), ctx};
+  const std::int64_t x_stride = std::max(args.x.stride[0], k);
   const bool bf16_weights = args.w.dtype == DType::kBf16;
   if (!bf16_weights && args.compute == Compute::kF32) {
-    const std::int64_t x_stride = std::max(args.x.stride[0], k);
-    const CublasProduct product{args.x.data, x_stride, args.w.data, false,
-                                k,           args.y,   false,       same_bits};
-    return cublas_product(product, workspace, ctx);
+    return products.add(args.x.floats(), x_stride, args.w.data, false, args.accumulate);
   }
   const void* w = args.w.data;
   if (!bf16_weights) {
     w = split(reinterpret_cast<const float*>(args.w.data), k, n, k, k, 1, scope, ctx);
   }
+  if (args.x.is_bf16()) return products.add(args.x.data, x_stride, w, true, args.accumulate);
   const int splits = args.compute == Compute::kBf16 ? 1 : kSplits;
   const std::int64_t stride = padded_stride(k);
   const __nv_bfloat16* x =
-      split(args.x.data, args.x.stride[0], rows, k, stride, splits, scope, ctx);
+      split(args.x.floats(), args.x.stride[0], rows, k, stride, splits, scope, ctx);
   // The smallest parts first: their sum is not lost beside the large ones.
   for (int i = splits - 1; i >= 0; --i) {
-    const bool accumulate = i + 1 < splits;
-    cublas_product({x + i * rows * stride, stride, w, true, k, args.y, accumulate, same_bits},
-                   workspace, ctx);
+    products.add(x + i * rows * stride, stride, w, true, args.accumulate || i + 1 < splits);
   }
 }
 

@@ -189,12 +189,12 @@ void multiply_tile(const Job<X>& job, std::int64_t task, int worker) {
 // x rounded, or a single row made two.
 template <class X>
 void copy_x(Job<X>& job, ArenaScope& scope, Context& ctx) {
-  const TensorView<const float, 2>& x = job.args.x;
+  const ConstMatrix& x = job.args.x;
   const std::int64_t k = x.shape[1];
   const std::int64_t stride = padded_stride(job.plan.k);
   X* out = scope.allocate<X>(job.plan.m * stride);
   ctx.pool().run(x.shape[0], [&](std::int64_t row, int) {
-    const float* from = x.data + row * x.stride[0];
+    const float* from = x.row(row);
     X* to = out + row * stride;
     if constexpr (std::is_same_v<X, Bf16>) {
       round_to_bf16(from, k, to);
@@ -215,18 +215,18 @@ void multiply(const LinearArgs& args, const Plan& plan, Context& ctx) {
   ArenaScope scope(ctx.workspace());
   Job<X> job{args, plan};
   if constexpr (std::is_same_v<X, float>) {
-    job.x = args.x.data;
+    job.x = args.x.floats();
     job.x_stride = args.x.stride[0];
   }
   if (plan.copy_x) copy_x(job, scope, ctx);
   job.slices = scope.allocate<X>(plan.threads * slice_elements(plan));
-  job.y = plan.through_y ? scope.allocate<float>(plan.m * plan.n) : args.y.data;
+  job.y = plan.through_y ? scope.allocate<float>(plan.m * plan.n) : args.y.floats();
   job.y_stride = plan.through_y ? plan.n : args.y.stride[0];
   ctx.pool().run(plan.slices * plan.groups,
                  [&](std::int64_t task, int worker) { multiply_tile(job, task, worker); });
   if (!plan.through_y) return;
   for (std::int64_t row = 0; row < args.y.shape[0]; ++row) {
-    std::copy_n(job.y + row * job.y_stride, args.y.shape[1], args.y.data + row * args.y.stride[0]);
+    std::copy_n(job.y + row * job.y_stride, args.y.shape[1], args.y.row(row));
   }
 }
 

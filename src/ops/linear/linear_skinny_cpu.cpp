@@ -163,7 +163,7 @@ void round_x(const LinearArgs& args, Number* out, Context& ctx) {
   const std::int64_t k = args.x.shape[1];
   const std::int64_t stride = rounded_stride(k);
   const auto round_row = [&](std::int64_t row, int) {
-    const float* from = args.x.data + row * args.x.stride[0];
+    const float* from = args.x.row(row);
     if constexpr (std::is_same_v<Number, Bf16>) {
       round_to_bf16(from, k, out + row * stride);
     } else {
@@ -203,14 +203,14 @@ void linear_skinny(const LinearArgs& args, Context& ctx) {
   skinny.rows = args.x.shape[0];
   skinny.k = args.x.shape[1];
   skinny.w = args.w.data;
-  skinny.y = args.y.data;
+  skinny.y = args.y.floats();
   skinny.y_stride = args.y.stride[0];
   if (bf16_products) {
     use_rounded_x<Bf16>(args, scope, skinny, ctx);
   } else if (args.compute == Compute::kBf16) {
     use_rounded_x<float>(args, scope, skinny, ctx);
   } else {
-    skinny.x = reinterpret_cast<const std::byte*>(args.x.data);
+    skinny.x = reinterpret_cast<const std::byte*>(args.x.floats());
     skinny.x_stride_bytes = args.x.stride[0] * static_cast<std::int64_t>(sizeof(float));
   }
   const SkinnyKernel kernel = choose_kernel(args, bf16_products);

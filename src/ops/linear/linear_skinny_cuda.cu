@@ -166,10 +166,10 @@ bool on_16_bytes(const void* p, std::int64_t stride_bytes) {
 
 void linear_skinny_cuda(const LinearArgs& args, Context& ctx) {
   const std::int64_t k = args.x.shape[1], w_bytes = dtype_bytes(args.w.dtype);
-  const SkinnyArgs skinny_args{args.x.data,
+  const SkinnyArgs skinny_args{args.x.floats(),
                                args.x.stride[0],
                                args.w.data,
-                               args.y.data,
+                               args.y.floats(),
                                args.y.stride[0],
                                args.x.shape[0],
                                args.w.shape[0],

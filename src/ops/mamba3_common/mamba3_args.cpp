@@ -136,7 +136,7 @@ void check_states(const Mamba3Dims& dims, const Mamba3States& states,
               " is given twice; expected different slots: two sequences cannot share a state");
 }
 
-void check_scan_output(const Mamba3Dims& dims, const TensorView<float, 2>& y, std::int64_t rows) {
+void check_scan_output(const Mamba3Dims& dims, const ConstMatrix& y, std::int64_t rows) {
   const std::int64_t inner = dims.heads * dims.head_dim;
   check_input(y.shape[0] == rows && y.shape[1] == inner, "y is ", shape_string(y.shape),
               "; expected [", rows, ", ", inner, "]: a row for each token, heads x head dim wide");

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "core/matrix.h"
 #include "mamba3/config.h"
 #include "mamba3/context.h"
 #include "mamba3/tensor.h"
@@ -86,6 +87,6 @@ void check_states(const Mamba3Dims& dims, const Mamba3States& states,
                   std::span<const std::int32_t> slots, Context& ctx);
 std::size_t check_slots_workspace_bytes(std::span<const std::int32_t> slots);
 // y [rows, h * p]
-void check_scan_output(const Mamba3Dims& dims, const TensorView<float, 2>& y, std::int64_t rows);
+void check_scan_output(const Mamba3Dims& dims, const ConstMatrix& y, std::int64_t rows);
 
 }  // namespace mamba3

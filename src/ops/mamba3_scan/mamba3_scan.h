@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "core/matrix.h"
 #include "mamba3/context.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
@@ -21,8 +22,7 @@ struct Mamba3ScanArgs {
   std::span<const std::int32_t>
       slots;            // [q], all different; sequence i starts from and ends in slots[i]
   Mamba3States states;  // read and overwritten; a slot of zeros is a fresh sequence
-  TensorView<float, 2>
-      y;  // [t, h * p], rows may be strided; gated, ranks summed: what out_proj gets
+  Matrix y;             // [t, h * p], rows may be strided; gated, ranks summed: what out_proj gets
   // Matrix products inside a chunk round their inputs to bf16 (states, decays and sums stay fp32)
   // where the machine is faster so. Never set for exact results.
   bool bf16_products = false;

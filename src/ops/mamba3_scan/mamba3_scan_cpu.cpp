@@ -60,7 +60,7 @@ ChunkInputs chunk_of_part(const ScanJob& job, const ScanPart& part, std::int64_t
   in.x = columns.x + begin * columns.row_stride + head * dims.head_dim;
   in.z = columns.z + begin * columns.row_stride + head * dims.head_dim;
   in.y_stride = job.args.y.stride[0];
-  in.y = job.args.y.data + begin * in.y_stride + head * dims.head_dim;
+  in.y = job.args.y.floats() + begin * in.y_stride + head * dims.head_dim;
   return in;
 }
 

@@ -199,7 +199,7 @@ void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   job.slots = args.slots.data();
   job.tokens = args.y.shape[0];
   job.sequences = static_cast<std::int64_t>(args.slots.size());
-  job.y = args.y.data;
+  job.y = args.y.floats();
   job.y_stride = args.y.stride[0];
   if (job.tokens == 0 || job.sequences == 0) return;
   ArenaScope scope(ctx.workspace());

@@ -221,7 +221,7 @@ void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx) {
   job.y_stride = args.y.stride[0];
   const auto rows = static_cast<std::int64_t>(args.slots.size());
   if (rows == 0) return;
-  if (args.dims.head_dim % 4 == 0 && takes_float4(args.states.ssm, args.states.ssm_stride)) {
+  if (args.dims.head_dim % 4 == 0 && takes_vectors(args.states.ssm, args.states.ssm_stride)) {
     launch<4>(job, rows, stream_of(ctx));
   } else {
     launch<1>(job, rows, stream_of(ctx));

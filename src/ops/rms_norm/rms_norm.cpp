@@ -10,8 +10,7 @@
 namespace mamba3 {
 namespace {
 
-template <class T>
-void check_rows(const char* name, const TensorView<T, 2>& view, const RmsNormArgs& args) {
+void check_rows(const char* name, const ConstMatrix& view, const RmsNormArgs& args) {
   check_input(view.shape == args.residual.shape, "rms_norm: ", name, " is ",
               shape_string(view.shape), " and residual ", shape_string(args.residual.shape),
               "; expected the same shape, [rows, d]");

@@ -1,7 +1,8 @@
-// residual += hidden; y = residual / rms(residual) * weight. All fp32; the sum of squares is taken
-// in double.
+// residual += hidden; y = residual / rms(residual) * weight. All fp32 but perhaps y; the sum of
+// squares is taken in double.
 #pragma once
 
+#include "core/matrix.h"
 #include "mamba3/context.h"
 #include "mamba3/tensor.h"
 
@@ -12,7 +13,7 @@ struct RmsNormArgs {
   TensorView<const float, 2> hidden;  // [rows, d] or data == nullptr: nothing is added
   const float* weight = nullptr;      // [d]
   float eps = 1e-5f;
-  TensorView<float, 2> y;  // [rows, d], may be the memory of hidden
+  Matrix y;  // [rows, d], may be the memory of hidden; bf16: on a GPU
 };
 
 void rms_norm(const RmsNormArgs& args, Context& ctx);

@@ -64,7 +64,7 @@ void rms_norm_rows(const RmsNormArgs& args, std::int64_t begin, std::int64_t end
         args.hidden.data == nullptr ? nullptr : args.hidden.data + row * args.hidden.stride[0];
     const double sum = add_and_square(residual, hidden, d);
     const double rstd = 1.0 / std::sqrt(sum / static_cast<double>(d) + args.eps);
-    scale(residual, args.weight, static_cast<float>(rstd), args.y.data + row * args.y.stride[0], d);
+    scale(residual, args.weight, static_cast<float>(rstd), args.y.row(row), d);
   }
 }
 

@@ -19,22 +19,23 @@ struct RmsNormJob {
   std::int64_t hidden_stride;
   const float* weight;
   double eps;
-  float* y;
+  void* y;
   std::int64_t y_stride;
   std::int64_t d;
 };
 
-// One row's pointers.
+// One row's pointers. Y: the type of y.
+template <class Y>
 struct Row {
   float* residual;
   const float* hidden;
   const float* weight;
-  float* y;
+  Y* y;
 };
 
-template <int V>
-__device__ __forceinline__ void add_and_square(const Row& row, std::int64_t i, float (&values)[V],
-                                               double& sum) {
+template <int V, class Y>
+__device__ __forceinline__ void add_and_square(const Row<Y>& row, std::int64_t i,
+                                               float (&values)[V], double& sum) {
   load_vector<V>(row.residual + i, values);
   if (row.hidden != nullptr) {
     float added[V];
@@ -45,8 +46,8 @@ __device__ __forceinline__ void add_and_square(const Row& row, std::int64_t i, f
   for (int v = 0; v < V; ++v) sum = fma(double{values[v]}, double{values[v]}, sum);
 }
 
-template <int V>
-__device__ __forceinline__ void scale(const Row& row, std::int64_t i, const float (&values)[V],
+template <int V, class Y>
+__device__ __forceinline__ void scale(const Row<Y>& row, std::int64_t i, const float (&values)[V],
                                       float rstd) {
   float out[V];
   load_vector<V>(row.weight + i, out);
@@ -66,12 +67,12 @@ __device__ double block_sum(double value) {
 }
 
 // A block a row. The order of the sum depends on d and V alone.
-template <int V>
+template <int V, class Y>
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormJob job) {
   const std::int64_t at = blockIdx.x;
-  const Row row{job.residual + at * job.residual_stride,
-                job.hidden == nullptr ? nullptr : job.hidden + at * job.hidden_stride, job.weight,
-                job.y + at * job.y_stride};
+  const Row<Y> row{job.residual + at * job.residual_stride,
+                   job.hidden == nullptr ? nullptr : job.hidden + at * job.hidden_stride,
+                   job.weight, static_cast<Y*>(job.y) + at * job.y_stride};
   constexpr std::int64_t kStep = kThreads * V;
   const std::int64_t first = std::int64_t{threadIdx.x} * V;
   float held[kHeld][V];
@@ -96,6 +97,20 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormJob job
   }
 }
 
+template <class Y>
+void launch(const RmsNormJob& job, unsigned rows, cudaStream_t stream) {
+  const bool vectors = job.d % 4 == 0 && takes_vectors(job.residual, job.residual_stride) &&
+                       takes_vectors(job.hidden, job.hidden_stride) &&
+                       takes_vectors(job.weight, 0) &&
+                       takes_vectors(static_cast<const Y*>(job.y), job.y_stride);
+  if (vectors) {
+    rms_norm_kernel<4, Y><<<rows, kThreads, 0, stream>>>(job);
+  } else {
+    rms_norm_kernel<1, Y><<<rows, kThreads, 0, stream>>>(job);
+  }
+  check_launch("rms_norm");
+}
+
 }  // namespace
 
 void rms_norm_cuda(const RmsNormArgs& args, Context& ctx) {
@@ -105,15 +120,8 @@ void rms_norm_cuda(const RmsNormArgs& args, Context& ctx) {
       args.residual.shape[1]};
   const unsigned rows = grid_blocks(args.residual.shape[0]);
   if (rows == 0 || job.d == 0) return;
-  const bool vectors = job.d % 4 == 0 && takes_float4(job.residual, job.residual_stride) &&
-                       takes_float4(job.hidden, job.hidden_stride) && takes_float4(job.weight, 0) &&
-                       takes_float4(job.y, job.y_stride);
-  if (vectors) {
-    rms_norm_kernel<4><<<rows, kThreads, 0, stream_of(ctx)>>>(job);
-  } else {
-    rms_norm_kernel<1><<<rows, kThreads, 0, stream_of(ctx)>>>(job);
-  }
-  check_launch("rms_norm");
+  args.y.is_bf16() ? launch<__nv_bfloat16>(job, rows, stream_of(ctx))
+                   : launch<float>(job, rows, stream_of(ctx));
 }
 
 }  // namespace mamba3

@@ -51,9 +51,9 @@ void swiglu_rows(const SwigluArgs& args, std::int64_t begin, std::int64_t end) {
     hn::StoreU(demote(df32, gated(df64, u, g)), df32, y);
   };
   for (std::int64_t row = begin; row < end; ++row) {
-    const float* up = args.h.data + row * args.h.stride[0];
+    const float* up = args.h.row(row);
     const float* gate = up + f;
-    float* y = args.y.data + row * args.y.stride[0];
+    float* y = args.y.row(row);
     std::int64_t i = 0;
     for (; i + lanes <= f; i += lanes) step(up + i, gate + i, y + i);
     if (i == f) continue;

@@ -10,9 +10,9 @@ namespace {
 constexpr int kThreads = 256;
 
 struct SwigluJob {
-  const float* h;
+  const void* h;
   std::int64_t h_stride;
-  float* y;
+  void* y;
   std::int64_t y_stride;
   std::int64_t rows;
   std::int64_t f;
@@ -21,24 +21,33 @@ struct SwigluJob {
 
 // A block takes kThreads vectors of a row. In float, not in double as on the CPU: cards for
 // desktops have hardly any double, and the product that follows rounds to bf16 or sums in float.
-template <int V>
+template <int V, class T>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const SwigluJob job) {
   const std::int64_t row = blockIdx.x / job.blocks_per_row;
   const std::int64_t i = (blockIdx.x % job.blocks_per_row * kThreads + threadIdx.x) * V;
   if (i >= job.f) return;
-  const float* up_at = job.h + row * job.h_stride + i;
+  const T* up_at = static_cast<const T*>(job.h) + row * job.h_stride + i;
   float up[V];
   float gate[V];
   load_vector<V>(up_at, up);
   load_vector<V>(up_at + job.f, gate);
   for (int v = 0; v < V; ++v) up[v] *= silu(gate[v]);
-  store_vector<V>(up, job.y + row * job.y_stride + i);
+  store_vector<V>(up, static_cast<T*>(job.y) + row * job.y_stride + i);
 }
 
-template <int V>
+template <int V, class T>
 void launch(SwigluJob job, cudaStream_t stream) {
   job.blocks_per_row = (job.f + kThreads * V - 1) / (kThreads * V);
-  swiglu_kernel<V><<<grid_blocks(job.rows * job.blocks_per_row), kThreads, 0, stream>>>(job);
+  swiglu_kernel<V, T><<<grid_blocks(job.rows * job.blocks_per_row), kThreads, 0, stream>>>(job);
+  check_launch("swiglu");
+}
+
+template <class T>
+void launch_typed(const SwigluJob& job, cudaStream_t stream) {
+  const bool vectors = job.f % 4 == 0 &&
+                       takes_vectors(static_cast<const T*>(job.h), job.h_stride) &&
+                       takes_vectors(static_cast<const T*>(job.y), job.y_stride);
+  vectors ? launch<4, T>(job, stream) : launch<1, T>(job, stream);
 }
 
 }  // namespace
@@ -52,12 +61,8 @@ void swiglu_cuda(const SwigluArgs& args, Context& ctx) {
                       args.y.shape[1],
                       1};
   if (job.rows == 0 || job.f == 0) return;
-  if (job.f % 4 == 0 && takes_float4(job.h, job.h_stride) && takes_float4(job.y, job.y_stride)) {
-    launch<4>(job, stream_of(ctx));
-  } else {
-    launch<1>(job, stream_of(ctx));
-  }
-  check_launch("swiglu");
+  args.y.is_bf16() ? launch_typed<__nv_bfloat16>(job, stream_of(ctx))
+                   : launch_typed<float>(job, stream_of(ctx));
 }
 
 }  // namespace mamba3

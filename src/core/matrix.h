@@ -1,0 +1,61 @@
+// What passes between ops: a matrix of fp32 or bf16 numbers whose type is known only at run time.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "core/check.h"
+#include "mamba3/tensor.h"
+
+namespace mamba3 {
+
+// [rows, columns], unit inner stride, rows `stride[0]` elements apart. Owns nothing.
+template <bool kConst>
+struct BasicMatrix {
+  template <class T>
+  using Qualified = std::conditional_t<kConst, const T, T>;
+
+  Qualified<void>* data = nullptr;
+  DType dtype = DType::kF32;
+  std::array<std::int64_t, 2> shape{};
+  std::array<std::int64_t, 2> stride{};
+
+  BasicMatrix() = default;
+  template <class T>
+  requires(std::is_same_v<std::remove_const_t<T>, float> ||
+           std::is_same_v<std::remove_const_t<T>, Bf16>)
+      BasicMatrix(const TensorView<T, 2>& view)  // NOLINT(google-explicit-constructor)
+      : data(view.data), dtype(dtype_of<T>()), shape(view.shape), stride(view.stride) {}
+  template <bool kOther>
+  requires(kConst && !kOther)
+      BasicMatrix(const BasicMatrix<kOther>& other)  // NOLINT(google-explicit-constructor)
+      : data(other.data), dtype(other.dtype), shape(other.shape), stride(other.stride) {}
+
+  // Rows [begin, end).
+  BasicMatrix slice(std::int64_t begin, std::int64_t end) const {
+    BasicMatrix out = *this;
+    using Byte = Qualified<std::byte>;
+    out.data = static_cast<Byte*>(data) + begin * stride[0] * dtype_bytes(dtype);
+    out.shape[0] = end - begin;
+    return out;
+  }
+  bool is_bf16() const { return dtype == DType::kBf16; }
+  std::int64_t elements() const { return shape[0] * shape[1]; }
+
+  // The numbers where they are fp32; a path that reads no other type refuses them here.
+  Qualified<float>* floats() const {
+    if (dtype != DType::kF32) {
+      fail(ErrorCode::kUnavailable, "a matrix of ", dtype_name(dtype),
+           " was given to an op that takes F32 here; only a GPU keeps activations in BF16");
+    }
+    return static_cast<Qualified<float>*>(data);
+  }
+  Qualified<float>* row(std::int64_t index) const { return floats() + index * stride[0]; }
+};
+
+using Matrix = BasicMatrix<false>;
+using ConstMatrix = BasicMatrix<true>;
+
+}  // namespace mamba3
