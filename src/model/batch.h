@@ -1,9 +1,12 @@
 // What one pass over the layers reads: many tokens of some sequences, or one token of each.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
+#include "core/arena.h"
+#include "core/matrix.h"
 #include "mamba3/model.h"
 #include "ops/linear/linear.h"
 
@@ -15,10 +18,19 @@ struct Batch {
   std::span<const std::int64_t> cu_seqlens;  // [q + 1], when not a step
   std::span<const std::int32_t> slots;       // [q], or [rows] of a step
   Compute compute = Compute::kF32;
+  bool bf16_activations = false;  // between ops, where they are no residual and no token's numbers
 
   // One path for each kind of pass, so that a row's bits do not depend on how many rows come with
   // it.
   LinearPath linear_path() const { return is_step ? LinearPath::kSkinny : LinearPath::kGemm; }
 };
+
+// [batch.rows, columns] of the type that the batch keeps between ops.
+inline Matrix allocate_activations(const Batch& batch, std::int64_t columns, ArenaScope& scope) {
+  const std::array<std::int64_t, 2> shape{batch.rows, columns};
+  const std::int64_t count = batch.rows * columns;
+  if (batch.bf16_activations) return TensorView<Bf16, 2>(scope.allocate<Bf16>(count), shape);
+  return TensorView<float, 2>(scope.allocate<float>(count), shape);
+}
 
 }  // namespace mamba3

@@ -7,32 +7,52 @@
 namespace mamba3 {
 namespace {
 
-void recurrence(const Mamba3MixerWeights& weights, const Mamba3Dims& dims, const Batch& batch,
-                TensorView<const float, 2> projected, const Mamba3States& states,
-                TensorView<float, 2> y, Context& ctx) {
-  const Mamba3Columns columns = split_columns(projected.data, projected.stride[0], dims);
+// Rows [begin, end) of a matrix of weights.
+TensorRef rows_of(const TensorRef& w, std::int64_t begin, std::int64_t end) {
+  return {w.data + begin * w.shape[1] * dtype_bytes(w.dtype), w.dtype, {end - begin, w.shape[1]}};
+}
+
+// in_proj's output: all in fp32, or z and x in bf16 and the rest, whose digits count for more, in
+// fp32.
+Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& config,
+                      const Batch& batch, const Mamba3Dims& dims, const ConstMatrix& x,
+                      ArenaScope& scope, Context& ctx) {
+  const std::int64_t e = config.in_proj_rows(), inner = config.inner();
+  const std::int64_t split = batch.bf16_activations ? 2 * inner : 0;
+  const std::int64_t rest = e - split;
+  const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * rest),
+                                       {batch.rows, rest});
+  linear({x, rows_of(weights.in_proj, split, e), projected, batch.compute, batch.linear_path()},
+         ctx);
+  if (split == 0) return split_columns(projected.data, rest, dims);
+  auto* zx = scope.allocate<Bf16>(batch.rows * split);
+  linear({x, rows_of(weights.in_proj, 0, split), TensorView<Bf16, 2>(zx, {batch.rows, split}),
+          batch.compute, batch.linear_path()},
+         ctx);
+  Mamba3Columns columns = split_columns(projected.data, rest, dims, true);
+  columns.z_bf16 = zx;
+  columns.x_bf16 = zx + inner;
+  columns.zx_stride = split;
+  return columns;
+}
+
+void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const Batch& batch,
+             const Mamba3States& states, Stream& stream, Context& ctx) {
+  const Mamba3Dims dims = mixer_dims(config);
+  ArenaScope scope(ctx.workspace());
+  const Matrix y = allocate_activations(batch, config.inner(), scope);
+  const Mamba3Columns columns = project(weights, config, batch, dims, stream.normed, scope, ctx);
   if (batch.is_step) {
-    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states, y}, ctx);
+    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states,
+                 TensorView<float, 2>(y.floats(), y.shape)},
+                ctx);
   } else {
     const bool bf16_products = batch.compute == Compute::kBf16;
     mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
                  bf16_products},
                 ctx);
   }
-}
-
-void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-             TensorView<const float, 2> x, const Mamba3States& states, TensorView<float, 2> out,
-             Context& ctx) {
-  const Mamba3Dims dims = mixer_dims(config);
-  const std::int64_t e = config.in_proj_rows();
-  ArenaScope scope(ctx.workspace());
-  const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * e), {batch.rows, e});
-  const TensorView<float, 2> y(scope.allocate<float>(batch.rows * config.inner()),
-                               {batch.rows, config.inner()});
-  linear({x, weights.in_proj, projected, batch.compute, batch.linear_path()}, ctx);
-  recurrence(weights, dims, batch, projected, states, y, ctx);
-  linear({y, weights.out_proj, out, batch.compute, batch.linear_path()}, ctx);
+  stream.add_product(y, weights.out_proj, batch, ctx);
 }
 
 }  // namespace
@@ -69,9 +89,8 @@ Mamba3Params mixer_params(const Mamba3MixerWeights& w) {
 }
 
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-                   TensorView<const float, 2> x, const Mamba3States& states,
-                   TensorView<float, 2> out, Context& ctx) {
-  std::visit([&](const auto& w) { forward(w, config, batch, x, states, out, ctx); }, weights);
+                   const Mamba3States& states, Stream& stream, Context& ctx) {
+  std::visit([&](const auto& w) { forward(w, config, batch, states, stream, ctx); }, weights);
 }
 
 }  // namespace mamba3

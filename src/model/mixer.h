@@ -1,8 +1,9 @@
-// The sequence-mixing half of a block, [rows, d] -> [rows, d].
+// The sequence-mixing half of a block.
 #pragma once
 
 #include "mamba3/context.h"
 #include "model/batch.h"
+#include "model/stream.h"
 #include "model/weights.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
@@ -11,9 +12,9 @@ namespace mamba3 {
 Mamba3Dims mixer_dims(const ModelConfig& config);
 Mamba3Params mixer_params(const Mamba3MixerWeights& weights);
 
-// in_proj, the recurrence from and to `states`, out_proj. `out` may be the memory of `x`.
+// in_proj of the stream's norm, the recurrence from and to `states`, out_proj; the result joins the
+// stream.
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-                   TensorView<const float, 2> x, const Mamba3States& states,
-                   TensorView<float, 2> out, Context& ctx);
+                   const Mamba3States& states, Stream& stream, Context& ctx);
 
 }  // namespace mamba3

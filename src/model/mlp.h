@@ -1,15 +1,14 @@
-// The channel-mixing half of a block, [rows, d] -> [rows, d].
+// The channel-mixing half of a block.
 #pragma once
 
 #include "mamba3/context.h"
 #include "model/batch.h"
+#include "model/stream.h"
 #include "model/weights.h"
 
 namespace mamba3 {
 
-// residual += hidden, norm, fc1, SwiGLU, fc2; the result goes to `hidden`. Without an MLP both stay
-// as they are.
-void mlp_forward(const MlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
-                 TensorView<float, 2> hidden, Context& ctx);
+// norm, fc1, SwiGLU, fc2; the result joins the stream. Without an MLP it stays as it is.
+void mlp_forward(const MlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx);
 
 }  // namespace mamba3

@@ -11,20 +11,19 @@
 #include "model/mlp.h"
 #include "model/segments.h"
 #include "model/state_pool.h"
+#include "model/stream.h"
 #include "model/weights.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
-#include "ops/rms_norm/rms_norm.h"
 
 namespace mamba3 {
 namespace {
 
-constexpr float kNormEps = 1e-5f;
 // Long inputs are read in segments: large enough that weights are streamed seldom, small enough
 // that a segment's activations stay near the cores.
 constexpr std::int64_t kSegmentTokens = 1024;
-constexpr std::int64_t kGpuSegmentTokens = 8192;  // fills a large card
+constexpr std::int64_t kGpuSegmentTokens = 16384;  // fills a large card
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 
@@ -36,8 +35,8 @@ struct Model::Impl {
   ModelWeights weights;
   std::uint64_t fingerprint = 0;
   std::int64_t weights_bytes = 0;
-  std::int64_t chunk_tokens = 0;
-  std::shared_ptr<Gpu> gpu;  // where the weights are; null: in the host's memory
+  std::int64_t grid_tokens = 0;  // prompts are cut at multiples of it
+  std::shared_ptr<Gpu> gpu;      // where the weights are; null: in the host's memory
 
   Compute compute() const {
     return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
@@ -53,6 +52,8 @@ struct Model::Impl {
                     Context& ctx) const;
   void last_logits(const PrefillArgs& args, const Segment& segment,
                    TensorView<const float, 2> hidden, Context& ctx) const;
+  void logits_of(const PrefillArgs& args, TensorView<const float, 2> hidden, std::int64_t first,
+                 std::span<const std::int64_t> rows, Context& ctx) const;
   void wanted_logits(const PrefillArgs& args, const Segment& segment,
                      TensorView<const float, 2> hidden, Context& ctx) const;
   void check_device(const StatePool::Impl& states, const Context& ctx) const;
@@ -86,17 +87,22 @@ void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
                        StatePool::Impl& states, TensorView<float, 2> hidden, Context& ctx) const {
   ArenaScope scope(ctx.workspace());
   const std::int64_t d = config.width;
-  const TensorView<float, 2> residual(scope.allocate<float>(batch.rows * d), {batch.rows, d});
-  embedding({ids, weights.embedding, residual}, ctx);
-  TensorView<float, 2> added;  // the first block has nothing to add
+  Stream stream;
+  stream.residual = {scope.allocate<float>(batch.rows * d), {batch.rows, d}};
+  if (batch.bf16_activations) {
+    stream.normed = allocate_activations(batch, d, scope);
+  } else {
+    stream.normed = stream.output = hidden;
+  }
+  embedding({ids, weights.embedding, stream.residual}, ctx);
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const BlockWeights& block = weights.blocks[l];
-    rms_norm({residual, added, block.norm.data(), kNormEps, hidden}, ctx);
-    mixer_forward(block.mixer, config, batch, hidden, states.layer(l), hidden, ctx);
-    mlp_forward(block.mlp, batch, residual, hidden, ctx);
-    added = hidden;
+    stream.norm(block.norm.data(), ctx);
+    mixer_forward(block.mixer, config, batch, states.layer(l), stream, ctx);
+    mlp_forward(block.mlp, batch, stream, ctx);
   }
-  rms_norm({residual, added, weights.final_norm.data(), kNormEps, hidden}, ctx);
+  stream.normed = hidden;
+  stream.norm(weights.final_norm.data(), ctx);
 }
 
 void Model::Impl::head(TensorView<const float, 2> hidden, TensorView<float, 2> logits,
@@ -113,17 +119,35 @@ void Model::Impl::head(TensorView<const float, 2> hidden, TensorView<float, 2> l
   }
 }
 
+// The sequences that end in a segment are neighbours, so their logits are too.
 void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
                               TensorView<const float, 2> hidden, Context& ctx) const {
-  ArenaScope scope(ctx.workspace());
-  const std::int64_t d = config.width, v = config.padded_vocab();
+  std::vector<std::int64_t> rows;
+  std::int64_t first = 0;
   for (std::size_t i = 0; i < segment.sequences.size(); ++i) {
     const std::int32_t q = segment.sequences[i];
     const std::int64_t row = segment.cu_seqlens[i + 1] - 1;
     if (segment.begin + row + 1 != args.cu_seqlens[q + 1]) continue;  // the sequence goes on
-    const TensorView<const float, 2> last(&hidden(row, 0), {1, d});
-    head(last, TensorView<float, 2>(&args.last_logits(q, 0), {1, v}), LinearPath::kSkinny, ctx);
+    if (!rows.empty() && q != first + static_cast<std::int64_t>(rows.size())) {
+      logits_of(args, hidden, first, rows, ctx);  // an empty sequence lies between
+      rows.clear();
+    }
+    if (rows.empty()) first = q;
+    rows.push_back(row);
   }
+  if (!rows.empty()) logits_of(args, hidden, first, rows, ctx);
+}
+
+// Those of sequence `first` and the next, whose last tokens are `rows`.
+void Model::Impl::logits_of(const PrefillArgs& args, TensorView<const float, 2> hidden,
+                            std::int64_t first, std::span<const std::int64_t> rows,
+                            Context& ctx) const {
+  ArenaScope scope(ctx.workspace());
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const TensorView<float, 2> last(scope.allocate<float>(count * config.width),
+                                  {count, config.width});
+  gather_rows({hidden, place(rows, scope, ctx), last}, ctx);
+  head(last, args.last_logits.slice(first, first + count), LinearPath::kSkinny, ctx);
 }
 
 void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
@@ -160,6 +184,8 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   batch.cu_seqlens = place<std::int64_t>(segment.cu_seqlens, scope, ctx);
   batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
+  batch.bf16_activations =
+      batch.compute == Compute::kBf16 && mamba3_scan_takes_bf16(mixer_dims(config), ctx);
   const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
                                     {batch.rows, config.width});
   read(place(args.ids.subspan(segment.begin, batch.rows), scope, ctx), batch, states, hidden, ctx);
@@ -201,7 +227,7 @@ void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) co
   impl_->check_device(pool, ctx);
   impl_->check_prefill(args, pool);
   for (const Segment& segment : cut_segments(
-           args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->chunk_tokens)) {
+           args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->grid_tokens)) {
     impl_->read_segment(args, segment, pool, ctx);
     if (args.progress) args.progress(segment.end);
   }
@@ -252,7 +278,7 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
   impl.gpu = ctx.gpu();
   impl.options = options;
   impl.fingerprint = model_fingerprint(config, tensors);
-  impl.chunk_tokens = mamba3_scan_chunk_tokens(mixer_dims(config));
+  impl.grid_tokens = mamba3_scan_grid_tokens(mixer_dims(config), ctx);
   for (const TensorSpec& spec : tensor_specs(config))
     impl.weights_bytes += tensors.at(spec.name).bytes();
   // A tied table is read whole by the head; an untied embedding gives only a row.

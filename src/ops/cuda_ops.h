@@ -13,6 +13,9 @@
 
 namespace mamba3 {
 
+// Where a scan on a GPU may be cut without changing a bit: at multiples of it.
+constexpr std::int64_t kScanGridTokensCuda = 256;
+
 void embedding_cuda(const EmbeddingArgs& args, Context& ctx);
 void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);

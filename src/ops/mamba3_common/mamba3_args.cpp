@@ -34,7 +34,7 @@ void check_stride(const char* name, std::int64_t stride, std::int64_t least, std
 }  // namespace
 
 Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
-                            const Mamba3Dims& dims) {
+                            const Mamba3Dims& dims, bool zx_elsewhere) {
   const std::int64_t inner = dims.heads * dims.head_dim;
   const std::int64_t shared = dims.rank * dims.groups * dims.state;
   Mamba3Columns columns;
@@ -46,8 +46,10 @@ Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
     next += count;
     return begin;
   };
-  columns.z = take(inner);
-  columns.x = take(inner);
+  if (!zx_elsewhere) {
+    columns.z = take(inner);
+    columns.x = take(inner);
+  }
   columns.in_b = take(shared);
   columns.out_c = take(shared);
   columns.dt_raw = take(dims.heads);
@@ -93,16 +95,19 @@ void check_params(const Mamba3Dims& dims, const Mamba3Params& params) {
 
 void check_columns(const Mamba3Dims& dims, const Mamba3Columns& columns, std::int64_t rows) {
   if (rows == 0) return;
-  check_present("z column", columns.z);
-  check_present("x column", columns.x);
+  const bool bf16 = columns.z_bf16 != nullptr;
+  check_present("z column", columns.z, !bf16);
+  check_present("x column", columns.x, !bf16);
+  check_present("x column in bf16", columns.x_bf16, bf16);
   check_present("B column", columns.in_b);
   check_present("C column", columns.out_c);
   check_present("dt column", columns.dt_raw);
   check_present("A column", columns.decay_raw);
   check_present("trap column", columns.trap_raw);
   check_present("angle column", columns.angle_raw, dims.angles > 0);
-  const std::int64_t widest =
-      std::max(dims.heads * dims.head_dim, dims.rank * dims.groups * dims.state);
+  const std::int64_t inner = dims.heads * dims.head_dim;
+  const std::int64_t widest = std::max(bf16 ? 0 : inner, dims.rank * dims.groups * dims.state);
+  if (bf16) check_stride("the row stride of z and x", columns.zx_stride, inner, rows);
   check_stride("the row stride of the columns", columns.row_stride, widest, rows);
 }
 

@@ -52,12 +52,17 @@ struct Mamba3Columns {
   const float* decay_raw = nullptr;  // [t, h]
   const float* trap_raw = nullptr;   // [t, h]
   const float* angle_raw = nullptr;  // [t, s]
+  // Where an op takes z and x in bf16 they may lie elsewhere, rows `zx_stride` elements apart; the
+  // two pointers above are null then.
+  const Bf16* z_bf16 = nullptr;  // [t, h, p]
+  const Bf16* x_bf16 = nullptr;  // [t, h, p]
+  std::int64_t zx_stride = 0;
 };
 
 // The in_proj buffer [t, e] cut into its columns, in the package's order z, x, B, C, dt, A, trap,
-// angle.
+// angle. With `zx_elsewhere` its rows begin with B.
 Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
-                            const Mamba3Dims& dims);
+                            const Mamba3Dims& dims, bool zx_elsewhere = false);
 
 // The states of one layer for many sequences. A slot is one sequence; the parts of slot i start at
 // part + i * slot_stride (in elements of that part). Inside a slot everything is contiguous. `ssm`

@@ -6,6 +6,7 @@
 
 #include "core/arena.h"
 #include "core/check.h"
+#include "core/gpu.h"
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/cuda_ops.h"
@@ -199,6 +200,9 @@ void check_args(const Mamba3ScanArgs& args, Context& ctx) {
               " slots; expected one more than slots");
   const std::int64_t tokens = args.y.shape[0];
   check_columns(args.dims, args.columns, tokens);
+  check_input(args.columns.z_bf16 == nullptr ||
+                  (args.bf16_products && mamba3_scan_takes_bf16(args.dims, ctx)),
+              "mamba3_scan: z and x are bf16; expected fp32 for this layer on this device");
   check_states(args.dims, args.states, args.slots, ctx);
   check_scan_output(args.dims, args.y, tokens);
   if (ctx.gpu()) return;  // cu_seqlens lie in its memory; the caller has checked them
@@ -232,6 +236,17 @@ ChunkStates::ChunkStates(const Mamba3Dims& dims, const ChunkSizes& sizes, std::i
 
 std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims) {
   return ChunkSizes(dims).tokens;
+}
+
+std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx) {
+  return ctx.gpu() ? kScanGridTokensCuda : mamba3_scan_chunk_tokens(dims);
+}
+
+bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx) {
+  constexpr int kHopper = 90;
+  const bool rank = dims.mimo ? dims.rank == 2 || dims.rank == 4 : dims.rank == 1;
+  return ctx.gpu() && ctx.gpu()->info().compute_capability == kHopper && rank &&
+         dims.head_dim == 64 && (dims.state == 64 || dims.state == 128);
 }
 
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx) {

@@ -28,8 +28,17 @@ struct Mamba3ScanArgs {
   bool bf16_products = false;
 };
 
-// Tokens in a chunk. Cutting a sequence at a multiple of it changes no bit of what follows.
+// Tokens in a chunk of the path on a CPU.
 std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
+
+// Cutting a sequence at a multiple of it changes no bit of what follows.
+std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx);
+
+// Whether the layer is one that the tensor cores of this GPU scan in chunks: p 64, n 64 or 128,
+// SISO or MIMO of rank 2 or 4, on compute capability 9.0. That takes `bf16_products`; z, x and y
+// may then be bf16, all three, with rows that begin on 16 bytes. Every other layer and every other
+// GPU takes its tokens one by one, in fp32.
+bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx);
 
 // Workspace taken from ctx.workspace() during the call.
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);

@@ -1,0 +1,135 @@
+// The scan in chunks on Hopper's tensor cores: against the oracle, and against itself.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "core/tolerance.h"
+#include "gpu_scan_case.h"
+
+namespace mamba3 {
+namespace {
+
+using testing::all;
+using testing::describe;
+using testing::GpuRun;
+using testing::GpuRunner;
+using testing::ScanCase;
+using testing::widen;
+
+// A GPU on which the layer is scanned in chunks.
+bool chunks(const Mamba3Dims& dims) {
+  return gpu_count() > 0 && mamba3_scan_takes_bf16(dims, Context(testing::on_gpu()));
+}
+
+#define SKIP_WITHOUT_CHUNKS(dims) \
+  if (!chunks(dims)) GTEST_SKIP() << "no GPU of compute capability 9.0 here"
+
+void expect_within(const char* name, const std::vector<float>& got, const std::vector<float>& naive,
+                   const std::vector<double>& truth, ErrorMetric metric = ErrorMetric::kRelative) {
+  const Comparison c = compare(all(got), all(naive), all(truth), kBf16Rounding, metric);
+  EXPECT_TRUE(c.ok) << name << " is off by " << c.error << ", a plain run by " << c.naive_error
+                    << ", allowed are " << c.bound;
+}
+
+void expect_right(const ScanCase& data, const GpuRun& got) {
+  EXPECT_TRUE(got.clean);
+  for (std::size_t i = 0; i < data.inputs.size(); ++i) {
+    SCOPED_TRACE("sequence " + std::to_string(i) + " of " + std::to_string(data.inputs[i].tokens));
+    Mamba3RefState<double> truth = widen(data.starts[i]);
+    const auto y = mamba3_scan_ref(widen(data.inputs[i]), truth);
+    Mamba3RefInputs<float> rounded = data.inputs[i];
+    rounded.bf16_products = true;
+    Mamba3RefState<float> naive = data.starts[i];
+    const auto naive_y = mamba3_scan_ref(rounded, naive);
+    expect_within("y", got.y[i], naive_y, y);
+    expect_within("ssm", got.states[i].ssm, naive.ssm, truth.ssm);
+    expect_within("k", got.states[i].k, naive.k, truth.k);
+    expect_within("v", got.states[i].v, naive.v, truth.v);
+    expect_within("angle", got.states[i].angle, naive.angle, truth.angle, ErrorMetric::kCircle);
+  }
+}
+
+class CudaChunkedScan : public ::testing::TestWithParam<Mamba3Dims> {};
+
+TEST_P(CudaChunkedScan, IsNearTheOracle) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const ScanCase data(GetParam(), {0, 1, 15, 16, 17, 63, 64, 65, 131, 0, 257, 300}, 41);
+  for (const std::int64_t padding : {3, 4}) {
+    expect_right(data, GpuRunner(data, padding).with_bf16_products().scan_on_gpu());
+  }
+}
+
+TEST_P(CudaChunkedScan, HasThePhasesOfTheStep) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const ScanCase data(GetParam(), {67, 67}, 42);
+  const GpuRun scanned = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  EXPECT_EQ(scanned.turns, GpuRunner(data, 3).step_on_gpu().turns);
+}
+
+void expect_same(const GpuRun& a, std::size_t i, const GpuRun& b, std::size_t j) {
+  EXPECT_TRUE(same_bits(a.y[i], b.y[j]));
+  EXPECT_TRUE(same_bits(a.states[i].ssm, b.states[j].ssm));
+  EXPECT_TRUE(same_bits(a.states[i].k, b.states[j].k));
+  EXPECT_TRUE(same_bits(a.states[i].v, b.states[j].v));
+  EXPECT_EQ(a.turns[i], b.turns[j]);
+}
+
+ScanCase only(const ScanCase& data, std::size_t i) {
+  ScanCase one = data;
+  one.inputs = {data.inputs[i]};
+  one.starts = {data.starts[i]};
+  return one;
+}
+
+TEST_P(CudaChunkedScan, NeighboursChangeNoBit) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const ScanCase data(GetParam(), {18, 5, 140}, 43);
+  const GpuRun together = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  for (std::size_t i = 0; i < 3; ++i) {
+    const ScanCase one = only(data, i);
+    expect_same(GpuRunner(one, 3).with_bf16_products().scan_on_gpu(), 0, together, i);
+  }
+}
+
+TEST_P(CudaChunkedScan, ACutOnTheGridChangesNoBit) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const std::int64_t grid = kScanGridTokensCuda;
+  const ScanCase data(GetParam(), {2 * grid + 9}, 44);
+  const GpuRun whole = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  expect_same(GpuRunner(data, 3).with_bf16_products().scan_on_gpu({grid, grid, 9}), 0, whole, 0);
+  expect_same(GpuRunner(data, 3).with_bf16_products().scan_on_gpu({2 * grid, 9}), 0, whole, 0);
+}
+
+std::vector<Mamba3Dims> chunked_dims() {
+  std::vector<Mamba3Dims> out;
+  const auto add = [&out](std::int64_t heads, std::int64_t state, std::int64_t groups,
+                          std::int64_t rank, std::int64_t angles) {
+    Mamba3Dims d;
+    d.heads = heads;
+    d.head_dim = 64;
+    d.state = state;
+    d.groups = groups;
+    d.rank = rank;
+    d.mimo = rank > 1;
+    d.angles = angles;
+    d.out_norm = heads % 2 == 1;
+    d.a_activation = groups > 1 ? AActivation::kSoftplus : AActivation::kHeavyTail;
+    out.push_back(d);
+  };
+  add(2, 128, 1, 1, 32);
+  add(2, 128, 1, 4, 32);
+  add(2, 128, 1, 2, 32);
+  add(3, 128, 3, 1, 64);
+  add(3, 128, 1, 4, 64);
+  add(4, 64, 2, 1, 16);
+  add(4, 64, 2, 4, 32);
+  add(1, 64, 1, 2, 16);
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, CudaChunkedScan, ::testing::ValuesIn(chunked_dims()),
+                         [](const auto& p) { return describe(p.param); });
+
+}  // namespace
+}  // namespace mamba3
