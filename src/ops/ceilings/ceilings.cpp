@@ -13,6 +13,7 @@
 #include "ops/ceilings/ceilings_cuda.h"
 #include "ops/ceilings/read_streams.h"
 #include "ops/linear/one_openmp_thread.h"
+#include "ops/linear/processor.h"
 
 namespace mamba3 {
 namespace {
@@ -36,10 +37,10 @@ double fastest_seconds(const Body& body) {
   return best;
 }
 
-void fill_random(std::vector<std::uint16_t>& out, std::uint32_t seed) {
-  for (std::uint16_t& half : out) {
+void fill_random(std::vector<float>& out, std::uint32_t seed) {
+  for (float& number : out) {
     seed = seed * 1664525u + 1013904223u;
-    half = to_bf16(static_cast<float>(seed >> 8) * 0x1p-24f - 0.5f).bits;
+    number = static_cast<float>(seed >> 8) * 0x1p-24f - 0.5f;
   }
 }
 
@@ -52,15 +53,16 @@ struct Share {
 Share make_share(const dnnl::engine& engine, dnnl::stream& stream, const GemmShape& shape,
                  std::int64_t outs, Compute compute) {
   using Kind = dnnl::memory::data_type;
-  const Kind kind = compute == Compute::kBf16 ? Kind::bf16 : Kind::f32;
+  // What linear multiplies too: oneDNN has no bf16 products, or slow ones, for other processors.
+  const Kind kind = compute == Compute::kBf16 && multiplies_bf16() ? Kind::bf16 : Kind::f32;
   const dnnl::memory::desc x({shape.m, shape.k}, kind, Tag::ab),
       y({shape.m, outs}, Kind::f32, Tag::ab);
   const dnnl::memory::desc any({shape.k, outs}, kind, Tag::any);
   const dnnl::matmul::primitive_desc chosen(dnnl::matmul::desc(x, any, y), engine);
   const auto filled = [&](const dnnl::memory::desc& target, const dnnl::memory::dims& dims) {
-    std::vector<std::uint16_t> numbers(static_cast<std::size_t>(dims[0] * dims[1]));
+    std::vector<float> numbers(static_cast<std::size_t>(dims[0] * dims[1]));
     fill_random(numbers, 7);
-    dnnl::memory plain({dims, Kind::bf16, Tag::ab}, engine, numbers.data());
+    dnnl::memory plain({dims, Kind::f32, Tag::ab}, engine, numbers.data());
     dnnl::memory out(target, engine);
     dnnl::reorder(plain, out).execute(stream, plain, out);
     stream.wait();
