@@ -23,14 +23,15 @@ class DecodeBench {
     logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
   }
 
-  // Adds the time of each of a few steps; each token is the best one of the step before.
-  void run(std::vector<double>& seconds) {
-    for (int i = 0; i < kStepsPerRepeat; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      step();
-      const auto passed = std::chrono::steady_clock::now() - start;
-      seconds.push_back(std::chrono::duration<double>(passed).count());
-    }
+  // The time of a step; each token is the best one of the step before.
+  double seconds() {
+    const auto start = std::chrono::steady_clock::now();
+    step();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  void run_steps() {
+    for (int i = 0; i < kStepsPerRepeat; ++i) step();
   }
 
  private:
@@ -60,14 +61,16 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
     const auto model = random_model(options, name, ctx);
     const ModelConfig& config = model->config();
     const double gemm_rate = layer_gemm_rate(*model, kManyRows, ctx);
+    ReadBandwidth bandwidth(ctx);
     for (const std::int64_t batch :
          options.batches.empty() ? std::vector<std::int64_t>{1} : options.batches) {
       DecodeBench bench(*model, batch, ctx);
-      std::vector<double> warm_up, seconds, ceilings;
-      bench.run(warm_up);
-      for (std::int64_t i = 0; i < options.repeat; ++i) {
-        bench.run(seconds);
-        ceilings.push_back(measured_read_bandwidth(ctx));  // beside each repetition: speeds drift
+      std::vector<double> seconds, ceilings;
+      bench.run_steps();  // warms up
+      for (std::int64_t i = 0; i < options.repeat * kStepsPerRepeat; ++i) {
+        seconds.push_back(bench.seconds());
+        // In turns, as the speed of memory drifts. A GPU's does not, and is long to measure.
+        if (!ctx.gpu() || i % kStepsPerRepeat == 0) ceilings.push_back(bandwidth.measure());
       }
       BenchRow row;
       row.name = str("decode/", name, "/", compute_name(*model), "/batch=", batch);
@@ -80,7 +83,7 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
                   2.0 * static_cast<double>(config.width * config.padded_vocab());
       row.ceiling = std::min(median(ceilings) / *row.bytes, gemm_rate / *row.flops);
       report.add(row);
-      add_op_shares(row.name, report, ctx, [&] { bench.run(warm_up); });
+      add_op_shares(row.name, report, ctx, [&] { bench.run_steps(); });
     }
   }
 }

@@ -4,13 +4,31 @@
 
 #include <cstdint>
 
+#include "core/memory.h"
 #include "mamba3/context.h"
+#include "ops/ceilings/read_streams.h"
 #include "ops/linear/linear.h"
 
 namespace mamba3 {
 
 // Bytes per second that all threads (or a GPU) together read from memory, from a block far larger
-// than the caches.
+// than the caches, in the fastest of a few ways of reading.
+class ReadBandwidth {
+ public:
+  explicit ReadBandwidth(Context& ctx);  // finds the fastest way
+  // One more measurement. The speed of a shared machine changes by the second, so what is compared
+  // with it is to be measured in turns with it.
+  double measure();
+
+ private:
+  double read_once();
+
+  Context& ctx_;
+  Memory block_;  // none on a GPU
+  ReadPattern pattern_{};
+};
+
+// The fastest of a few.
 double measured_read_bandwidth(Context& ctx);
 
 // y [m, n] = x [m, k] w [n, k]^T

@@ -1,12 +1,15 @@
-// Many rows: oneDNN on tiles, which are the tasks of the thread pool. A tile is some rows times
-// some outputs (a slice of the weights). bf16 weights are used where they lie; others are rewritten
-// slice by slice into memory of the worker, so there is never a second copy of a whole matrix.
+// Many rows: products of tiles, which are the tasks of the thread pool. A tile is some rows times
+// some outputs (a slice of the weights). Processors that multiply bf16 do so by oneDNN, which uses
+// bf16 weights where they lie; everything else goes through our own product in fp32. Weights that
+// have to be rewritten are so slice by slice, into memory of the worker: there is never a second
+// copy of a whole matrix.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include "core/arena.h"
 #include "core/thread_pool.h"
+#include "ops/linear/gemm_f32.h"
 #include "ops/linear/linear_paths.h"
 #include "ops/linear/onednn_gemm.h"
 #include "ops/linear/pack_weights.h"
@@ -17,6 +20,7 @@ namespace mamba3 {
 namespace {
 
 constexpr std::int64_t kOutsUnit = 16;  // oneDNN makes 48 outputs at a time, at an end 32 or 16
+static_assert(kOutsUnit == kGemmPanel);
 constexpr std::int64_t kFewestOuts = 96;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
@@ -29,18 +33,18 @@ std::int64_t padded_stride(std::int64_t k) {
 }
 
 struct Plan {
-  bool bf16 = false;    // what oneDNN multiplies; otherwise f32
+  bool bf16 = false;    // products of bf16 by oneDNN; otherwise of f32 by ourselves
   bool round = false;   // f32, but the numbers are those of bf16
   bool copy_w = false;  // a slice of the weights is rewritten before use
   bool copy_x = false;
   bool through_y = false;  // y is made in the workspace: it has one row or one column
-  std::int64_t m = 0;      // rows, at least 2
-  std::int64_t n = 0;      // outputs, at least 2
+  std::int64_t m = 0;      // rows; for oneDNN at least 2
+  std::int64_t n = 0;      // outputs, likewise
   std::int64_t k = 0;
   std::int64_t slices = 0;      // of outputs
   std::int64_t widest = 0;      // slice
   std::int64_t groups = 0;      // of rows
-  std::int64_t block_rows = 0;  // most rows of one call of oneDNN; a group may be several blocks
+  std::int64_t block_rows = 0;  // most rows of one product; a group may be several blocks
   std::int64_t threads = 0;
 
   std::int64_t slice_begin(std::int64_t slice) const {
@@ -103,10 +107,10 @@ Plan make_plan(const LinearArgs& args, const Context& ctx) {
   // pair. Both x and w get a zero there instead.
   plan.k = plan.bf16 ? divide_up(k, 2) * 2 : k;
   plan.copy_w = !plan.bf16 || args.w.dtype != DType::kBf16 || n == 1 || plan.k != k;
-  plan.copy_x = args.compute == Compute::kBf16 || rows == 1;
-  plan.through_y = rows == 1 || n == 1;
-  plan.m = std::max<std::int64_t>(rows, 2);
-  plan.n = std::max<std::int64_t>(n, 2);
+  plan.copy_x = args.compute == Compute::kBf16;
+  plan.through_y = plan.bf16 && (rows == 1 || n == 1);
+  plan.m = plan.bf16 ? std::max<std::int64_t>(rows, 2) : rows;
+  plan.n = plan.bf16 ? std::max<std::int64_t>(n, 2) : n;
   plan.threads = ctx.threads();
   if (plan.copy_w) {
     plan_slices(plan);
@@ -129,27 +133,57 @@ struct Job {
   std::int64_t y_stride = 0;
 };
 
-// Of the copy of a slice that a worker keeps: rows of k for bf16, columns for f32.
-std::int64_t slice_stride(const Plan& plan) {
-  return plan.bf16 ? padded_stride(plan.k) : plan.widest;
-}
-
+// Of the copy of a slice that a worker keeps.
 std::int64_t slice_elements(const Plan& plan) {
   if (!plan.copy_w) return 0;
-  return slice_stride(plan) * (plan.bf16 ? plan.widest : plan.k);
+  return plan.widest * (plan.bf16 ? padded_stride(plan.k) : plan.k);
+}
+
+// Some rows of x times a slice of the weights.
+struct TilePlace {
+  std::int64_t row = 0;
+  std::int64_t rows = 0;
+  std::int64_t out = 0;
+  std::int64_t outs = 0;
+};
+
+void multiply_block(const Job<Bf16>& job, const TilePlace& at, const PackArgs& stored,
+                    const Bf16* copy) {
+  OneDnnGemmArgs gemm;
+  gemm.x = job.x + at.row * job.x_stride;
+  gemm.x_stride = job.x_stride;
+  gemm.w = copy != nullptr ? copy : reinterpret_cast<const Bf16*>(stored.w);
+  gemm.w_stride = copy != nullptr ? padded_stride(job.plan.k) : job.plan.k;
+  gemm.y = job.y + at.row * job.y_stride + at.out;
+  gemm.y_stride = job.y_stride;
+  gemm.m = at.rows;
+  gemm.n = at.outs;
+  gemm.k = job.plan.k;
+  onednn_gemm(gemm);
+}
+
+void multiply_block(const Job<float>& job, const TilePlace& at, const PackArgs&,
+                    const float* copy) {
+  GemmF32Args gemm;
+  gemm.x = job.x + at.row * job.x_stride;
+  gemm.x_stride = job.x_stride;
+  gemm.w = copy;
+  gemm.y = job.y + at.row * job.y_stride + at.out;
+  gemm.y_stride = job.y_stride;
+  gemm.m = at.rows;
+  gemm.n = at.outs;
+  gemm.k = job.plan.k;
+  gemm_f32(gemm);
 }
 
 void pack(const Job<Bf16>& job, const PackArgs& slice, Bf16* out) {
-  const std::int64_t stride = slice_stride(job.plan);
+  const std::int64_t stride = padded_stride(job.plan.k);
   pack_bf16(slice, out, stride);
   if (slice.outs == 1) std::fill_n(out + stride, stride, Bf16{});
 }
 
 void pack(const Job<float>& job, const PackArgs& slice, float* out) {
-  const std::int64_t stride = slice_stride(job.plan);
-  pack_f32_transposed(slice, job.plan.round, out, stride);
-  if (slice.outs > 1) return;
-  for (std::int64_t i = 0; i < slice.k; ++i) out[i * stride + 1] = 0;
+  pack_f32_panels(slice, job.plan.round, out);
 }
 
 template <class X>
@@ -161,32 +195,25 @@ void multiply_tile(const Job<X>& job, std::int64_t task, int worker) {
   const TensorRef& w = job.args.w;
   const PackArgs stored{w.data + first_out * w.shape[1] * dtype_bytes(w.dtype), w.dtype,
                         std::min(w.shape[0], plan.slice_begin(slice + 1)) - first_out, w.shape[1]};
-  GemmArgs<X> gemm;
-  gemm.w = reinterpret_cast<const X*>(stored.w);
-  gemm.w_stride = plan.k;
+  X* copy = nullptr;
   if (plan.copy_w) {
-    X* copy = job.slices + worker * slice_elements(plan);
+    copy = job.slices + worker * slice_elements(plan);
     pack(job, stored, copy);
-    gemm.w = copy;
-    gemm.w_stride = slice_stride(plan);
   }
-  gemm.n = plan.slice_begin(slice + 1) - first_out;
-  gemm.k = plan.k;
-  gemm.x_stride = job.x_stride;
-  gemm.y_stride = job.y_stride;
   const std::int64_t begin = plan.group_begin(group);
   const std::int64_t rows = plan.group_begin(group + 1) - begin;
   const std::int64_t blocks = divide_up(rows, plan.block_rows);
   for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::int64_t row = begin + block * rows / blocks;
-    gemm.m = begin + (block + 1) * rows / blocks - row;
-    gemm.x = job.x + row * job.x_stride;
-    gemm.y = job.y + row * job.y_stride + first_out;
-    onednn_gemm(gemm);
+    TilePlace at;
+    at.row = begin + block * rows / blocks;
+    at.rows = begin + (block + 1) * rows / blocks - at.row;
+    at.out = first_out;
+    at.outs = plan.slice_begin(slice + 1) - first_out;
+    multiply_block(job, at, stored, copy);
   }
 }
 
-// x rounded, or a single row made two.
+// x rounded; for oneDNN a single row made two.
 template <class X>
 void copy_x(Job<X>& job, ArenaScope& scope, Context& ctx) {
   const ConstMatrix& x = job.args.x;
@@ -198,14 +225,12 @@ void copy_x(Job<X>& job, ArenaScope& scope, Context& ctx) {
     X* to = out + row * stride;
     if constexpr (std::is_same_v<X, Bf16>) {
       round_to_bf16(from, k, to);
-    } else if (job.plan.round) {
-      round_through_bf16(from, k, to);
     } else {
-      std::copy_n(from, k, to);
+      round_through_bf16(from, k, to);
     }
     std::fill(to + k, to + stride, X{});
   });
-  if (x.shape[0] == 1) std::fill_n(out + stride, stride, X{});
+  if (job.plan.m > x.shape[0]) std::fill_n(out + stride, stride, X{});
   job.x = out;
   job.x_stride = stride;
 }

@@ -1,7 +1,10 @@
-// oneDNN's matrix product, on the calling thread alone.
+// oneDNN's matrix product of bf16 numbers, on the calling thread alone. For processors that have
+// such products: multiplies_bf16().
 #pragma once
 
 #include <cstdint>
+
+#include "mamba3/tensor.h"
 
 namespace mamba3 {
 
@@ -9,11 +12,10 @@ namespace mamba3 {
 // rows and two columns, an element's bits depend on its row of x and its column of w alone: oneDNN
 // adds in the order of k whatever the size. One row or one column goes another way there, so they
 // are not allowed here (tests/ops/linear_test.cpp watches over all of this).
-template <class X>
-struct GemmArgs {
-  const X* x = nullptr;  // [m, k]
+struct OneDnnGemmArgs {
+  const Bf16* x = nullptr;  // [m, k]
   std::int64_t x_stride = 0;
-  const X* w = nullptr;  // the layout that oneDNN is fastest with: see below
+  const Bf16* w = nullptr;  // [n, k]
   std::int64_t w_stride = 0;
   float* y = nullptr;  // [m, n]
   std::int64_t y_stride = 0;
@@ -22,9 +24,6 @@ struct GemmArgs {
   std::int64_t k = 0;
 };
 
-struct Bf16;
-
-void onednn_gemm(const GemmArgs<float>& args);  // w [k, n]
-void onednn_gemm(const GemmArgs<Bf16>& args);   // w [n, k]
+void onednn_gemm(const OneDnnGemmArgs& args);
 
 }  // namespace mamba3

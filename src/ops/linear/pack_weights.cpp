@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/linear/gemm_f32.h"
 #include "ops/linear/round_bf16.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -101,13 +102,15 @@ void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride) {
   }
 }
 
-void pack_f32_transposed(const PackArgs& args, bool rounded, float* out, std::int64_t stride) {
-  if (args.dtype == DType::kBf16) {
-    HWY_DYNAMIC_DISPATCH(transpose_bf16)(args, out, stride);
-  } else if (rounded) {
-    HWY_DYNAMIC_DISPATCH(transpose_rounded_f32)(args, out, stride);
-  } else {
-    HWY_DYNAMIC_DISPATCH(transpose_f32)(args, out, stride);
+void pack_f32_panels(const PackArgs& args, bool rounded, float* out) {
+  const auto kernel = args.dtype == DType::kBf16 ? HWY_DYNAMIC_DISPATCH(transpose_bf16)
+                      : rounded                  ? HWY_DYNAMIC_DISPATCH(transpose_rounded_f32)
+                                                 : HWY_DYNAMIC_DISPATCH(transpose_f32);
+  for (std::int64_t o = 0; o < args.outs; o += kGemmPanel) {
+    PackArgs panel = args;
+    panel.w += o * args.k * dtype_bytes(args.dtype);
+    panel.outs = std::min(kGemmPanel, args.outs - o);
+    kernel(panel, out + o * args.k, kGemmPanel);
   }
 }
 

@@ -18,7 +18,8 @@ struct PackArgs {
 // out [outs, stride]: bf16, zeros from k on; f32 weights are rounded.
 void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride);
 
-// out [k, stride]: f32, transposed; `rounded`: through bf16.
-void pack_f32_transposed(const PackArgs& args, bool rounded, float* out, std::int64_t stride);
+// out [panels, k, kGemmPanel]: f32, transposed; `rounded`: through bf16. What fills up the last
+// panel stays as it is.
+void pack_f32_panels(const PackArgs& args, bool rounded, float* out);
 
 }  // namespace mamba3

@@ -101,21 +101,12 @@ void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int6
   chunk_outputs(job.sizes, scratch, rows);
 }
 
-void fold_chunk(const ScanJob& job, std::int64_t tokens, const ChunkScratch& scratch) {
-  const std::int64_t rows = tokens * job.sizes.rank;
-  const float& decay = scratch.decay[tokens - 1];
-#if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, &decay);
-#endif
-  chunk_state<true>(job.sizes, scratch, rows, decay);
-}
-
 void store_chunk(const ScanJob& job, std::int64_t tokens, const ChunkScratch& scratch) {
   const std::int64_t rows = tokens * job.sizes.rank;
 #if HWY_ARCH_X86
   if (job.bf16_products) return bf16_state(job.sizes, scratch, rows, nullptr);
 #endif
-  chunk_state<false>(job.sizes, scratch, rows, 0.0f);
+  chunk_state<false>(job.sizes, scratch, rows, 0.0f, false);
 }
 
 // Everything that the state after the chunk needs: K, X, their weights.
@@ -148,21 +139,54 @@ void keep_last(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& sc
   copy_rows(in.x + last * job.args.columns.row_stride, 0, 1, job.sizes.p, state.v, 0);
 }
 
-// Adds what the token before a chunk has left to add, to rows [begin, end) of the state.
-void carry_over(const ScanJob& job, const ChunkInputs& in, const float* x_previous,
-                const float* k_previous, std::int64_t k_stride, std::int64_t begin,
-                std::int64_t end, const ChunkScratch& scratch) {
+// What the token before a chunk has left to add to the state: its K and X.
+struct Previous {
+  const float* x;
+  const float* k;  // [r, n]
+  std::int64_t k_stride;
+};
+
+void prepare_carried(const ScanJob& job, const ChunkInputs& in, const Previous& previous,
+                     const ChunkScratch& scratch) {
   const ChunkSizes& sizes = job.sizes;
   const auto carry = static_cast<float>(in.scalars[0].carry);
   for (std::int64_t r = 0; r < sizes.rank; ++r) {
-    scale_x(job.args.dims, job.args.params, in.head, r, x_previous, carry,
+    scale_x(job.args.dims, job.args.params, in.head, r, previous.x, carry,
             scratch.x_carried + r * sizes.p_stride);
   }
-  copy_rows(k_previous, k_stride, sizes.rank, sizes.n, scratch.k_carried, sizes.n_stride);
+  copy_rows(previous.k, previous.k_stride, sizes.rank, sizes.n, scratch.k_carried, sizes.n_stride);
+}
+
+// Adds it, to rows [begin, end) of the state.
+void carry_over(const ScanJob& job, const ChunkInputs& in, const Previous& previous,
+                std::int64_t begin, std::int64_t end, const ChunkScratch& scratch) {
+  prepare_carried(job, in, previous, scratch);
 #if HWY_ARCH_X86
-  if (job.bf16_products) return bf16_add_carried(sizes, scratch, begin, end);
+  if (job.bf16_products) return bf16_add_carried(job.sizes, scratch, begin, end);
 #endif
-  add_carried(sizes, scratch, begin, end);
+  add_carried(job.sizes, scratch, begin, end);
+}
+
+// From the state at the chunk's start to that at its end; with `next`, the chunk after it, also
+// what that one's first step carries over.
+void fold_chunk(const ScanJob& job, const ChunkInputs& in, const ChunkInputs* next,
+                const ChunkScratch& scratch) {
+  const std::int64_t last = in.tokens - 1;
+  const std::int64_t rows = in.tokens * job.sizes.rank;
+  const float& decay = scratch.decay[last];
+  if (next != nullptr) {
+    const float* k = scratch.k + last * job.sizes.rank * job.sizes.n_stride;
+    prepare_carried(job, *next, {in.x + last * job.args.columns.row_stride, k, job.sizes.n_stride},
+                    scratch);
+  }
+#if HWY_ARCH_X86
+  if (job.bf16_products) {
+    bf16_state(job.sizes, scratch, rows, &decay);
+    if (next != nullptr) bf16_add_carried(job.sizes, scratch, 0, job.sizes.n);
+    return;
+  }
+#endif
+  chunk_state<true>(job.sizes, scratch, rows, decay, next != nullptr);
 }
 
 void prepare_tokens_of(const ScanJob& job, std::int64_t begin, std::int64_t end) {
@@ -198,13 +222,16 @@ void scan_part_of(const ScanJob& job, const ScanPart& part, std::int64_t head, i
   const HeadState state = head_state(job.args, part.slot, head);
   copy_rows(state.ssm, sizes.p, sizes.n, sizes.p, scratch.state, sizes.p_stride);
   const std::int64_t chunks = (part.end - part.begin + sizes.tokens - 1) / sizes.tokens;
+  ChunkInputs in = chunk_of_part(job, part, 0, head);
+  carry_over(job, in, {state.v, state.k, state.k_stride}, 0, sizes.n, scratch);
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const ChunkInputs in = chunk_of_part(job, part, chunk, head);
-    carry_over(job, in, state.v, state.k, state.k_stride, 0, sizes.n, scratch);
     prepare_keys(job, in, state.turns, scratch);
     write_outputs(job, in, scratch);
-    fold_chunk(job, in.tokens, scratch);
-    keep_last(job, in, scratch, state);
+    const bool last = chunk + 1 == chunks;
+    const ChunkInputs next = chunk_of_part(job, part, last ? chunk : chunk + 1, head);
+    fold_chunk(job, in, last ? nullptr : &next, scratch);
+    if (last) keep_last(job, in, scratch, state);
+    in = next;
   }
   copy_rows(scratch.state, sizes.p_stride, sizes.n, sizes.p, state.ssm, sizes.p);
 }
@@ -250,9 +277,11 @@ void chain_states_of(const ScanJob& job, const ScanPart& part, std::int64_t head
     const std::int64_t at = chunk * heads + head;
     const ChunkInputs in = chunk_of_part(job, part, chunk, head);
     const bool first = chunk == 0;
-    carry_over(job, in, first ? state.v : in.x - job.args.columns.row_stride,
-               first ? state.k : states.k_last + (at - heads) * sizes.rank * sizes.n,
-               first ? state.k_stride : sizes.n, begin, end, scratch);
+    carry_over(job, in,
+               first ? Previous{state.v, state.k, state.k_stride}
+                     : Previous{in.x - job.args.columns.row_stride,
+                                states.k_last + (at - heads) * sizes.rank * sizes.n, sizes.n},
+               begin, end, scratch);
     fold_stored(sizes, states.decay[at], begin, end, scratch.state,
                 states.state + at * sizes.state_elements);
   }

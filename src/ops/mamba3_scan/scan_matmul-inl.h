@@ -204,10 +204,11 @@ inline HWY_NOINLINE void add_carried(const ChunkSizes& sizes, const ChunkScratch
 
 // What the chunk adds to the state, k_t x_state: folded in, state = decay * state + it, or stored
 // in its place. It is summed from zero either way, so that taking the chunks one after the other or
-// all at once gives the same bits.
+// all at once gives the same bits. `carried`: then adds the next chunk's carried term, as
+// add_carried() does, while the state is in registers.
 template <bool kFold>
 inline HWY_NOINLINE void chunk_state(const ChunkSizes& sizes, const ChunkScratch& scratch,
-                                     std::int64_t rows, float decay_of_chunk) {
+                                     std::int64_t rows, float decay_of_chunk, bool carried) {
   const TileVec decay = hn::Set(TileTag(), decay_of_chunk);
   for_panels(sizes.p, [&]<int kVecs>(std::int64_t column) HWY_ATTR {
     for (std::int64_t row = 0; row < sizes.n; row += kTileRows) {
@@ -217,6 +218,10 @@ inline HWY_NOINLINE void chunk_state(const ChunkSizes& sizes, const ChunkScratch
                       scratch.x_state + column, sizes.p_stride, rows);
       float* state = scratch.state + row * sizes.p_stride + column;
       if constexpr (kFold) tile.fold(decay, state, sizes.p_stride);
+      if (carried) {
+        tile.accumulate(scratch.k_carried + row, 1, sizes.n_stride, scratch.x_carried + column,
+                        sizes.p_stride, sizes.rank);
+      }
       tile.store(state, sizes.p_stride);
     }
   });

@@ -1,0 +1,165 @@
+#include "ops/linear/gemm_f32.h"
+
+#include <algorithm>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/linear/gemm_f32.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+// Register tiles are arrays of vectors: they live in registers only when every loop over them is
+// unrolled.
+#if defined(__clang__)
+#define MAMBA3_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MAMBA3_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace mamba3::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A block of x [kBlockRows, kBlockDepth] waits in the second-level cache while the panels pass by,
+// a panel's [kBlockDepth, kGemmPanel] in the first-level cache while the rows do.
+constexpr std::int64_t kBlockRows = 192;
+constexpr std::int64_t kBlockDepth = 256;
+
+using D = hn::CappedTag<float, kGemmPanel>;
+using V = hn::Vec<D>;
+constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
+// 12 sums where there are 16 registers, 8 wide ones where there are 32.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+constexpr int kTileRows = 12;
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int kTileVecs = kLanes >= kGemmPanel ? 1 : 2;
+constexpr std::int64_t kTileColumns = kTileVecs * kLanes;
+
+// Where a tile reads and writes.
+struct TileArgs {
+  const float* x;
+  std::int64_t x_stride;
+  const float* w;
+  std::int64_t depth;
+  bool first;  // of the sums that make up y
+  float* y;
+  std::int64_t y_stride;
+};
+
+// Some rows of x times kTileColumns of a panel.
+template <int kRows>
+HWY_INLINE void tile(const TileArgs& args) {
+  const D d;
+  V sums[kRows][kTileVecs];
+  const float* x[kRows];
+  MAMBA3_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    x[i] = args.x + i * args.x_stride;
+    MAMBA3_UNROLL
+    for (int v = 0; v < kTileVecs; ++v) sums[i][v] = hn::Zero(d);
+  }
+  const float* w = args.w;
+  for (std::int64_t k = 0; k < args.depth; ++k, w += kGemmPanel) {
+    V of_w[kTileVecs];
+    MAMBA3_UNROLL
+    for (int v = 0; v < kTileVecs; ++v) of_w[v] = hn::LoadU(d, w + v * kLanes);
+    MAMBA3_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const V of_x = hn::Set(d, x[i][k]);
+      MAMBA3_UNROLL
+      for (int v = 0; v < kTileVecs; ++v) sums[i][v] = hn::MulAdd(of_x, of_w[v], sums[i][v]);
+    }
+  }
+  MAMBA3_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    float* y = args.y + i * args.y_stride;
+    MAMBA3_UNROLL
+    for (int v = 0; v < kTileVecs; ++v) {
+      if (!args.first) sums[i][v] = hn::Add(hn::LoadU(d, y + v * kLanes), sums[i][v]);
+      hn::StoreU(sums[i][v], d, y + v * kLanes);
+    }
+  }
+}
+
+template <int kRows>
+HWY_INLINE void tile_of_rows(std::int64_t rows, const TileArgs& args) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile_of_rows<kRows - 1>(rows, args);
+  }
+  tile<kRows>(args);
+}
+
+// A tile that sticks out of y on its right is made beside it.
+void tile_at_edge(std::int64_t rows, std::int64_t columns, TileArgs args) {
+  float sums[kTileRows * kTileColumns];
+  float* const y = args.y;
+  const std::int64_t y_stride = args.y_stride;
+  const bool first = args.first;
+  args.y = sums;
+  args.y_stride = kTileColumns;
+  args.first = true;
+  tile_of_rows<kTileRows>(rows, args);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      const float sum = sums[i * kTileColumns + j];
+      y[i * y_stride + j] = first ? sum : y[i * y_stride + j] + sum;
+    }
+  }
+}
+
+// Rows [begin, end) of kTileColumns of y, summed over k from k_begin on.
+void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t end,
+                     std::int64_t k_begin, std::int64_t depth, std::int64_t column) {
+  TileArgs at;
+  at.x_stride = args.x_stride;
+  at.w = args.w + column / kGemmPanel * kGemmPanel * args.k + k_begin * kGemmPanel +
+         column % kGemmPanel;
+  at.depth = depth;
+  at.first = k_begin == 0;
+  at.y_stride = args.y_stride;
+  const std::int64_t columns = args.n - column;
+  for (std::int64_t row = begin; row < end; row += kTileRows) {
+    const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - row);
+    at.x = args.x + row * args.x_stride + k_begin;
+    at.y = args.y + row * args.y_stride + column;
+    if (columns < kTileColumns) {
+      tile_at_edge(rows, columns, at);
+    } else {
+      tile_of_rows<kTileRows>(rows, at);
+    }
+  }
+}
+
+}  // namespace
+
+void multiply(const GemmF32Args& args) {
+  for (std::int64_t begin = 0; begin < args.m; begin += kBlockRows) {
+    const std::int64_t end = std::min(args.m, begin + kBlockRows);
+    for (std::int64_t k = 0; k < args.k; k += kBlockDepth) {
+      const std::int64_t depth = std::min(kBlockDepth, args.k - k);
+      for (std::int64_t column = 0; column < args.n; column += kTileColumns) {
+        column_of_tiles(args, begin, end, k, depth, column);
+      }
+    }
+  }
+}
+
+}  // namespace mamba3::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace mamba3 {
+namespace {
+
+HWY_EXPORT(multiply);
+
+}  // namespace
+
+void gemm_f32(const GemmF32Args& args) {
+  HWY_DYNAMIC_DISPATCH(multiply)(args);
+}
+
+}  // namespace mamba3
+#endif  // HWY_ONCE
