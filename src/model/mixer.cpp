@@ -1,6 +1,7 @@
 #include "model/mixer.h"
 
 #include "core/arena.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
 
@@ -33,6 +34,33 @@ void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const
   linear({x, weights.in_proj, projected, batch.compute, batch.linear_path()}, ctx);
   recurrence(weights, dims, batch, projected, states, y, ctx);
   linear({y, weights.out_proj, out, batch.compute, batch.linear_path()}, ctx);
+}
+
+void step(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& config,
+          const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+          Context& ctx) {
+  const std::int64_t e = config.in_proj_rows();
+  ArenaScope scope(ctx.workspace());
+  const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * e), {batch.rows, e});
+  const TensorView<float, 2> y(scope.allocate<float>(batch.rows * config.inner()),
+                               {batch.rows, config.inner()});
+  FusedLinearArgs in;
+  in.x = residual;
+  in.norm_weight = norm.data();
+  in.w = weights.in_proj;
+  in.y = projected;
+  in.compute = batch.compute;
+  in.path = batch.linear_path();
+  fused_linear(in, ctx);
+  recurrence(weights, mixer_dims(config), batch, projected, states, y, ctx);
+  FusedLinearArgs out;
+  out.x = y;
+  out.w = weights.out_proj;
+  out.y = residual;
+  out.accumulate = true;
+  out.compute = batch.compute;
+  out.path = batch.linear_path();
+  fused_linear(out, ctx);
 }
 
 }  // namespace
@@ -72,6 +100,12 @@ void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const
                    TensorView<const float, 2> x, const Mamba3States& states,
                    TensorView<float, 2> out, Context& ctx) {
   std::visit([&](const auto& w) { forward(w, config, batch, x, states, out, ctx); }, weights);
+}
+
+void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+                Context& ctx) {
+  std::visit([&](const auto& w) { step(w, norm, config, batch, residual, states, ctx); }, weights);
 }
 
 }  // namespace mamba3

@@ -16,4 +16,9 @@ void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const
                    TensorView<const float, 2> x, const Mamba3States& states,
                    TensorView<float, 2> out, Context& ctx);
 
+// A step, with the norm before and the sum behind it: residual += the mixer of norm(residual).
+void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+                Context& ctx);
+
 }  // namespace mamba3

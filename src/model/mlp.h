@@ -12,4 +12,8 @@ namespace mamba3 {
 void mlp_forward(const MlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
                  TensorView<float, 2> hidden, Context& ctx);
 
+// A step: residual += the MLP of its norm.
+void mlp_step(const MlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
+              Context& ctx);
+
 }  // namespace mamba3
