@@ -1,6 +1,7 @@
 #include "model/mixer.h"
 
 #include "core/arena.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
 
@@ -42,17 +43,41 @@ void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const
   ArenaScope scope(ctx.workspace());
   const Matrix y = allocate_activations(batch, config.inner(), scope);
   const Mamba3Columns columns = project(weights, config, batch, dims, stream.normed, scope, ctx);
-  if (batch.is_step) {
-    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states,
-                 TensorView<float, 2>(y.floats(), y.shape)},
-                ctx);
-  } else {
-    const bool bf16_products = batch.compute == Compute::kBf16;
-    mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
-                 bf16_products},
-                ctx);
-  }
+  const bool bf16_products = batch.compute == Compute::kBf16;
+  mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
+               bf16_products},
+              ctx);
   stream.add_product(y, weights.out_proj, batch, ctx);
+}
+
+void step(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& config,
+          const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+          Context& ctx) {
+  const std::int64_t e = config.in_proj_rows();
+  ArenaScope scope(ctx.workspace());
+  const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * e), {batch.rows, e});
+  const TensorView<float, 2> y(scope.allocate<float>(batch.rows * config.inner()),
+                               {batch.rows, config.inner()});
+  FusedLinearArgs in;
+  in.x = residual;
+  in.norm_weight = norm.data();
+  in.w = weights.in_proj;
+  in.y = projected;
+  in.compute = batch.compute;
+  in.path = batch.linear_path();
+  fused_linear(in, ctx);
+  const Mamba3Dims dims = mixer_dims(config);
+  mamba3_step({dims, mixer_params(weights), split_columns(projected.data, e, dims), batch.slots,
+               states, y},
+              ctx);
+  FusedLinearArgs out;
+  out.x = y;
+  out.w = weights.out_proj;
+  out.y = residual;
+  out.accumulate = true;
+  out.compute = batch.compute;
+  out.path = batch.linear_path();
+  fused_linear(out, ctx);
 }
 
 }  // namespace
@@ -91,6 +116,12 @@ Mamba3Params mixer_params(const Mamba3MixerWeights& w) {
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
                    const Mamba3States& states, Stream& stream, Context& ctx) {
   std::visit([&](const auto& w) { forward(w, config, batch, states, stream, ctx); }, weights);
+}
+
+void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+                Context& ctx) {
+  std::visit([&](const auto& w) { step(w, norm, config, batch, residual, states, ctx); }, weights);
 }
 
 }  // namespace mamba3

@@ -17,4 +17,9 @@ Mamba3Params mixer_params(const Mamba3MixerWeights& weights);
 void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
                    const Mamba3States& states, Stream& stream, Context& ctx);
 
+// A step, with the norm before and the sum behind it: residual += the mixer of norm(residual).
+void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                const Batch& batch, TensorView<float, 2> residual, const Mamba3States& states,
+                Context& ctx);
+
 }  // namespace mamba3

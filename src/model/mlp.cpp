@@ -1,6 +1,7 @@
 #include "model/mlp.h"
 
 #include "core/arena.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace mamba3 {
@@ -19,10 +20,45 @@ void forward(const SwigluMlpWeights& weights, const Batch& batch, Stream& stream
   stream.add_product(gated, weights.fc2, batch, ctx);
 }
 
+void step(const NoMlpWeights&, const Batch&, TensorView<float, 2>, Context&) {}
+
+void step(const SwigluMlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
+          Context& ctx) {
+  const std::int64_t f = weights.fc2.shape[1];
+  ArenaScope scope(ctx.workspace());
+  FusedLinearArgs up;
+  up.x = residual;
+  up.norm_weight = weights.norm.data();
+  up.norm_eps = kModelNormEps;
+  up.w = weights.fc1;
+  up.swiglu = true;
+  up.compute = batch.compute;
+  up.path = batch.linear_path();
+  if (ctx.gpu() && batch.compute == Compute::kBf16) {  // the next product would round it anyway
+    up.y = TensorView<Bf16, 2>(scope.allocate<Bf16>(batch.rows * f), {batch.rows, f});
+  } else {
+    up.y = TensorView<float, 2>(scope.allocate<float>(batch.rows * f), {batch.rows, f});
+  }
+  fused_linear(up, ctx);
+  FusedLinearArgs down;
+  down.x = up.y;
+  down.w = weights.fc2;
+  down.y = residual;
+  down.accumulate = true;
+  down.compute = batch.compute;
+  down.path = batch.linear_path();
+  fused_linear(down, ctx);
+}
+
 }  // namespace
 
 void mlp_forward(const MlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx) {
   std::visit([&](const auto& w) { forward(w, batch, stream, ctx); }, weights);
+}
+
+void mlp_step(const MlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
+              Context& ctx) {
+  std::visit([&](const auto& w) { step(w, batch, residual, ctx); }, weights);
 }
 
 }  // namespace mamba3

@@ -11,4 +11,8 @@ namespace mamba3 {
 // norm, fc1, SwiGLU, fc2; the result joins the stream. Without an MLP it stays as it is.
 void mlp_forward(const MlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx);
 
+// A step: residual += the MLP of its norm.
+void mlp_step(const MlpWeights& weights, const Batch& batch, TensorView<float, 2> residual,
+              Context& ctx);
+
 }  // namespace mamba3

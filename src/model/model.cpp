@@ -15,6 +15,7 @@
 #include "model/weights.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gather_rows/gather_rows.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 
 namespace mamba3 {
@@ -45,9 +46,12 @@ struct Model::Impl {
   // the Context's memory.
   void read(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
             TensorView<float, 2> hidden, Context& ctx) const;
-  // `logits` lie in the host's memory.
-  void head(TensorView<const float, 2> hidden, TensorView<float, 2> logits, LinearPath path,
-            Context& ctx) const;
+  // The same for a step, without the final norm, which is part of the head there.
+  void read_step(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
+                 TensorView<float, 2> residual, Context& ctx) const;
+  // `logits` lie in the host's memory. `norm`: of hidden, or null where it is done.
+  void head(TensorView<const float, 2> hidden, const float* norm, TensorView<float, 2> logits,
+            LinearPath path, Context& ctx) const;
   void read_segment(const PrefillArgs& args, const Segment& segment, StatePool::Impl& states,
                     Context& ctx) const;
   void last_logits(const PrefillArgs& args, const Segment& segment,
@@ -105,13 +109,33 @@ void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
   stream.norm(weights.final_norm.data(), ctx);
 }
 
-void Model::Impl::head(TensorView<const float, 2> hidden, TensorView<float, 2> logits,
-                       LinearPath path, Context& ctx) const {
-  if (!ctx.gpu()) return linear({hidden, weights.lm_head, logits, compute(), path}, ctx);
+void Model::Impl::read_step(std::span<const std::int32_t> ids, const Batch& batch,
+                            StatePool::Impl& states, TensorView<float, 2> residual,
+                            Context& ctx) const {
+  embedding({ids, weights.embedding, residual}, ctx);
+  for (std::int64_t l = 0; l < config.layers; ++l) {
+    const BlockWeights& block = weights.blocks[l];
+    mixer_step(block.mixer, block.norm, config, batch, residual, states.layer(l), ctx);
+    mlp_step(block.mlp, batch, residual, ctx);
+  }
+}
+
+void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
+                       TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
+  FusedLinearArgs args;
+  args.x = hidden;
+  args.norm_weight = norm;
+  args.norm_eps = kModelNormEps;
+  args.w = weights.lm_head;
+  args.y = logits;
+  args.compute = compute();
+  args.path = path;
+  if (!ctx.gpu()) return fused_linear(args, ctx);
   ArenaScope scope(ctx.workspace());
   const std::int64_t rows = logits.shape[0], v = logits.shape[1];
   const TensorView<float, 2> there(scope.allocate<float>(rows * v), {rows, v});
-  linear({hidden, weights.lm_head, there, compute(), path}, ctx);
+  args.y = there;
+  fused_linear(args, ctx);
   const std::int64_t rows_at_once = logits.contiguous() ? rows : 1;
   for (std::int64_t row = 0; row < rows; row += rows_at_once) {
     ctx.gpu()->copy_out(&logits(row, 0), &there(row, 0),
@@ -147,7 +171,7 @@ void Model::Impl::logits_of(const PrefillArgs& args, TensorView<const float, 2> 
   const TensorView<float, 2> last(scope.allocate<float>(count * config.width),
                                   {count, config.width});
   gather_rows({hidden, place(rows, scope, ctx), last}, ctx);
-  head(last, args.last_logits.slice(first, first + count), LinearPath::kSkinny, ctx);
+  head(last, nullptr, args.last_logits.slice(first, first + count), LinearPath::kSkinny, ctx);
 }
 
 void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
@@ -169,7 +193,7 @@ void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
     const TensorView<float, 2> gathered(memory, {count, d});
     gather_rows({hidden, place<std::int64_t>(rows, rows_scope, ctx), gathered}, ctx);
     const TensorView<float, 2> out(logits.data(), {count, v});
-    head(gathered, out, LinearPath::kGemm, ctx);
+    head(gathered, nullptr, out, LinearPath::kGemm, ctx);
     args.on_logits(at, out);
   }
 }
@@ -249,9 +273,9 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   batch.slots = place(slots, scope, ctx);
   batch.compute = impl_->compute();
   const std::int64_t d = impl_->config.width;
-  const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * d), {batch.rows, d});
-  impl_->read(place(ids, scope, ctx), batch, pool, hidden, ctx);
-  impl_->head(hidden, logits, batch.linear_path(), ctx);
+  const TensorView<float, 2> residual(scope.allocate<float>(batch.rows * d), {batch.rows, d});
+  impl_->read_step(place(ids, scope, ctx), batch, pool, residual, ctx);
+  impl_->head(residual, impl_->weights.final_norm.data(), logits, batch.linear_path(), ctx);
   for (const std::int32_t slot : slots) ++pool.positions[slot];
 }
 

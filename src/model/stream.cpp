@@ -3,14 +3,9 @@
 #include "ops/rms_norm/rms_norm.h"
 
 namespace mamba3 {
-namespace {
-
-constexpr float kNormEps = 1e-5f;
-
-}  // namespace
 
 void Stream::norm(const float* weight, Context& ctx) {
-  rms_norm({residual, added, weight, kNormEps, normed}, ctx);
+  rms_norm({residual, added, weight, kModelNormEps, normed}, ctx);
   added = {};
 }
 

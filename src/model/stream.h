@@ -7,6 +7,8 @@
 
 namespace mamba3 {
 
+constexpr float kModelNormEps = 1e-5f;  // of every norm over d
+
 struct Stream {
   // [rows, d] each. With fp32 activations one memory serves as `normed` and `output`: a block reads
   // the former and leaves its output there, which waits in `added` for the next norm. With bf16 the

@@ -5,6 +5,7 @@
 
 #include "ops/embedding/embedding.h"
 #include "ops/gather_rows/gather_rows.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/linear/linear.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
@@ -17,6 +18,8 @@ namespace mamba3 {
 constexpr std::int64_t kScanGridTokensCuda = 256;
 
 void embedding_cuda(const EmbeddingArgs& args, Context& ctx);
+bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx);
+void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx);
 void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx);

@@ -21,6 +21,12 @@ double measured_gemm_rate_cuda(const GemmShape&, Compute, Context&) {
 void embedding_cuda(const EmbeddingArgs&, Context&) {
   refuse();
 }
+bool fused_linear_takes_cuda(const FusedLinearArgs&, const Context&) {
+  refuse();
+}
+void fused_linear_cuda(const FusedLinearArgs&, Context&) {
+  refuse();
+}
 void gather_rows_cuda(const GatherRowsArgs&, Context&) {
   refuse();
 }

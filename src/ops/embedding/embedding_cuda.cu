@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
@@ -40,6 +41,8 @@ __device__ __forceinline__ void load_widened(const std::uint16_t* from, float (&
 // row of NaNs instead of somebody else's memory.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(const EmbeddingJob job) {
+  start_successor();
+  wait_for_predecessor();
   const std::int64_t row = blockIdx.x;
   const std::int64_t id = job.ids[row];
   const bool known = id >= 0 && id < job.table_rows;
@@ -54,14 +57,11 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(const EmbeddingJob 
 }
 
 template <class T>
-void launch(const EmbeddingJob& job, unsigned rows, cudaStream_t stream) {
+void launch(const EmbeddingJob& job, unsigned rows, Context& ctx) {
   const bool vectors = reinterpret_cast<std::uintptr_t>(job.table) % (4 * sizeof(T)) == 0 &&
                        job.d % 4 == 0 && takes_vectors(job.y, job.y_stride);
-  if (vectors) {
-    embedding_kernel<T, 4><<<rows, kThreads, 0, stream>>>(job);
-  } else {
-    embedding_kernel<T, 1><<<rows, kThreads, 0, stream>>>(job);
-  }
+  launch_dependent("embedding", vectors ? embedding_kernel<T, 4> : embedding_kernel<T, 1>,
+                   {rows, kThreads}, ctx, job);
 }
 
 }  // namespace
@@ -72,11 +72,10 @@ void embedding_cuda(const EmbeddingArgs& args, Context& ctx) {
   const unsigned rows = grid_blocks(static_cast<std::int64_t>(args.ids.size()));
   if (rows == 0 || job.d == 0) return;
   if (args.table.dtype == DType::kF32) {
-    launch<float>(job, rows, stream_of(ctx));
+    launch<float>(job, rows, ctx);
   } else {
-    launch<std::uint16_t>(job, rows, stream_of(ctx));
+    launch<std::uint16_t>(job, rows, ctx);
   }
-  check_launch("embedding");
 }
 
 }  // namespace mamba3

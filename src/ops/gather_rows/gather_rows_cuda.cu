@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
@@ -22,6 +23,8 @@ struct GatherJob {
 // A block a row. A row that is not there gives NaNs, see embedding_cuda.cu.
 template <int V>
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherJob job) {
+  start_successor();
+  wait_for_predecessor();
   const std::int64_t row = job.rows[blockIdx.x];
   const bool known = row >= 0 && row < job.x_rows;
   const float* from = job.x + (known ? row : 0) * job.x_stride;
@@ -41,12 +44,10 @@ void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx) {
                       args.x.shape[1], args.y.data,     args.y.stride[0]};
   const unsigned count = grid_blocks(static_cast<std::int64_t>(args.rows.size()));
   if (count == 0 || job.d == 0) return;
-  if (job.d % 4 == 0 && takes_vectors(job.x, job.x_stride) && takes_vectors(job.y, job.y_stride)) {
-    gather_rows_kernel<4><<<count, kThreads, 0, stream_of(ctx)>>>(job);
-  } else {
-    gather_rows_kernel<1><<<count, kThreads, 0, stream_of(ctx)>>>(job);
-  }
-  check_launch("gather_rows");
+  const bool vectors =
+      job.d % 4 == 0 && takes_vectors(job.x, job.x_stride) && takes_vectors(job.y, job.y_stride);
+  launch_dependent("gather_rows", vectors ? gather_rows_kernel<4> : gather_rows_kernel<1>,
+                   {count, kThreads}, ctx, job);
 }
 
 }  // namespace mamba3

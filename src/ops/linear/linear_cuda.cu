@@ -5,10 +5,12 @@
 #include <algorithm>
 
 #include "core/arena.h"
+#include "device/dependent_launch.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
 #include "ops/linear/cublas_product.h"
 #include "ops/linear/linear_skinny_cuda.h"
+#include "ops/linear/linear_stream_cuda.h"
 
 namespace mamba3 {
 namespace {
@@ -21,6 +23,8 @@ constexpr int kSplits = 3;  // bf16 numbers that hold all 24 bits of a float
 // leave. Part i of an element is i * rows * stride further.
 __global__ void split_bf16(const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t k,
                            std::int64_t stride, int splits, __nv_bfloat16* out) {
+  start_successor();
+  wait_for_predecessor();
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (column >= k) return;
   for (std::int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
@@ -38,8 +42,8 @@ const __nv_bfloat16* split(const float* x, std::int64_t x_stride, std::int64_t r
   auto* out = scope.allocate<__nv_bfloat16>(splits * rows * stride);
   const dim3 grid(static_cast<unsigned>((k + kThreads - 1) / kThreads),
                   static_cast<unsigned>(std::min<std::int64_t>(rows, 65535)));
-  split_bf16<<<grid, kThreads, 0, stream_of(ctx)>>>(x, x_stride, rows, k, stride, splits, out);
-  check_launch("linear: rounding");
+  launch_dependent("linear: rounding", split_bf16, {grid, kThreads}, ctx, x, x_stride, rows, k,
+                   stride, splits, out);
   return out;
 }
 
@@ -67,7 +71,23 @@ bool is_skinny(const LinearArgs& args) {
 
 }  // namespace
 
+bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx) {
+  return linear_stream_takes(args, ctx);
+}
+
+void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx) {
+  linear_stream_cuda(args, ctx);
+}
+
 void linear_cuda(const LinearArgs& args, Context& ctx) {
+  FusedLinearArgs fused;
+  fused.x = args.x;
+  fused.w = args.w;
+  fused.y = args.y;
+  fused.accumulate = args.accumulate;
+  fused.compute = args.compute;
+  fused.path = args.path;
+  if (fused_linear_takes_cuda(fused, ctx)) return fused_linear_cuda(fused, ctx);
   if (is_skinny(args)) return linear_skinny_cuda(args, ctx);
   const std::int64_t rows = args.x.shape[0], k = args.x.shape[1], n = args.w.shape[0];
   ArenaScope scope(ctx.workspace());

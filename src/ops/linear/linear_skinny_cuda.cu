@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "device/dependent_launch.cuh"
 #include "ops/launch.cuh"
 #include "ops/linear/linear_skinny_cuda.h"
 
@@ -30,8 +31,8 @@ __device__ float rounded(float v, bool round) {
 }
 
 __device__ void load_vector(const float* from, bool round, float (&out)[kVector]) {
-  const float4 a = __ldg(reinterpret_cast<const float4*>(from));
-  const float4 b = __ldg(reinterpret_cast<const float4*>(from) + 1);
+  const float4 a = *reinterpret_cast<const float4*>(from);
+  const float4 b = *(reinterpret_cast<const float4*>(from) + 1);
   const float all[kVector] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int i = 0; i < kVector; ++i) out[i] = rounded(all[i], round);
@@ -119,6 +120,8 @@ struct Tile {
 
 template <class W, int kRows, int kOuts, bool kAligned>
 __global__ void __launch_bounds__(kWarps* kLanes) skinny(const SkinnyArgs args) {
+  start_successor();
+  wait_for_predecessor();
   const int lane = threadIdx.x % kLanes;
   const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   const std::int64_t out = warp * kOuts;
@@ -141,12 +144,9 @@ void launch(const SkinnyArgs& args, bool aligned, Context& ctx) {
   const std::int64_t warps = (args.n + kOuts - 1) / kOuts;
   const dim3 grid(static_cast<unsigned>((warps + kWarps - 1) / kWarps),
                   static_cast<unsigned>((args.rows + kRows - 1) / kRows));
-  if (aligned) {
-    skinny<W, kRows, kOuts, true><<<grid, kWarps * kLanes, 0, stream_of(ctx)>>>(args);
-  } else {
-    skinny<W, kRows, kOuts, false><<<grid, kWarps * kLanes, 0, stream_of(ctx)>>>(args);
-  }
-  check_launch("linear: few rows");
+  launch_dependent("linear: few rows",
+                   aligned ? skinny<W, kRows, kOuts, true> : skinny<W, kRows, kOuts, false>,
+                   {grid, kWarps * kLanes}, ctx, args);
 }
 
 // Few instantiations: rows up to 1, 4 and 8.

@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
@@ -69,6 +70,8 @@ __device__ double block_sum(double value) {
 // A block a row. The order of the sum depends on d and V alone.
 template <int V, class Y>
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormJob job) {
+  start_successor();
+  wait_for_predecessor();
   const std::int64_t at = blockIdx.x;
   const Row<Y> row{job.residual + at * job.residual_stride,
                    job.hidden == nullptr ? nullptr : job.hidden + at * job.hidden_stride,
@@ -98,17 +101,13 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormJob job
 }
 
 template <class Y>
-void launch(const RmsNormJob& job, unsigned rows, cudaStream_t stream) {
+void launch(const RmsNormJob& job, unsigned rows, Context& ctx) {
   const bool vectors = job.d % 4 == 0 && takes_vectors(job.residual, job.residual_stride) &&
                        takes_vectors(job.hidden, job.hidden_stride) &&
                        takes_vectors(job.weight, 0) &&
                        takes_vectors(static_cast<const Y*>(job.y), job.y_stride);
-  if (vectors) {
-    rms_norm_kernel<4, Y><<<rows, kThreads, 0, stream>>>(job);
-  } else {
-    rms_norm_kernel<1, Y><<<rows, kThreads, 0, stream>>>(job);
-  }
-  check_launch("rms_norm");
+  launch_dependent("rms_norm", vectors ? rms_norm_kernel<4, Y> : rms_norm_kernel<1, Y>,
+                   {rows, kThreads}, ctx, job);
 }
 
 }  // namespace
@@ -120,8 +119,7 @@ void rms_norm_cuda(const RmsNormArgs& args, Context& ctx) {
       args.residual.shape[1]};
   const unsigned rows = grid_blocks(args.residual.shape[0]);
   if (rows == 0 || job.d == 0) return;
-  args.y.is_bf16() ? launch<__nv_bfloat16>(job, rows, stream_of(ctx))
-                   : launch<float>(job, rows, stream_of(ctx));
+  args.y.is_bf16() ? launch<__nv_bfloat16>(job, rows, ctx) : launch<float>(job, rows, ctx);
 }
 
 }  // namespace mamba3

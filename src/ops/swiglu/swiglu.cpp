@@ -12,8 +12,8 @@ void check(const SwigluArgs& args) {
   check_input(args.h.shape[0] == args.y.shape[0] && args.h.shape[1] == 2 * args.y.shape[1],
               "swiglu: h is ", shape_string(args.h.shape), " and y ", shape_string(args.y.shape),
               "; expected [rows, 2 f] and [rows, f]");
-  check_input(args.h.dtype == args.y.dtype, "swiglu: h is ", dtype_name(args.h.dtype), " and y ",
-              dtype_name(args.y.dtype), "; expected the same type");
+  check_input(!args.h.is_bf16() || args.y.is_bf16(),
+              "swiglu: h is bf16 and y fp32; expected the same type, or y rounded to bf16");
   check_input(args.h.stride[1] == 1 || args.h.shape[1] <= 1, "swiglu: the inner stride of h is ",
               args.h.stride[1], "; expected 1");
   check_input(args.y.stride[1] == 1 || args.y.shape[1] <= 1, "swiglu: the inner stride of y is ",

@@ -8,7 +8,7 @@ namespace mamba3 {
 
 struct SwigluArgs {
   ConstMatrix h;  // [rows, 2 f]  bf16: on a GPU, y too
-  Matrix y;       // [rows, f]
+  Matrix y;       // [rows, f]  bf16: on a GPU
 };
 
 void swiglu(const SwigluArgs& args, Context& ctx);

@@ -1,0 +1,85 @@
+#include "ops/linear/fused_linear.h"
+
+#include "core/arena.h"
+#include "core/check.h"
+#include "core/op_timer.h"
+#include "core/thread_pool.h"
+#include "ops/cuda_ops.h"
+#include "ops/rms_norm/rms_norm.h"
+#include "ops/swiglu/swiglu.h"
+
+namespace mamba3 {
+namespace {
+
+// Of the rows that our own kernels for few rows take.
+constexpr std::int64_t kMostSkinnyRows = 16;
+
+void check(const FusedLinearArgs& args) {
+  const std::int64_t outs = args.swiglu ? 2 * args.y.shape[1] : args.y.shape[1];
+  check_input(args.w.shape.size() == 2 && args.w.shape[0] == outs &&
+                  args.w.shape[1] == args.x.shape[1] && args.x.shape[0] == args.y.shape[0],
+              "fused_linear: x is ", shape_string(args.x.shape), ", the weights ",
+              shape_string(args.w.shape), ", y ", shape_string(args.y.shape),
+              "; expected [rows, k], [n, k] or with swiglu [2 n, k], [rows, n]");
+  check_input(args.norm_weight == nullptr || !args.x.is_bf16(),
+              "fused_linear: x is bf16 and goes through a norm; expected fp32");
+  check_input(!args.accumulate || (!args.swiglu && !args.y.is_bf16()),
+              "fused_linear: a sum onto y with swiglu or in bf16; expected neither");
+}
+
+// Numbers between two ops.
+Matrix scratch(std::int64_t rows, std::int64_t columns, bool bf16, ArenaScope& scope) {
+  if (bf16) return TensorView<Bf16, 2>(scope.allocate<Bf16>(rows * columns), {rows, columns});
+  return TensorView<float, 2>(scope.allocate<float>(rows * columns), {rows, columns});
+}
+
+Matrix normed(const FusedLinearArgs& args, bool bf16, ArenaScope& scope, Context& ctx) {
+  const std::int64_t rows = args.x.shape[0], k = args.x.shape[1];
+  RmsNormArgs norm;
+  // Only read, since nothing is added to it.
+  norm.residual = {const_cast<float*>(args.x.floats()), args.x.shape, args.x.stride};
+  norm.weight = args.norm_weight;
+  norm.eps = args.norm_eps;
+  norm.y = scratch(rows, k, bf16, scope);
+  rms_norm(norm, ctx);
+  return norm.y;
+}
+
+// y += added, on a CPU.
+void add_rows(const Matrix& added, const Matrix& y, Context& ctx) {
+  const std::int64_t n = y.shape[1];
+  ctx.pool().run(y.shape[0], [&](std::int64_t row, int) {
+    float* to = y.row(row);
+    const float* from = added.row(row);
+    for (std::int64_t i = 0; i < n; ++i) to[i] += from[i];
+  });
+}
+
+void op_by_op(const FusedLinearArgs& args, Context& ctx) {
+  ArenaScope scope(ctx.workspace());
+  const std::int64_t rows = args.y.shape[0];
+  // Where the product takes bf16 as it is, the norm does the rounding.
+  const bool bf16 = ctx.gpu() && args.compute == Compute::kBf16 && rows > kMostSkinnyRows;
+  ConstMatrix x = args.x;
+  if (args.norm_weight != nullptr) x = normed(args, bf16, scope, ctx);
+  const bool added_later = args.accumulate && !ctx.gpu();
+  Matrix y = args.y;
+  if (args.swiglu || added_later) y = scratch(rows, args.w.shape[0], false, scope);
+  linear({x, args.w, y, args.compute, args.path, args.accumulate && !added_later}, ctx);
+  if (args.swiglu) swiglu({y, args.y}, ctx);
+  if (added_later) add_rows(y, args.y, ctx);
+}
+
+}  // namespace
+
+void fused_linear(const FusedLinearArgs& args, Context& ctx) {
+  check(args);
+  if (args.y.elements() == 0) return;
+  if (ctx.gpu() && fused_linear_takes_cuda(args, ctx)) {
+    const OpTimer timer(ctx, "linear");
+    return fused_linear_cuda(args, ctx);
+  }
+  op_by_op(args, ctx);
+}
+
+}  // namespace mamba3

@@ -1,0 +1,24 @@
+// A linear together with what stands around it in a block: the norm before it, SwiGLU or the
+// residual's sum behind it. For a few rows on a GPU all of it is one kernel; elsewhere it is done
+// op by op.
+#pragma once
+
+#include "ops/linear/linear.h"
+
+namespace mamba3 {
+
+struct FusedLinearArgs {
+  ConstMatrix x;                       // [rows, k]  bf16: as in LinearArgs
+  const float* norm_weight = nullptr;  // [k]: x, which is fp32, goes through rms_norm first
+  float norm_eps = 1e-5f;
+  TensorRef w;              // [n, k], or [2 n, k] with swiglu
+  Matrix y;                 // [rows, n]  bf16: as in LinearArgs
+  bool swiglu = false;      // y = first half * silu(second half)
+  bool accumulate = false;  // y += ; fp32, not with swiglu
+  Compute compute = Compute::kF32;
+  LinearPath path = LinearPath::kAuto;
+};
+
+void fused_linear(const FusedLinearArgs& args, Context& ctx);
+
+}  // namespace mamba3
