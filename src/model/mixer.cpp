@@ -12,7 +12,8 @@ void recurrence(const Mamba3MixerWeights& weights, const Mamba3Dims& dims, const
                 TensorView<float, 2> y, Context& ctx) {
   const Mamba3Columns columns = split_columns(projected.data, projected.stride[0], dims);
   if (batch.is_step) {
-    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states, y}, ctx);
+    // Between the states and this step lies in_proj.
+    mamba3_step({dims, mixer_params(weights), columns, batch.slots, states, y, true}, ctx);
   } else {
     const bool bf16_products = batch.compute == Compute::kBf16;
     mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,

@@ -18,7 +18,7 @@ using testing::describe;
 using testing::on_gpu;
 using testing::Random;
 using testing::ring_dims;
-using testing::RingPool;
+using testing::RingSlots;
 using testing::ScanCase;
 using testing::widen;
 
@@ -69,7 +69,7 @@ struct RingRun {
 RingRun run_ring(const ScanCase& data, const std::vector<std::size_t>& which,
                  const std::vector<std::int32_t>& slots, std::int64_t ring_tokens, bool stagger,
                  Context& ctx) {
-  RingPool pool(data.inputs[0], 1 + *std::max_element(slots.begin(), slots.end()), ring_tokens,
+  RingSlots pool(data.inputs[0], 1 + *std::max_element(slots.begin(), slots.end()), ring_tokens,
                 stagger, ctx);
   std::vector<const Mamba3RefInputs<float>*> inputs;
   RingRun out;
@@ -295,7 +295,7 @@ class Shuffle {
 
   ScanCase data_;
   Random random_;
-  RingPool pool_;
+  RingSlots pool_;
   History histories_[kSlots];
   std::vector<float> last_y_[kSlots];
 };
@@ -324,7 +324,7 @@ TEST(CudaRingShuffle, RolledBackTokensComeAgainBitwise) {
   Context ctx(on_gpu());
   SKIP_WITHOUT_RINGS(ctx);
   const ScanCase data(ring_dims()[1], {20}, 34);
-  RingPool pool(data.inputs[0], 1, 8, false, ctx);
+  RingSlots pool(data.inputs[0], 1, 8, false, ctx);
   pool.start(0, data.starts[0]);
   for (std::int64_t t = 0; t < 13; ++t) pool.step({&data.inputs[0]}, {t}, {0});
   std::vector<std::vector<float>> first, again;

@@ -15,11 +15,11 @@
 namespace mamba3::testing {
 
 // The slots of one layer with their rings, and the layer's parameters.
-class RingPool {
+class RingSlots {
  public:
   static constexpr std::int64_t kPadding = 4;  // whole pieces of 16 bytes
 
-  RingPool(const Mamba3RefInputs<float>& layer, std::int64_t slots, std::int64_t tokens,
+  RingSlots(const Mamba3RefInputs<float>& layer, std::int64_t slots, std::int64_t tokens,
            bool stagger, Context& ctx)
       : ctx_(ctx),
         dims_(layer.dims),
