@@ -1,6 +1,5 @@
 // Hopper's copies from global to shared memory that run by themselves and tell a barrier how many
-// bytes have come, and the waiting of a kernel that was started before its predecessor ended.
-// Compiled for older cards too, where no path that uses them is taken.
+// bytes have come. Compiled for older cards too, where no path that uses them is taken.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -53,14 +52,6 @@ __device__ __forceinline__ void copy_bulk(void* to_shared, const void* from, int
       : "memory");
 }
 
-// What kernels before this one in the stream have written can be read only after this.
-__device__ __forceinline__ void wait_for_predecessor() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void let_successor_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 #else
 
 __device__ __forceinline__ void init_barrier(std::uint64_t*) {
@@ -76,12 +67,6 @@ __device__ __forceinline__ void wait_barrier(std::uint64_t*, unsigned) {
   __trap();
 }
 __device__ __forceinline__ void copy_bulk(void*, const void*, int, std::uint64_t*) {
-  __trap();
-}
-__device__ __forceinline__ void wait_for_predecessor() {
-  __trap();
-}
-__device__ __forceinline__ void let_successor_start() {
   __trap();
 }
 

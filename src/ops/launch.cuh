@@ -3,8 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include "core/check.h"
 #include "core/gpu.h"
@@ -35,6 +37,39 @@ inline unsigned grid_blocks(std::int64_t items, std::int64_t per_block = 1) {
               " blocks on the GPU; expected at most ", std::numeric_limits<std::int32_t>::max(),
               "; shorten the segment or lower the batch");
   return static_cast<unsigned>(blocks);
+}
+
+struct KernelShape {
+  dim3 grid;
+  unsigned threads = 0;
+  std::size_t shared_bytes = 0;
+  unsigned cluster = 1;  // blocks, along x
+};
+
+// Starts a kernel that may begin before the one ahead of it in the stream has ended, if that one
+// allows it with start_successor(). It calls wait_for_predecessor() in every thread, see
+// device/dependent_launch.cuh. Captured into a graph, it stays so.
+template <class... Parameters, class... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), const KernelShape& shape,
+                      Context& ctx, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream_of(ctx);
+  config.attrs = attributes;
+  // Only code for Hopper waits: on a later card, which translates the code for 8.0, kernels must
+  // not overlap.
+  if (ctx.gpu()->info().compute_capability == 90) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {shape.cluster, 1, 1};
+  }
+  check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
 }
 
 }  // namespace mamba3

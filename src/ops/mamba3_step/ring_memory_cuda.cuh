@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "device/async_copy.cuh"
+#include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/mamba3_common/mamba3_token.cuh"
 

@@ -6,7 +6,7 @@
 
 #include "core/check.h"
 #include "ops/cuda_ops.h"
-#include "ops/launch_dependent.cuh"
+#include "ops/launch.cuh"
 #include "ops/mamba3_step/ring_item_cuda.cuh"
 
 namespace mamba3 {
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(kRingThreads, 1) ring_step_kernel(const RingJo
     }
     if (from == begin) {
       if (job.early_states) wait_for_predecessor();
-      let_successor_start();
+      start_successor();
     }
     prepare_segment(job, shared.segment, start.row, group, start.head, to - from);
     wait_barrier(shared.segment_full, parity);
@@ -387,10 +387,10 @@ void allow_shared(const void* kernel, int bytes) {
 }
 
 template <int N, int R>
-void launch_step(RingJob job, const Gpu& gpu, cudaStream_t stream, bool early) {
+void launch_step(RingJob job, Context& ctx, bool early) {
   constexpr int kMostSharedBytes = 227 << 10;
   const std::int64_t shares = std::max<std::int64_t>(
-      gpu.info().multiprocessors, (job.items + kMostItemsPerBlock - 1) / kMostItemsPerBlock);
+      ctx.gpu()->info().multiprocessors, (job.items + kMostItemsPerBlock - 1) / kMostItemsPerBlock);
   const std::int64_t blocks = std::min<std::int64_t>(job.items, shares);
   const std::int64_t items_per_block = (job.items + blocks - 1) / blocks;
   job.rows_at_most =
@@ -400,8 +400,17 @@ void launch_step(RingJob job, const Gpu& gpu, cudaStream_t stream, bool early) {
   const int bytes = shared_bytes<N, R>(job, job.tiles);
   const auto kernel = ring_step_kernel<N, R, float>;
   allow_shared(reinterpret_cast<const void*>(kernel), bytes);
-  launch_dependent(kernel, grid_blocks(blocks), kRingThreads, static_cast<std::size_t>(bytes),
-                   stream, early, "mamba3_step with a ring", job);
+  if (early) {
+    launch_dependent("mamba3_step with a ring", kernel,
+                     {.grid = grid_blocks(blocks),
+                      .threads = kRingThreads,
+                      .shared_bytes = static_cast<std::size_t>(bytes)},
+                     ctx, job);
+    return;
+  }
+  kernel<<<grid_blocks(blocks), kRingThreads, static_cast<std::size_t>(bytes), stream_of(ctx)>>>(
+      job);
+  check_launch("mamba3_step with a ring");
 }
 
 template <int N, int R>
@@ -472,9 +481,8 @@ void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx) {
   job.y = args.y.data;
   job.y_stride = args.y.stride[0];
   job.early_states = args.states_are_old;
-  for_shape(args.dims, [&](auto n, auto r) {
-    launch_step<n(), r()>(job, *ctx.gpu(), stream_of(ctx), args.states_are_old);
-  });
+  for_shape(args.dims,
+            [&](auto n, auto r) { launch_step<n(), r()>(job, ctx, args.states_are_old); });
 }
 
 void mamba3_ring_settle_cuda(const RingSettleArgs& args, Gpu& gpu) {
