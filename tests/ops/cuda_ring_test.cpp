@@ -70,7 +70,7 @@ RingRun run_ring(const ScanCase& data, const std::vector<std::size_t>& which,
                  const std::vector<std::int32_t>& slots, std::int64_t ring_tokens, bool stagger,
                  Context& ctx) {
   RingSlots pool(data.inputs[0], 1 + *std::max_element(slots.begin(), slots.end()), ring_tokens,
-                stagger, ctx);
+                 stagger, ctx);
   std::vector<const Mamba3RefInputs<float>*> inputs;
   RingRun out;
   out.y.resize(which.size());
@@ -255,7 +255,8 @@ class Shuffle {
       const auto y = pool_.step(inputs, tokens, slots);
       for (std::size_t i = 0; i < slots.size(); ++i) last_y_[slots[i]] = row_of(y, i, slots.size());
     }
-    for (const std::int32_t slot : slots) check_y(slot);
+    check_y(
+        slots[static_cast<std::size_t>(random_.below(static_cast<std::int64_t>(slots.size())))]);
   }
 
   Oracle oracle(const History& history) const {

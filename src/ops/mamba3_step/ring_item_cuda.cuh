@@ -104,14 +104,14 @@ __device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const
   rotation.turn(row);
 }
 
-// How far each token moves each phase; the cosine's place keeps whether it is a NaN. `tokens` of
-// the ring, and the new one unless it is null.
+// How far each token moves each phase, by all warps but the last; the cosine's place keeps whether
+// it is a NaN. Tokens of the ring, and the new one unless it is null.
 template <int N, int R>
 __device__ void move_phases(const TokenSizes& sizes, int ring_tokens, const Team& team,
                             const RingTile<N, R>& tile, const RingSegment<N, R>& segment,
                             const RingScratch<N, R>& s, int count, const RingToken* fresh) {
   const int tokens = count + (fresh != nullptr ? 1 : 0);
-  for (int j = team.warp; j < tokens; j += kTeamWarps) {
+  for (int j = team.warp; j < tokens; j += kTeamWarps - 1) {
     const double dt = j < count ? tile.tokens[j].dt : fresh->dt;
     const double* half_tanh = segment.half_tanh + (j < count ? j : ring_tokens) * sizes.angles;
     for (int i = team.lane; i < sizes.angles; i += kWarpLanes) {
@@ -130,6 +130,7 @@ __device__ void turn_phases(const TokenSizes& sizes, const Team& team, const Rin
   for (int j = team.warp; j < tokens; j += kTeamWarps) {
     for (int i = team.lane; i < sizes.angles; i += kWarpLanes) {
       std::uint32_t turns = tile.turns[i];
+#pragma unroll 8
       for (int u = 0; u <= j; ++u) turns += s.moves[u * sizes.angles + i];
       if (j == base_token) base[i] = turns;
       const int at = j * sizes.angles + i;
@@ -137,6 +138,15 @@ __device__ void turn_phases(const TokenSizes& sizes, const Team& team, const Rin
       cos_sin_of_turns(turns, finite, s.cosine[at], s.sine[at]);
     }
   }
+}
+
+// exp of a sum of log-decays, as near as a float's exp; the sum keeps a double's digits.
+__device__ __forceinline__ float decay_of(double sum) {
+  const auto high = static_cast<float>(sum);
+  const float e = expf(high);
+  const auto low = static_cast<float>(__dadd_rn(sum, -static_cast<double>(high)));
+  // Where high is infinite, low is a NaN.
+  return high > -200.0f ? fmaf(e, low, e) : e;
 }
 
 // Weights of the ring's tokens and of the state, by one warp: decays are exponentials of sums of
@@ -151,9 +161,13 @@ __device__ void weigh_entries(const RingTile<N, R>& tile, const RingScratch<N, R
     sum = __dadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, step));
   }
   const double own = fresh != nullptr ? fresh->log_decay : 0.0;
-  const double end = fold ? 0.0 : own;
-  const double after = __dadd_rn(__shfl_down_sync(0xffffffffu, sum, 1), end);
+  const double after = __dadd_rn(__shfl_down_sync(0xffffffffu, sum, 1), fold ? 0.0 : own);
   const double all = __shfl_sync(0xffffffffu, sum, 0);
+  constexpr int kFirstDecay = kMostRingTokens;  // lanes behind the entries'
+  double exponent = after;
+  if (lane == kFirstDecay) exponent = all;
+  if (lane == kFirstDecay + 1) exponent = fold ? own : __dadd_rn(all, own);
+  const float decay = decay_of(exponent);
   if (lane < count) {
     float weight = tile.tokens[lane].now;
     if (lane + 1 < count) {
@@ -161,12 +175,10 @@ __device__ void weigh_entries(const RingTile<N, R>& tile, const RingScratch<N, R
     } else if (fresh != nullptr) {
       weight += fresh->carry;
     }
-    s.weights[lane] = weight * static_cast<float>(exp(after));
-  }
-  if (lane == kMostRingTokens) {
+    s.weights[lane] = weight * decay;
+  } else if (lane >= kFirstDecay && lane < kFirstDecay + 2) {
+    s.decays[lane - kFirstDecay] = decay;
     if (count == 0) s.weights[0] = fresh != nullptr ? fresh->carry : 0.0f;
-    s.decays[0] = static_cast<float>(exp(all));
-    s.decays[1] = static_cast<float>(exp(fold ? own : __dadd_rn(all, own)));
   }
 }
 
@@ -254,9 +266,15 @@ struct StatePiece {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) load_vector<4>(ssm + (row + i) * kHeadDim + column, h[i]);
   }
+  // In assembly, because the compiler makes four stores of one.
   __device__ __forceinline__ void store(float* ssm) const {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) store_vector<4>(h[i], ssm + (row + i) * kHeadDim + column);
+    for (int i = 0; i < kRows; ++i) {
+      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
+                       __cvta_generic_to_global(ssm + (row + i) * kHeadDim + column)),
+                   "f"(h[i][0]), "f"(h[i][1]), "f"(h[i][2]), "f"(h[i][3])
+                   : "memory");
+    }
   }
   __device__ __forceinline__ void scale(float decay) {
 #pragma unroll

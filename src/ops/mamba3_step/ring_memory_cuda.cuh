@@ -1,8 +1,9 @@
 // What the step with a ring holds in the shared memory of a block, and how it gets there.
 //
 // A block of two teams of threads walks (row, head) items, each item done by one team. What an
-// item needs from memory comes as one tile, several tiles ahead of their use; what all heads of a
-// row share is prepared once by the whole block: a segment.
+// item needs from memory is asked for several items ahead of its use, the state apart from the
+// rest: its place is free again as soon as it lies in registers. What all heads of a row share is
+// prepared once by the whole block: a segment.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,10 @@ constexpr int kTeamThreads = 256;
 constexpr int kTeamWarps = kTeamThreads / kWarpLanes;
 constexpr int kRingThreads = kTeams * kTeamThreads;
 constexpr int kRingWarps = kRingThreads / kWarpLanes;
-constexpr int kMostTiles = 6;
+constexpr int kMostStates = 6;  // on the way or at work in a block
+constexpr int kInputs = 4;      // the same of an item's other memory
 constexpr int kMostSegmentHeads = 64;
-constexpr int kFoldRows = 16;  // rows K that are folded at a time
+constexpr int kFoldRows = kTeamWarps;  // rows K that are folded at a time, each by a warp
 
 struct RingJob {
   TokenSizes sizes;
@@ -33,10 +35,10 @@ struct RingJob {
   Mamba3States states;
   void* y;
   std::int64_t y_stride;
-  int items;          // rows * heads
-  int tiles;          // at once in a block
-  int rows_at_most;   // that a block touches
-  bool early_states;  // see Mamba3StepArgs
+  int items;           // rows * heads
+  int states_at_once;  // in a block, at most kMostStates
+  int rows_at_most;    // that a block touches
+  bool early_states;   // see Mamba3StepArgs
 };
 
 // One row of the batch, as the block keeps it.
@@ -45,10 +47,9 @@ struct RingRow {
   std::uint32_t cursor;
 };
 
-// One item's memory, as it was before this token.
+// One item's memory apart from ssm, as it was before this token.
 template <int N, int R>
 struct RingTile {
-  float* ssm;            // [n, p]
   float* x;              // [entry, p]; without entries the state's k [r, n], then its v [p]
   RingToken* tokens;     // [entry]
   std::uint32_t* turns;  // [s]
@@ -61,7 +62,7 @@ struct RingTile {
   __host__ __device__ RingTile(const TokenSizes& sizes, int ring_tokens, SharedParts& parts) {
     const int entries = ring_tokens * kHeadDim;
     const int canonical = R * N + kHeadDim;
-    ssm = parts.take<float>(N * kHeadDim);
+
     x = parts.take<float>(entries > canonical ? entries : canonical);
     tokens = parts.take<RingToken>(ring_tokens);
     turns = parts.take<std::uint32_t>(sizes.angles);
@@ -120,28 +121,37 @@ struct RingScratch {
     decays = parts.take<float>(2);
     scores = parts.take<float>(R * score_pitch);
     q = parts.take<float>(R * N);
-    k_rows = parts.take<float>(kFoldRows * N);
-    x_rows = parts.take<float>(kFoldRows * kHeadDim);
+    constexpr int kFold = kFoldRows * (N + kHeadDim);
+    constexpr int kPartial = kTeamWarps * R * kHeadDim + kTeamThreads;
+    k_rows = parts.take<float>(kFold > kPartial ? kFold : kPartial);
+    x_rows = k_rows + kFoldRows * N;
     partial = k_rows;
   }
 };
 
-// The barriers come first, then the rows, the segment, the teams' scratch and the tiles.
+// The barriers come first, then the rows, the segment, the teams' scratch, tiles and states.
 template <int N, int R>
 struct RingShared {
-  std::uint64_t* tile_full;     // [tiles]
+  std::uint64_t* state_full;    // [kMostStates]
+  std::uint64_t* tile_full;     // [kInputs]
   std::uint64_t* segment_full;  // [1]
+  int* share;                   // [2] items [begin, end) of this block
+  int* warp_costs;              // [warps]
   RingRow* rows;                // [rows_at_most]
   RingSegment<N, R> segment;
   float* scratch_base;
   int scratch_floats;
   float* tile_base;
   int tile_floats;
+  float* states;  // [states_at_once, n, p]
 
   __host__ __device__ RingShared(const TokenSizes& sizes, int ring_tokens, int rows_at_most,
                                  SharedParts& parts)
-      : tile_full(parts.take<std::uint64_t>(kMostTiles)),
+      : state_full(parts.take<std::uint64_t>(kMostStates)),
+        tile_full(parts.take<std::uint64_t>(kInputs)),
         segment_full(parts.take<std::uint64_t>(1)),
+        share(parts.take<int>(2)),
+        warp_costs(parts.take<int>(kRingWarps)),
         rows(parts.take<RingRow>(rows_at_most)),
         segment(sizes, ring_tokens, parts) {
     SharedParts scratch_parts(nullptr), tile_parts(nullptr);
@@ -150,7 +160,8 @@ struct RingShared {
     scratch_floats = scratch_parts.bytes() / static_cast<int>(sizeof(float));
     tile_floats = tile_parts.bytes() / static_cast<int>(sizeof(float));
     scratch_base = parts.take<float>(kTeams * scratch_floats);
-    tile_base = parts.take<float>(0);
+    tile_base = parts.take<float>(kInputs * tile_floats);
+    states = parts.take<float>(0);
   }
   __device__ RingTile<N, R> tile(const RingJob& job, int index) const {
     SharedParts parts(tile_base + index * tile_floats);
@@ -160,6 +171,7 @@ struct RingShared {
     SharedParts parts(scratch_base + team * scratch_floats);
     return RingScratch<N, R>(job.sizes, static_cast<int>(job.states.ring.tokens), parts);
   }
+  __device__ float* state(int index) const { return states + index * N * kHeadDim; }
 };
 
 template <class T>
@@ -188,48 +200,80 @@ struct RingItem {
   }
 };
 
-// Asks for an item's tile, by one thread.
+// Asks for an item's state, by one thread.
+template <int N>
+__device__ void request_state(const RingJob& job, const RingItem& item, float* state,
+                              std::uint64_t* full) {
+  constexpr int kBytes = N * kHeadDim * static_cast<int>(sizeof(float));
+  expect_bytes(full, kBytes);
+  copy_bulk(
+      state,
+      job.states.ssm + item.slot * job.states.ssm_stride + std::int64_t{item.head} * N * kHeadDim,
+      kBytes, full);
+}
+
+// One of the copies that make up a tile.
+struct RingCopy {
+  void* to = nullptr;
+  const void* from = nullptr;
+  int bytes = 0;
+};
+
 template <int N, int R>
-__device__ void request_tile(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
-                             std::uint64_t* full) {
+__device__ RingCopy tile_copy(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
+                              int number) {
   constexpr int kFloat = sizeof(float);
   const TokenSizes& sizes = job.sizes;
   const Mamba3States& states = job.states;
+  const Mamba3Ring& ring = states.ring;
   const std::int64_t head = item.head, slot = item.slot;
+  const int count = item.count;
   const int ranked = sizes.mimo ? R * kHeadDim * kFloat : 0;
-  const int turns = sizes.angles * kFloat;
-  const int own = item.count > 0
-                      ? item.count * (kHeadDim * kFloat + static_cast<int>(sizeof(RingToken)))
-                      : (R * N + kHeadDim) * kFloat;
-  expect_bytes(full, N * kHeadDim * kFloat + 2 * R * N * kFloat + 3 * ranked + turns + own);
-  copy_bulk(tile.ssm, states.ssm + slot * states.ssm_stride + head * N * kHeadDim,
-            N * kHeadDim * kFloat, full);
-  if (item.count > 0) {
-    const Mamba3Ring& ring = states.ring;
-    const std::int64_t first = head * ring.tokens;
-    copy_bulk(tile.x, ring_part(ring, ring.x, item.slot) + first * kHeadDim,
-              item.count * kHeadDim * kFloat, full);
-    copy_bulk(tile.tokens, ring_part(ring, ring.scalars, item.slot) + first,
-              item.count * static_cast<int>(sizeof(RingToken)), full);
-  } else {
-    const float* k = states.k + slot * states.k_stride + head * N;
-    for (int r = 0; r < R; ++r) {
-      copy_bulk(tile.x + r * N, k + std::int64_t{r} * sizes.heads * N, N * kFloat, full);
+  switch (number) {
+    case 0:
+      return {tile.turns, states.turns + slot * states.turns_stride + head * sizes.angles,
+              sizes.angles * kFloat};
+    case 1:
+      return {tile.in_b_bias, job.params.in_b_bias + head * R * N, R * N * kFloat};
+    case 2:
+      return {tile.out_c_bias, job.params.out_c_bias + head * R * N, R * N * kFloat};
+    case 3:
+      return {tile.mimo_x, job.params.mimo_x + head * R * kHeadDim, ranked};
+    case 4:
+      return {tile.mimo_z, job.params.mimo_z + head * R * kHeadDim, ranked};
+    case 5:
+      return {tile.mimo_o, job.params.mimo_o + head * R * kHeadDim, ranked};
+    case 6:
+      if (count == 0) {
+        return {tile.x + R * N, states.v + slot * states.v_stride + head * kHeadDim,
+                kHeadDim * kFloat};
+      }
+      return {tile.x, ring_part(ring, ring.x, item.slot) + head * ring.tokens * kHeadDim,
+              count * kHeadDim * kFloat};
+    case 7:
+      return {tile.tokens, ring_part(ring, ring.scalars, item.slot) + head * ring.tokens,
+              count * static_cast<int>(sizeof(RingToken))};
+    default: {  // rank number - 8 of the state's own K
+      const int r = number - 8;
+      return {tile.x + r * N, states.k + slot * states.k_stride + (r * sizes.heads + head) * N,
+              count == 0 && r < R ? N * kFloat : 0};
     }
-    copy_bulk(tile.x + R * N, states.v + slot * states.v_stride + head * kHeadDim,
-              kHeadDim * kFloat, full);
   }
-  if (turns > 0) {
-    copy_bulk(tile.turns, states.turns + slot * states.turns_stride + head * sizes.angles, turns,
-              full);
+}
+
+// Asks for an item's tile, by one warp: a copy a lane.
+template <int N, int R>
+__device__ void request_tile(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
+                             std::uint64_t* full, int lane) {
+  constexpr int kCopies = 8 + R;
+  const RingCopy copy = lane < kCopies ? tile_copy(job, item, tile, lane) : RingCopy{};
+  int bytes = copy.bytes;
+  for (int mask = kWarpLanes / 2; mask >= 1; mask /= 2) {
+    bytes += __shfl_xor_sync(0xffffffffu, bytes, mask);
   }
-  copy_bulk(tile.in_b_bias, job.params.in_b_bias + head * R * N, R * N * kFloat, full);
-  copy_bulk(tile.out_c_bias, job.params.out_c_bias + head * R * N, R * N * kFloat, full);
-  if (ranked > 0) {
-    copy_bulk(tile.mimo_x, job.params.mimo_x + head * R * kHeadDim, ranked, full);
-    copy_bulk(tile.mimo_z, job.params.mimo_z + head * R * kHeadDim, ranked, full);
-    copy_bulk(tile.mimo_o, job.params.mimo_o + head * R * kHeadDim, ranked, full);
-  }
+  if (lane == 0) expect_bytes(full, bytes);
+  __syncwarp();
+  if (copy.bytes > 0) copy_bulk(copy.to, copy.from, copy.bytes, full);
 }
 
 // Asks for the ring's rows of one group, by one warp.

@@ -1,5 +1,5 @@
 // The step with a ring of deferred tokens. A block stays on its multiprocessor and walks its share
-// of the (row, head) items, with as many tiles on the way as its shared memory holds, so that the
+// of the (row, head) items, with as many states on the way as its shared memory holds, so that the
 // memory is busy whatever the arithmetic does.
 #include <algorithm>
 #include <cstdint>
@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kMostItemsPerBlock = 512;  // bounds the rows that a block keeps
 
+// One block's items, and where the memory of each comes to. An item's number is its place in the
+// block's share.
 template <int N, int R>
 struct Walk {
   const RingJob& job;
@@ -26,16 +28,74 @@ struct Walk {
     const int row = index / job.sizes.heads;
     return RingItem(job, row, index - row * job.sizes.heads, shared.rows[row - first_row]);
   }
-  __device__ void request(int index) const {
-    const int tile = (index - begin) % job.tiles;
-    request_tile(job, item(index), shared.tile(job, tile), shared.tile_full + tile);
+  __device__ void ask_for_state(int number) const {  // by one thread
+    if (begin + number >= end) return;
+    const int place = number % job.states_at_once;
+    request_state<N>(job, item(begin + number), shared.state(place), shared.state_full + place);
   }
-  __device__ RingTile<N, R> receive(int index) const {
-    const int tile = (index - begin) % job.tiles;
-    wait_barrier(shared.tile_full + tile, static_cast<unsigned>((index - begin) / job.tiles) & 1u);
-    return shared.tile(job, tile);
+  __device__ void ask_for_tile(int number, int lane) const {  // by one warp
+    if (begin + number >= end) return;
+    const int place = number % kInputs;
+    request_tile(job, item(begin + number), shared.tile(job, place), shared.tile_full + place,
+                 lane);
+  }
+  __device__ const float* receive_state(int number) const {
+    const int place = number % job.states_at_once;
+    wait_barrier(shared.state_full + place,
+                 static_cast<unsigned>(number / job.states_at_once) & 1u);
+    return shared.state(place);
+  }
+  __device__ RingTile<N, R> receive_tile(int number) const {
+    const int place = number % kInputs;
+    wait_barrier(shared.tile_full + place, static_cast<unsigned>(number / kInputs) & 1u);
+    return shared.tile(job, place);
   }
 };
+
+// A block's share of the items: as much work as every other block's, where an item whose state is
+// written counts twice. So sequences that fold at different times keep no block waiting.
+template <int N, int R>
+__device__ void take_share(const RingJob& job, const RingShared<N, R>& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarpLanes, warp = thread / kWarpLanes;
+  const int heads = job.sizes.heads;
+  const int rows = job.items / heads;
+  const int rows_each = (rows + kRingThreads - 1) / kRingThreads;
+  const int first = min(thread * rows_each, rows), last = min(first + rows_each, rows);
+  const auto cost = [&](int row) {  // of each of its items
+    const std::int32_t slot = job.slots[row];
+    return RingItem(job, row, 0, {slot, job.states.ring.cursors[slot]}).fold ? 2 : 1;
+  };
+  int own = 0;
+  for (int row = first; row < last; ++row) own += heads * cost(row);
+  int until = own;  // of this thread's rows and those before them
+  for (int step = 1; step < kWarpLanes; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, until, step);
+    if (lane >= step) until += before;
+  }
+  if (lane == kWarpLanes - 1) shared.warp_costs[warp] = until;
+  __syncthreads();
+  int all = 0;
+  for (int i = 0; i < kRingWarps; ++i) {
+    if (i < warp) until += shared.warp_costs[i];
+    all += shared.warp_costs[i];
+  }
+  for (int edge = 0; edge < 2; ++edge) {
+    const auto at = static_cast<int>(std::int64_t{all} * (blockIdx.x + edge) / gridDim.x);
+    if (at == all && thread == 0) shared.share[edge] = job.items;
+    int before = until - own;
+    if (at < before || at >= until) continue;
+    for (int row = first; row < last; ++row) {
+      const int each = cost(row);
+      if (at < before + heads * each) {
+        shared.share[edge] = row * heads + (at - before + each - 1) / each;
+        break;
+      }
+      before += heads * each;
+    }
+  }
+  __syncthreads();
+}
 
 // Items of one row and group from `begin` on.
 __device__ int segment_end(const RingJob& job, int begin, int end) {
@@ -140,18 +200,19 @@ __device__ __forceinline__ void store_output(void* y, std::int64_t at, float val
   static_cast<Y*>(y)[at] = static_cast<Y>(value);
 }
 
+// What a thread needs of the columns and of D.
+struct ItemColumns {
+  float x, z, skip;
+};
+
 // Sums over warps and splits, skip, gate, sum over ranks.
 template <int N, int R, class Y>
 __device__ void finish(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
-                       const RingScratch<N, R>& s, const OutputPlace<R>& at, float entries, float x,
-                       float z) {
+                       const RingScratch<N, R>& s, const OutputPlace<R>& at, float entries,
+                       const ItemColumns& own) {
   if (at.split > 0) return;
-  const HeadGate gate{job.sizes.mimo ? tile.mimo_x : nullptr,
-                      tile.mimo_z,
-                      tile.mimo_o,
-                      job.params.skip[item.head],
-                      R,
-                      kHeadDim};
+  const HeadGate gate{
+      job.sizes.mimo ? tile.mimo_x : nullptr, tile.mimo_z, tile.mimo_o, own.skip, R, kHeadDim};
   const float* part = s.partial + at.rank * kHeadDim + at.column;
   float sum = part[0];
 #pragma unroll
@@ -161,8 +222,8 @@ __device__ void finish(const RingJob& job, const RingItem& item, const RingTile<
   for (int i = 1; i < OutputPlace<R>::kSplits; ++i) {
     sum += part[(kTeamWarps + i - 1) * R * kHeadDim];
   }
-  const float o = add_skip(gate, at.rank, at.column, x, sum);
-  float y = gated(gate, at.rank, at.column, z, o);
+  const float o = add_skip(gate, at.rank, at.column, own.x, sum);
+  float y = gated(gate, at.rank, at.column, own.z, o);
 #pragma unroll
   for (int mask = 1; mask < R; mask *= 2) y += __shfl_xor_sync(0xffffffffu, y, mask);
   if (at.rank == 0) {
@@ -185,25 +246,33 @@ __device__ void append_item(const RingJob& job, const RingItem& item, const Outp
 }
 
 template <int N, int R, class Y>
-__device__ void do_item(const RingJob& job, const Team& team, const RingItem& item,
-                        const RingTile<N, R>& tile, const RingSegment<N, R>& segment,
-                        const RingScratch<N, R>& s, const RingToken& fresh, float x, float z) {
+__device__ void do_item(const Walk<N, R>& walk, const Team& team, const RingItem& item, int number,
+                        const RingScratch<N, R>& s, const RingToken& fresh) {
+  const RingJob& job = walk.job;
   const TokenSizes& sizes = job.sizes;
+  const RingSegment<N, R>& segment = walk.shared.segment;
   const int count = item.count;
-  if (team.warp == kTeamWarps - 1) {
+  const bool last_warp = team.warp == kTeamWarps - 1;
+  const OutputPlace<R> at(team.thread);
+  const std::int64_t column = item.row * job.columns.row_stride + item.head * kHeadDim + at.column;
+  const ItemColumns own{job.columns.x[column], job.columns.z[column], job.params.skip[item.head]};
+  const RingTile<N, R> tile = walk.receive_tile(number);
+  if (last_warp) {
     weigh_entries(tile, s, count, item.fold, &fresh, team.lane);
+  } else {
+    move_phases(sizes, static_cast<int>(job.states.ring.tokens), team, tile, segment, s, count,
+                &fresh);
   }
-  move_phases(sizes, static_cast<int>(job.states.ring.tokens), team, tile, segment, s, count,
-              &fresh);
+  StatePiece<N> piece(team);
+  piece.load(walk.receive_state(number));
   team.sync();
+  if (last_warp && team.lane == 0) walk.ask_for_state(number + job.states_at_once);
   std::uint32_t* turns = job.states.turns + item.slot * job.states.turns_stride +
                          std::int64_t{item.head} * sizes.angles;
   turn_phases(sizes, team, tile, s, count + 1, item.fold ? count - 1 : -1, turns);
   team.sync();
   const int first = item.fold ? count : 0;
   score(job, team, tile, segment, s, first, count, fresh.now);
-  StatePiece<N> piece(team);
-  piece.load(tile.ssm);
   if (item.fold) {
     fold(sizes, team, tile, segment, s, count, piece);
     piece.store(job.states.ssm + item.slot * job.states.ssm_stride +
@@ -212,15 +281,41 @@ __device__ void do_item(const RingJob& job, const Team& team, const RingItem& it
     team.sync();
   }
   read_state<N, R>(team, s, piece);
-  const OutputPlace<R> at(team.thread);
-  const float entries = read_entries(sizes, tile, s, at, first, count, x);
+  const float entries = read_entries(sizes, tile, s, at, first, count, own.x);
   if (at.split > 0) {
     s.partial[((kTeamWarps + at.split - 1) * R + at.rank) * kHeadDim + at.column] = entries;
   }
   team.sync();
-  finish<N, R, Y>(job, item, tile, s, at, entries, x, z);
-  append_item(job, item, at, fresh, x);
+  finish<N, R, Y>(job, item, tile, s, at, entries, own);
+  append_item(job, item, at, fresh, own.x);
   team.sync();
+  if (last_warp) walk.ask_for_tile(number + kInputs, team.lane);
+}
+
+// The rows of the block's items, the barriers, and the first requests.
+template <int N, int R>
+__device__ void begin_walk(const Walk<N, R>& walk) {
+  const RingJob& job = walk.job;
+  const RingShared<N, R>& shared = walk.shared;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int rows = (walk.end - 1) / job.sizes.heads - walk.first_row + 1;
+  for (int i = thread; i < rows; i += kRingThreads) {
+    const std::int32_t slot = job.slots[walk.first_row + i];
+    shared.rows[i] = {slot, job.states.ring.cursors[slot]};
+  }
+  if (thread == 0) {
+    for (int i = 0; i < job.states_at_once; ++i) init_barrier(shared.state_full + i);
+    for (int i = 0; i < kInputs; ++i) init_barrier(shared.tile_full + i);
+    init_barrier(shared.segment_full);
+    publish_barriers();
+  }
+  __syncthreads();
+  if (thread == 0) {
+    for (int i = 0; i < job.states_at_once; ++i) walk.ask_for_state(i);
+  }
+  if (thread / kWarpLanes == 1) {
+    for (int i = 0; i < kInputs; ++i) walk.ask_for_tile(i, thread % kWarpLanes);
+  }
 }
 
 template <int N, int R, class Y>
@@ -228,33 +323,19 @@ __global__ void __launch_bounds__(kRingThreads, 1) ring_step_kernel(const RingJo
   extern __shared__ float4 memory[];
   SharedParts parts(reinterpret_cast<float*>(memory));
   const TokenSizes& sizes = job.sizes;
-  const int ring_tokens = static_cast<int>(job.states.ring.tokens);
-  const RingShared<N, R> shared(sizes, ring_tokens, job.rows_at_most, parts);
+  const RingShared<N, R> shared(sizes, static_cast<int>(job.states.ring.tokens), job.rows_at_most,
+                                parts);
   const int thread = static_cast<int>(threadIdx.x);
   const Team team(thread / kTeamThreads);
   const RingScratch<N, R> scratch = shared.scratch(job, team.number);
-  const auto share = [&](unsigned block) {
-    return static_cast<int>(std::int64_t{job.items} * block / gridDim.x);
-  };
-  const int begin = share(blockIdx.x), end = share(blockIdx.x + 1);
-  const Walk<N, R> walk{job, shared, begin, end, begin / sizes.heads};
-
   // States, ring and slots are from kernels long ago, unless the caller says otherwise.
   if (!job.early_states) wait_for_predecessor();
-  const int rows = (end - 1) / sizes.heads - walk.first_row + 1;
-  for (int i = thread; i < rows; i += kRingThreads) {
-    const std::int32_t slot = job.slots[walk.first_row + i];
-    shared.rows[i] = {slot, job.states.ring.cursors[slot]};
-  }
-  if (thread == 0) {
-    for (int i = 0; i < job.tiles; ++i) init_barrier(shared.tile_full + i);
-    init_barrier(shared.segment_full);
-    publish_barriers();
-  }
-  __syncthreads();
-  if (thread == 0) {
-    for (int i = begin; i < min(end, begin + job.tiles); ++i) walk.request(i);
-  }
+  take_share(job, shared);
+  const int begin = shared.share[0], end = shared.share[1];
+  const Walk<N, R> walk{job, shared, begin, end, begin / sizes.heads};
+  if (begin < end) begin_walk(walk);
+  if (job.early_states) wait_for_predecessor();
+  start_successor();
 
   unsigned parity = 0;
   for (int from = begin; from < end; parity ^= 1u) {
@@ -265,25 +346,13 @@ __global__ void __launch_bounds__(kRingThreads, 1) ring_step_kernel(const RingJo
     if (thread / kWarpLanes == kRingWarps - 1) {
       request_segment(job, at, group, shared.segment, shared.segment_full);
     }
-    if (from == begin) {
-      if (job.early_states) wait_for_predecessor();
-      start_successor();
-    }
     prepare_segment(job, shared.segment, start.row, group, start.head, to - from);
     wait_barrier(shared.segment_full, parity);
     __syncthreads();
     append_segment(job, shared.segment, at, group, start.head);
     for (int i = from + (from - begin + team.number) % kTeams; i < to; i += kTeams) {
-      const RingItem item = walk.item(i);
-      const OutputPlace<R> place(team.thread);
-      const std::int64_t column =
-          item.row * job.columns.row_stride + item.head * kHeadDim + place.column;
-      const float x = job.columns.x[column];
-      const float z = job.columns.z[column];
-      const RingTile<N, R> tile = walk.receive(i);
-      do_item<N, R, Y>(job, team, item, tile, shared.segment, scratch,
-                       shared.segment.tokens[i - from], x, z);
-      if (team.thread == 0 && i + job.tiles < end) walk.request(i + job.tiles);
+      const RingItem item(job, start.row, start.head + i - from, at);
+      do_item<N, R, Y>(walk, team, item, i - begin, scratch, shared.segment.tokens[i - from]);
     }
     __syncthreads();
     from = to;
@@ -308,6 +377,7 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
   const int count = item.count;
   if (count == 0) return;
   if (team.thread == 0) {
+    init_barrier(shared.state_full);
     init_barrier(shared.tile_full);
     init_barrier(shared.segment_full);
     publish_barriers();
@@ -316,22 +386,28 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
   if (team.warp == 0) {
     const int group = head / (sizes.heads / sizes.groups);
     request_segment(job, {slot, ring.cursors[slot]}, group, shared.segment, shared.segment_full);
-    if (team.lane == 0) request_tile(job, item, tile, shared.tile_full);
+    request_tile(job, item, tile, shared.tile_full, team.lane);
+    if (team.lane == 0) request_state<N>(job, item, shared.state(0), shared.state_full);
   }
   wait_barrier(shared.segment_full, 0);
   wait_barrier(shared.tile_full, 0);
-  if (team.warp == kTeamWarps - 1) weigh_entries(tile, s, count, true, nullptr, team.lane);
-  move_phases(sizes, static_cast<int>(ring.tokens), team, tile, shared.segment, s, count, nullptr);
+  wait_barrier(shared.state_full, 0);
+  if (team.warp == kTeamWarps - 1) {
+    weigh_entries(tile, s, count, true, nullptr, team.lane);
+  } else {
+    move_phases(sizes, static_cast<int>(ring.tokens), team, tile, shared.segment, s, count,
+                nullptr);
+  }
   team.sync();
   turn_phases(
       sizes, team, tile, s, count, count - 1,
       job.states.turns + slot * job.states.turns_stride + std::int64_t{head} * sizes.angles);
   team.sync();
   StatePiece<N> piece(team);
-  piece.load(tile.ssm);
+  piece.load(shared.state(0));
   fold(sizes, team, tile, shared.segment, s, count, piece);
   piece.store(job.states.ssm + slot * job.states.ssm_stride + std::int64_t{head} * N * kHeadDim);
-  // The newest entry's rows are the last that were prepared.
+  // The newest entry's rows are the last that were prepared: R divides kFoldRows.
   float* k = job.states.k + slot * job.states.k_stride + std::int64_t{head} * N;
   for (int i = team.thread; i < R * N; i += kTeamThreads) {
     const int row_k = ((count - 1) * R + i / N) % kFoldRows;
@@ -374,11 +450,11 @@ void change_cursors(const RingCursorArgs& args, const std::int32_t* tokens, Curs
 }
 
 template <int N, int R>
-int shared_bytes(const RingJob& job, int tiles) {
+int shared_bytes(const RingJob& job, int states) {
   SharedParts parts(nullptr);
-  const RingShared<N, R> shared(job.sizes, static_cast<int>(job.states.ring.tokens),
-                                job.rows_at_most, parts);
-  return parts.bytes() + tiles * shared.tile_floats * static_cast<int>(sizeof(float));
+  const RingShared<N, R> measured(job.sizes, static_cast<int>(job.states.ring.tokens),
+                                  job.rows_at_most, parts);
+  return parts.bytes() + states * N * kHeadDim * static_cast<int>(sizeof(float));
 }
 
 void allow_shared(const void* kernel, int bytes) {
@@ -392,12 +468,15 @@ void launch_step(RingJob job, Context& ctx, bool early) {
   const std::int64_t shares = std::max<std::int64_t>(
       ctx.gpu()->info().multiprocessors, (job.items + kMostItemsPerBlock - 1) / kMostItemsPerBlock);
   const std::int64_t blocks = std::min<std::int64_t>(job.items, shares);
-  const std::int64_t items_per_block = (job.items + blocks - 1) / blocks;
-  job.rows_at_most =
-      static_cast<int>((items_per_block + job.sizes.heads - 2) / job.sizes.heads + 1);
-  job.tiles = kMostTiles;
-  while (job.tiles > 1 && shared_bytes<N, R>(job, job.tiles) > kMostSharedBytes) --job.tiles;
-  const int bytes = shared_bytes<N, R>(job, job.tiles);
+  // Twice as many as on average, where none of a block's items folds and all others do.
+  const std::int64_t items_at_most =
+      std::min<std::int64_t>(job.items, 2 * std::int64_t{job.items} / blocks + 2);
+  job.rows_at_most = static_cast<int>((items_at_most + job.sizes.heads - 2) / job.sizes.heads + 1);
+  job.states_at_once = kMostStates;
+  while (job.states_at_once > 1 && shared_bytes<N, R>(job, job.states_at_once) > kMostSharedBytes) {
+    --job.states_at_once;
+  }
+  const int bytes = shared_bytes<N, R>(job, job.states_at_once);
   const auto kernel = ring_step_kernel<N, R, float>;
   allow_shared(reinterpret_cast<const void*>(kernel), bytes);
   if (early) {
@@ -415,7 +494,7 @@ void launch_step(RingJob job, Context& ctx, bool early) {
 
 template <int N, int R>
 void launch_settle(RingJob job, cudaStream_t stream) {
-  job.tiles = 1;
+  job.states_at_once = 1;
   job.rows_at_most = 1;
   const int bytes = shared_bytes<N, R>(job, 1);
   const auto kernel = ring_settle_kernel<N, R>;
