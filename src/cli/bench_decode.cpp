@@ -12,26 +12,36 @@
 namespace mamba3::cli {
 namespace {
 
-constexpr int kStepsPerRepeat = 8;
+constexpr int kStepsPerRepeat = 16;       // a whole period of any ring, whose steps differ
 constexpr std::int64_t kManyRows = 2048;  // products of so many rows run at their best rate
 
 class DecodeBench {
  public:
-  DecodeBench(const Model& model, std::int64_t batch, Context& ctx)
-      : model_(model), ctx_(ctx), states_(model.config(), batch, ctx), slots_(batch), ids_(batch) {
+  DecodeBench(const Model& model, std::int64_t batch, const StatePoolOptions& pool, Context& ctx)
+      : model_(model),
+        ctx_(ctx),
+        states_(model.config(), batch, ctx, pool),
+        slots_(batch),
+        ids_(batch) {
     std::iota(slots_.begin(), slots_.end(), 0);
     logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
   }
 
-  // Adds the time of each of a few steps; each token is the best one of the step before.
+  // Adds the time of each of a few steps; each token is the best one of the step before. With a
+  // ring the mean of them all: one step of a period takes longer than the others.
   void run(std::vector<double>& seconds) {
+    double sum = 0;
     for (int i = 0; i < kStepsPerRepeat; ++i) {
       const auto start = std::chrono::steady_clock::now();
       step();
       const auto passed = std::chrono::steady_clock::now() - start;
-      seconds.push_back(std::chrono::duration<double>(passed).count());
+      const double step_s = std::chrono::duration<double>(passed).count();
+      sum += step_s;
+      if (ring_tokens() == 0) seconds.push_back(step_s);
     }
+    if (ring_tokens() > 0) seconds.push_back(sum / kStepsPerRepeat);
   }
+  std::int64_t ring_tokens() const { return states_.ring_tokens(); }
 
  private:
   void step() {
@@ -62,7 +72,7 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
     const double gemm_rate = layer_gemm_rate(*model, kManyRows, ctx);
     for (const std::int64_t batch :
          options.batches.empty() ? std::vector<std::int64_t>{1} : options.batches) {
-      DecodeBench bench(*model, batch, ctx);
+      DecodeBench bench(*model, batch, options.pool, ctx);
       std::vector<double> warm_up, seconds, ceilings;
       bench.run(warm_up);
       for (std::int64_t i = 0; i < options.repeat; ++i) {
@@ -71,11 +81,14 @@ void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx
       }
       BenchRow row;
       row.name = str("decode/", name, "/", compute_name(*model), "/batch=", batch);
+      if (bench.ring_tokens() > 0) row.name += str("/ring=", bench.ring_tokens());
       row.value = static_cast<double>(batch) / median(seconds);
       row.unit = "tokens/s";
-      // Weights are read once a step, states are read and written for each sequence.
+      // Weights are read once a step; states are read for each sequence, and written at every step,
+      // or at one of a ring's period.
+      const auto period = static_cast<double>(std::max<std::int64_t>(bench.ring_tokens(), 1));
       row.bytes = static_cast<double>(model->weights_bytes()) / static_cast<double>(batch) +
-                  2.0 * static_cast<double>(config.state_bytes());
+                  (1 + 1 / period) * static_cast<double>(config.state_bytes());
       row.flops = layer_gemm_flops(config) +
                   2.0 * static_cast<double>(config.width * config.padded_vocab());
       row.ceiling = std::min(median(ceilings) / *row.bytes, gemm_rate / *row.flops);
