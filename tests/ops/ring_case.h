@@ -20,7 +20,7 @@ class RingSlots {
   static constexpr std::int64_t kPadding = 4;  // whole pieces of 16 bytes
 
   RingSlots(const Mamba3RefInputs<float>& layer, std::int64_t slots, std::int64_t tokens,
-           bool stagger, Context& ctx)
+            bool stagger, Context& ctx)
       : ctx_(ctx),
         dims_(layer.dims),
         params_(ctx, layer),
