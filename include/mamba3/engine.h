@@ -48,6 +48,7 @@ struct GenerateRequest {
   bool ignore_eos = false;
   std::int64_t samples = 1;            // one prefill, then forks that are decoded together
   std::optional<SequenceState> state;  // continue from here instead of from nothing
+  StatePoolOptions pool;               // how states are kept while decoding
 };
 
 struct GeneratedSample {

@@ -28,6 +28,21 @@ struct ModelOptions {
   bool strict = false;
 };
 
+// How steps on a GPU write states. Up to `ring_tokens` of a sequence's newest tokens wait beside
+// its state, and only when they are so many is the state rewritten: the other steps read it, which
+// halves what a step moves. It changes no result beyond rounding. A ring takes memory: per layer
+// and slot about heads * (4 head_dim + 32) bytes a token.
+struct StatePoolOptions {
+  // 1 rewrites states at every token. 0: no ring. Negative: 16 where the GPU and the shape have it
+  // (compute capability 9.0; head dim 64, state size 64 or 128, rank 1, 2 or 4, no out-norm), else
+  // 0. More than 16, or more than 0 where there is none, is refused.
+  std::int64_t ring_tokens = -1;
+  // A slot's first period is shorter by slot modulo ring_tokens, so that sequences that started
+  // together rewrite their states at different tokens and every step takes as long. A sequence's
+  // bits then depend on its slot.
+  bool stagger = false;
+};
+
 // The states of many sequences. A slot is in use by one sequence at a time; a fresh or reset slot
 // is all zeros.
 class StatePool {
@@ -35,12 +50,14 @@ class StatePool {
   struct Impl;  // model/state_pool.h
 
   // In the memory that the ops of `ctx` use.
-  StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx);
+  StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx,
+            const StatePoolOptions& options = {});
   ~StatePool();
   StatePool(StatePool&&) noexcept;
   StatePool& operator=(StatePool&&) noexcept;
 
   std::int64_t slots() const;
+  std::int64_t ring_tokens() const;  // 0: no ring
   void reset(std::int32_t slot);
   void fork(std::int32_t from, std::int32_t to);
   std::int64_t position(std::int32_t slot) const;  // tokens read
@@ -98,7 +115,7 @@ class Model {
  private:
   Model();
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // pools keep it for what their rings need of its weights
 };
 
 }  // namespace mamba3

@@ -79,6 +79,13 @@ Run add_bench(CLI::App& app) {
       ->type_name("N")
       ->check(whole_number(1, 1'000'000))
       ->capture_default_str();
+  app.add_option("--ring", options.pool.ring_tokens,
+                 "decode on a GPU: tokens that wait beside a state; 0: none (default: 16 where the "
+                 "GPU and the model allow it)")
+      ->type_name("N")
+      ->check(whole_number(0, 16));
+  app.add_flag("--stagger", options.pool.stagger,
+               "decode on a GPU: sequences rewrite their states at different tokens");
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");
   app.add_option("--baseline", options.baseline,

@@ -17,6 +17,7 @@ struct BenchOptions {
   std::vector<std::int64_t> batches;
   std::vector<std::int64_t> tokens;
   std::int64_t repeat = 5;
+  StatePoolOptions pool;  // of decode
   std::string out;
   std::string baseline;  // a file of rows, as --out or bench/baselines/eager_torch.py write it
 };

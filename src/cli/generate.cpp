@@ -45,6 +45,11 @@ void add_prompt_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--load-state", options.load_state,
                  "continue the state in this file; no BOS is added to the prompt")
       ->type_name("FILE");
+  app.add_option("--ring", options.pool.ring_tokens,
+                 "on a GPU, tokens that wait beside a state before it is rewritten; 0: none "
+                 "(default: 16 where the GPU and the model allow it)")
+      ->type_name("N")
+      ->check(whole_number(0, 16));
   app.add_flag("-i,--interactive", options.interactive,
                "answer each line of input; the state is kept between turns");
 }
@@ -139,6 +144,7 @@ GenerateRequest make_request(const GenerateOptions& options, const Checkpoint& c
   request.stop = options.stop;
   request.ignore_eos = options.ignore_eos;
   request.samples = options.samples;
+  request.pool = options.pool;
   if (!options.load_state.empty()) {
     request.state = SequenceState::load(options.load_state, checkpoint.model->config(),
                                         checkpoint.model->fingerprint());

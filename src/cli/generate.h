@@ -26,6 +26,7 @@ struct GenerateOptions {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool interactive = false;
+  StatePoolOptions pool;
   std::string save_state, load_state;
 };
 

@@ -45,7 +45,7 @@ class Generation {
         request_(request),
         hooks_(hooks),
         ctx_(ctx),
-        states_(model_.config(), request.samples, ctx),
+        states_(model_.config(), request.samples, ctx, request.pool),
         logits_(static_cast<std::size_t>(request.samples * model_.config().padded_vocab())) {
     result_.samples.resize(static_cast<std::size_t>(request.samples));
     for (std::int64_t i = 0; i < request.samples; ++i) {

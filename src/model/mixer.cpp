@@ -67,8 +67,9 @@ void step(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& con
   in.path = batch.linear_path();
   fused_linear(in, ctx);
   const Mamba3Dims dims = mixer_dims(config);
+  // Between the states and this step lies in_proj.
   mamba3_step({dims, mixer_params(weights), split_columns(projected.data, e, dims), batch.slots,
-               states, y},
+               states, y, true},
               ctx);
   FusedLinearArgs out;
   out.x = y;

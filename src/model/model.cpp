@@ -60,6 +60,7 @@ struct Model::Impl {
                  std::span<const std::int64_t> rows, Context& ctx) const;
   void wanted_logits(const PrefillArgs& args, const Segment& segment,
                      TensorView<const float, 2> hidden, Context& ctx) const;
+  std::vector<Mamba3Params> mixers() const;  // of all layers
   void check_device(const StatePool::Impl& states, const Context& ctx) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
   void check_ids(std::span<const std::int32_t> ids) const;
@@ -220,6 +221,14 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   if (args.on_logits) wanted_logits(args, segment, hidden, ctx);
 }
 
+std::vector<Mamba3Params> Model::Impl::mixers() const {
+  std::vector<Mamba3Params> out;
+  for (const BlockWeights& block : weights.blocks) {
+    std::visit([&](const auto& mixer) { out.push_back(mixer_params(mixer)); }, block.mixer);
+  }
+  return out;
+}
+
 void Model::Impl::check_device(const StatePool::Impl& states, const Context& ctx) const {
   check_input(ctx.gpu() == gpu && states.gpu == gpu,
               "the model, the states and the Context are on different devices; expected the "
@@ -250,6 +259,7 @@ void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) co
   StatePool::Impl& pool = *states.impl_;
   impl_->check_device(pool, ctx);
   impl_->check_prefill(args, pool);
+  pool.settle(args.slots);
   for (const Segment& segment : cut_segments(
            args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->grid_tokens)) {
     impl_->read_segment(args, segment, pool, ctx);
@@ -274,9 +284,11 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   batch.compute = impl_->compute();
   const std::int64_t d = impl_->config.width;
   const TensorView<float, 2> residual(scope.allocate<float>(batch.rows * d), {batch.rows, d});
+  if (pool.ring.tokens() > 0) pool.use_parameters(impl_->mixers(), impl_);
   impl_->read_step(place(ids, scope, ctx), batch, pool, residual, ctx);
+  pool.ring.advance(batch.slots);
+  pool.count_token(slots);
   impl_->head(residual, impl_->weights.final_norm.data(), logits, batch.linear_path(), ctx);
-  for (const std::int32_t slot : slots) ++pool.positions[slot];
 }
 
 Model::Model() : impl_(std::make_unique<Impl>()) {}

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "model/mixer.h"
 
 namespace mamba3 {
 namespace {
@@ -23,8 +24,9 @@ void transpose(const float* from, std::int64_t rows, std::int64_t cols, float* t
 }  // namespace
 
 StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in,
-                      std::shared_ptr<Gpu> gpu_in)
+                      std::shared_ptr<Gpu> gpu_in, const StatePoolOptions& options)
     : config(config_in),
+      dims(mixer_dims(config_in)),
       slots(slots_in),
       gpu(std::move(gpu_in)),
       positions(static_cast<std::size_t>(slots_in), 0) {
@@ -44,6 +46,7 @@ StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in,
   set_zero(gpu.get(), memory.get(), bytes);
   values = reinterpret_cast<float*>(memory.get());
   turns = reinterpret_cast<std::uint32_t*>(values + slots * values_per_slot);
+  ring = RingPool(dims, config.layers, slots, gpu, options);
 }
 
 SequenceState::Parts StatePool::Impl::slot_parts(std::int64_t layer, float* slot_values,
@@ -66,6 +69,7 @@ Mamba3States StatePool::Impl::layer(std::int64_t index) const {
   out.v = parts.v;
   out.turns_stride = turns_per_slot;
   out.ssm_stride = out.k_stride = out.v_stride = values_per_slot;
+  out.ring = ring.layer(dims, index);
   return out;
 }
 
@@ -73,9 +77,28 @@ void StatePool::Impl::check_slot(std::int32_t slot) const {
   check_input(slot >= 0 && slot < slots, "slot ", slot, " does not exist; this pool has ", slots);
 }
 
-StatePool::StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx) {
+void StatePool::Impl::use_parameters(std::vector<Mamba3Params> of_layers,
+                                     std::shared_ptr<const void> owner) {
+  ring.use_parameters(std::move(of_layers), std::move(owner));
+}
+
+void StatePool::Impl::count_token(std::span<const std::int32_t> of_slots) {
+  for (const std::int32_t slot : of_slots) ++positions[slot];
+  ring.count_token(of_slots);
+}
+
+void StatePool::Impl::settle(std::span<const std::int32_t> of_slots) {
+  for (const std::int32_t slot : of_slots) {
+    if (ring.empty(slot)) continue;
+    for (std::int64_t l = 0; l < config.layers; ++l) ring.settle(dims, layer(l), l, slot);
+    ring.clear(slot);
+  }
+}
+
+StatePool::StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx,
+                     const StatePoolOptions& options) {
   check_input(slots >= 1, "a state pool of ", slots, " slots; expected at least 1");
-  impl_ = std::make_unique<Impl>(config, slots, ctx.gpu());
+  impl_ = std::make_unique<Impl>(config, slots, ctx.gpu(), options);
 }
 StatePool::~StatePool() = default;
 StatePool::StatePool(StatePool&&) noexcept = default;
@@ -85,10 +108,15 @@ std::int64_t StatePool::slots() const {
   return impl_->slots;
 }
 
+std::int64_t StatePool::ring_tokens() const {
+  return impl_->ring.tokens();
+}
+
 void StatePool::reset(std::int32_t slot) {
   impl_->check_slot(slot);
   set_zero(impl_->gpu.get(), impl_->slot_turns(slot), impl_->slot_turns_bytes());
   set_zero(impl_->gpu.get(), impl_->slot_values(slot), impl_->slot_values_bytes());
+  impl_->ring.clear(slot);
   impl_->positions[slot] = 0;
 }
 
@@ -100,6 +128,7 @@ void StatePool::fork(std::int32_t from, std::int32_t to) {
               impl_->slot_turns_bytes());
   copy_within(impl_->gpu.get(), impl_->slot_values(to), impl_->slot_values(from),
               impl_->slot_values_bytes());
+  impl_->ring.fork(from, to);
   impl_->positions[to] = impl_->positions[from];
 }
 
@@ -151,6 +180,7 @@ class HostSlot {
 // n].
 SequenceState StatePool::export_slot(std::int32_t slot, std::uint64_t model_fingerprint) const {
   impl_->check_slot(slot);
+  impl_->settle({&slot, 1});
   const ModelConfig& config = impl_->config;
   const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
   SequenceState state(config, model_fingerprint);
@@ -188,6 +218,7 @@ void StatePool::import_slot(std::int32_t slot, const SequenceState& state) {
     std::copy_n(from.v, heads * p, to.v);
   }
   host.write();
+  impl_->ring.clear(slot);
   impl_->positions[slot] = state.position();
 }
 

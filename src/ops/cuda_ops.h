@@ -8,6 +8,7 @@
 #include "ops/linear/fused_linear.h"
 #include "ops/linear/linear.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
+#include "ops/mamba3_step/mamba3_ring_ops.h"
 #include "ops/mamba3_step/mamba3_step.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/swiglu/swiglu.h"
@@ -23,7 +24,14 @@ void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx);
 void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx);
-void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx);
+void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx);  // without a ring
+bool mamba3_ring_fits_cuda(const Mamba3Dims& dims, const Gpu& gpu);
+void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx);
+void mamba3_ring_advance_cuda(const RingCursorArgs& args, Gpu& gpu);
+void mamba3_ring_roll_back_cuda(const RingCursorArgs& args, std::span<const std::int32_t> tokens,
+                                Gpu& gpu);
+void mamba3_ring_settle_cuda(const RingSettleArgs& args, Gpu& gpu);
+void mamba3_ring_clear_cuda(const RingCursorArgs& args, Gpu& gpu);
 void rms_norm_cuda(const RmsNormArgs& args, Context& ctx);
 void swiglu_cuda(const SwigluArgs& args, Context& ctx);
 

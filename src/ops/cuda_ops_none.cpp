@@ -39,6 +39,24 @@ void mamba3_scan_cuda(const Mamba3ScanArgs&, Context&) {
 void mamba3_step_cuda(const Mamba3StepArgs&, Context&) {
   refuse();
 }
+bool mamba3_ring_fits_cuda(const Mamba3Dims&, const Gpu&) {
+  return false;
+}
+void mamba3_ring_step_cuda(const Mamba3StepArgs&, Context&) {
+  refuse();
+}
+void mamba3_ring_advance_cuda(const RingCursorArgs&, Gpu&) {
+  refuse();
+}
+void mamba3_ring_roll_back_cuda(const RingCursorArgs&, std::span<const std::int32_t>, Gpu&) {
+  refuse();
+}
+void mamba3_ring_settle_cuda(const RingSettleArgs&, Gpu&) {
+  refuse();
+}
+void mamba3_ring_clear_cuda(const RingCursorArgs&, Gpu&) {
+  refuse();
+}
 void rms_norm_cuda(const RmsNormArgs&, Context&) {
   refuse();
 }

@@ -88,7 +88,8 @@ class GpuParams {
 class GpuSlots {
  public:
   GpuSlots(Context& ctx, Slots& slots)
-      : slots_(slots),
+      : gpu_(ctx.gpu()),
+        slots_(slots),
         turns_(ctx, all(slots.turns)),
         ssm_(ctx, all(slots.ssm)),
         k_(ctx, all(slots.k)),
@@ -101,6 +102,30 @@ class GpuSlots {
     out.v = v_.data();
     return out;
   }
+  // The host's numbers of one slot; and a copy of one slot in another.
+  void send(std::int64_t slot) {
+    Gpu& gpu = *gpu_;
+    const Mamba3States at = slots_.states();
+    const auto put = [&](auto& array, const auto& host, std::int64_t stride) {
+      gpu.copy_in(array.data() + slot * stride, host.data() + slot * stride,
+                  static_cast<std::size_t>(stride) * sizeof(host[0]));
+    };
+    put(turns_, slots_.turns, at.turns_stride);
+    put(ssm_, slots_.ssm, at.ssm_stride);
+    put(k_, slots_.k, at.k_stride);
+    put(v_, slots_.v, at.v_stride);
+  }
+  void copy_slot(std::int64_t from, std::int64_t to) {
+    const Mamba3States at = slots_.states();
+    const auto copy = [&](auto& array, std::int64_t stride) {
+      gpu_->copy(array.data() + to * stride, array.data() + from * stride,
+                 static_cast<std::size_t>(stride) * sizeof(*array.data()));
+    };
+    copy(turns_, at.turns_stride);
+    copy(ssm_, at.ssm_stride);
+    copy(k_, at.k_stride);
+    copy(v_, at.v_stride);
+  }
   void fetch() {
     turns_.copy_to(slots_.turns);
     ssm_.copy_to(slots_.ssm);
@@ -109,6 +134,7 @@ class GpuSlots {
   }
 
  private:
+  std::shared_ptr<Gpu> gpu_;
   Slots& slots_;
   GpuArray<std::uint32_t> turns_;
   GpuArray<float> ssm_, k_, v_;

@@ -9,6 +9,7 @@
 #include "mamba3/config.h"
 #include "mamba3/context.h"
 #include "mamba3/tensor.h"
+#include "ops/mamba3_common/mamba3_ring.h"
 
 namespace mamba3 {
 
@@ -81,6 +82,7 @@ struct Mamba3States {
   std::int64_t ssm_stride = 0;
   std::int64_t k_stride = 0;
   std::int64_t v_stride = 0;
+  Mamba3Ring ring;  // of steps on a GPU; what reads whole states needs them settled
 };
 
 // What both ops check at entry, naming the value that was found.

@@ -91,20 +91,40 @@ __device__ __forceinline__ double decay_activation(double x, bool softplus) {
   return x >= 0 ? __dadd_rn(1.0, x) : 1.0 / __dadd_rn(1.0, -x);
 }
 
-__device__ __forceinline__ TokenWeights token_weights(const TokenSizes& sizes, float dt_raw,
+// TokenScalars of token_scalars.h.
+struct TokenNumbers {
+  double dt;
+  double log_decay;
+  double carry;  // before this token's decay
+  double now;
+};
+
+__device__ __forceinline__ TokenNumbers token_numbers(const TokenSizes& sizes, float dt_raw,
                                                       float dt_bias, float decay_raw,
                                                       float trap_raw) {
-  TokenWeights out;
+  TokenNumbers out;
   out.dt = device_softplus(__dadd_rn(dt_raw, dt_bias));
   const double act = decay_activation(decay_raw, sizes.softplus);
   // Written so that a NaN stays one.
-  const double decay = exp(__dmul_rn(-(act < sizes.a_floor ? sizes.a_floor : act), out.dt));
+  out.log_decay = __dmul_rn(-(act < sizes.a_floor ? sizes.a_floor : act), out.dt);
   const double e = exp(-fabs(static_cast<double>(trap_raw)));
   const double large = out.dt / __dadd_rn(1.0, e);
   const double small = __dmul_rn(large, e);
+  out.carry = trap_raw >= 0 ? small : large;
+  out.now = trap_raw >= 0 ? large : small;
+  return out;
+}
+
+__device__ __forceinline__ TokenWeights token_weights(const TokenSizes& sizes, float dt_raw,
+                                                      float dt_bias, float decay_raw,
+                                                      float trap_raw) {
+  const TokenNumbers numbers = token_numbers(sizes, dt_raw, dt_bias, decay_raw, trap_raw);
+  const double decay = exp(numbers.log_decay);
+  TokenWeights out;
+  out.dt = numbers.dt;
   out.decay = static_cast<float>(decay);
-  out.carry = static_cast<float>(__dmul_rn(trap_raw >= 0 ? small : large, decay));
-  out.now = static_cast<float>(trap_raw >= 0 ? large : small);
+  out.carry = static_cast<float>(__dmul_rn(numbers.carry, decay));
+  out.now = static_cast<float>(numbers.now);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/cuda_ops.h"
+#include "ops/mamba3_step/mamba3_ring_ops.h"
 #include "ops/mamba3_step/mamba3_step_cpu.h"
 
 namespace mamba3 {
@@ -48,6 +49,13 @@ void mamba3_step(const Mamba3StepArgs& args, Context& ctx) {
   check_states(args.dims, args.states, args.slots, ctx);
   check_scan_output(args.dims, args.y, rows);
   if (rows == 0) return;
+  const Mamba3Ring& ring = args.states.ring;
+  if (ring.tokens > 0) {
+    check_ring(args.dims, ring);
+    check_input(ctx.gpu() && mamba3_ring_fits(args.dims, *ctx.gpu()),
+                "states of this shape can have no ring here; expected none");
+    return mamba3_ring_step_cuda(args, ctx);
+  }
   if (ctx.gpu()) return mamba3_step_cuda(args, ctx);
   mamba3_step_cpu(args, ctx);
 }

@@ -14,13 +14,17 @@ struct Mamba3StepArgs {
   Mamba3Params params;
   Mamba3Columns columns;                // b rows, one token each
   std::span<const std::int32_t> slots;  // [b], all different
-  Mamba3States states;                  // read and overwritten
+  Mamba3States states;                  // read and overwritten; with a ring: mamba3_ring_ops.h
   TensorView<float, 2> y;               // [b, h * p], rows may be strided
+  // With a ring: the kernel just before in the stream wrote none of states, ring and slots (say, it
+  // made the columns), so the step may begin to read them before that kernel has ended.
+  bool states_are_old = false;
 };
 
 std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx);
 
-// A row's bits do not depend on its neighbours, its slot, the batch size or the thread count.
+// A row's bits do not depend on its neighbours, its slot (unless its ring is staggered), the batch
+// size or the thread count.
 void mamba3_step(const Mamba3StepArgs& args, Context& ctx);
 
 }  // namespace mamba3
