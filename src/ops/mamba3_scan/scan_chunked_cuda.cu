@@ -2,7 +2,7 @@
 // form: in a chunk
 //   O = (Q K^T with decays and weights) X + decayed Q h,    h' = decay h + (faded X)^T K
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32. One
-// warpgroup makes O; the other has h in its accumulators.
+// warpgroup makes O and y; the other has h in its accumulators, and makes the gates.
 #include <algorithm>
 #include <cstdint>
 
@@ -108,8 +108,8 @@ __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& 
 
 // d = A B^T over n, both [64, n].
 template <class S>
-__device__ __forceinline__ void multiply_rows(const unsigned char (&a)[S::kTiles][kTileBytes],
-                                              const unsigned char (&b)[S::kTiles][kTileBytes],
+__device__ __forceinline__ void multiply_rows(const unsigned char (*a)[kTileBytes],
+                                              const unsigned char (*b)[kTileBytes],
                                               float (&d)[kAccumulators]) {
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
@@ -212,9 +212,22 @@ __device__ __forceinline__ void weigh_scores(const ChunkMemory<S>& m, const Frag
   }
 }
 
-// Where the outputs of a chunk are made: what most functions below need.
-template <class S>
+// Between the warpgroups, one of which waits: barriers by number; 0 is __syncthreads.
+enum Event { kStateRead = 1, kGatesMade = 2 };
+
+__device__ __forceinline__ void wait_for(Event event) {
+  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
+}
+__device__ __forceinline__ void tell(Event event) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
+}
+
+// Where the outputs of a chunk are made: what most functions below need. kWide: z, x and y are
+// fp32.
+template <class S, bool kWide>
 struct Outputs {
+  using Shape = S;
+  static constexpr bool kIsWide = kWide;
   const ChunkedScanJob& job;
   const ChunkPlace& at;
   ChunkMemory<S>& m;
@@ -222,10 +235,10 @@ struct Outputs {
   int begin;
 
   __device__ __forceinline__ float2 x(int token, int p) const {
-    return column_pair(job, at, job.columns.x, m.x, begin, token, p);
+    return column_pair<kWide>(job, at, job.columns.x, m.x, begin, token, p);
   }
   __device__ __forceinline__ float2 z(int token, int p) const {
-    return column_pair(job, at, job.columns.z, m.z, begin, token, p);
+    return column_pair<kWide>(job, at, job.columns.z, m.z, begin, token, p);
   }
   // y in bf16 waits in the place of z, which the same thread has read, until whole rows go out.
   __device__ __forceinline__ void put_y(int token, int p, float a, float b) const {
@@ -242,22 +255,18 @@ struct Outputs {
 };
 
 // o += skip X, normalised over the head where the layer does.
-template <class S>
-__device__ __forceinline__ void finish_read_out(const Outputs<S>& out, int token, int r, int half,
+template <class Out>
+__device__ __forceinline__ void finish_read_out(const Out& out, int token, int r, int half,
                                                 float (&o)[kAccumulators]) {
-  const float skip = out.job.params.skip[out.at.head];
   float squares = 0;
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     const int p = 8 * j + out.own.column;
-    float2 x = out.x(token, p);
-    if constexpr (S::kRank > 1) {
-      x.x *= out.m.mimo_x[r][p];
-      x.y *= out.m.mimo_x[r][p + 1];
-    }
+    const float2 x = out.x(token, p);
+    const float2 skip = *reinterpret_cast<const float2*>(&out.m.skip_x[r][p]);
     float* to = &o[4 * j + 2 * half];
-    to[0] = fmaf(skip, x.x, to[0]);
-    to[1] = fmaf(skip, x.y, to[1]);
+    to[0] = fmaf(skip.x, x.x, to[0]);
+    to[1] = fmaf(skip.y, x.y, to[1]);
     squares = fmaf(to[0], to[0], fmaf(to[1], to[1], squares));
   }
   if (!out.job.sizes.out_norm) return;
@@ -280,57 +289,105 @@ __device__ __forceinline__ float fast_silu(float v) {
   return v * inverse;
 }
 
-// y where a row is a token.
+// The rank of the thread's row `half`.
 template <class S>
-__device__ __forceinline__ void gate_rows(const Outputs<S>& out, const float (&o)[kAccumulators]) {
+__device__ __forceinline__ int rank_of(const Fragment& own, int half) {
+  if (S::kRank == 1) return 0;
+  return S::kRank == 2 ? half : own.row % 2 + 2 * half;
+}
+
+// The place of four gates of this thread, for columns 16 i + `column` and 16 i + 8 + `column`.
+template <class S>
+__device__ __forceinline__ float4* gates(ChunkMemory<S>& m, int half, int i) {
+  return reinterpret_cast<float4*>(m.h) + (half * kColumnSteps / 2 + i) * kGroupThreads +
+         threadIdx.x % kGroupThreads;
+}
+
+// What the read-outs are multiplied with, by the warpgroup that has the state: each thread for the
+// one with the same fragment of them.
+template <class Out>
+__device__ __forceinline__ void make_gates(const Out& out) {
+  using S = typename Out::Shape;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = Weights<S>::row_token(out.own, half);
+    const int r = rank_of<S>(out.own, half);
+#pragma unroll
+    for (int i = 0; i < kColumnSteps / 2; ++i) {
+      float4 gate;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int p = 16 * i + 8 * j + out.own.column;
+        float2 z = out.z(token, p);
+        float2 weight = make_float2(1, 1);
+        if constexpr (S::kRank > 1) {
+          const float2 z_weight = *reinterpret_cast<const float2*>(&out.m.mimo_z[r][p]);
+          weight = *reinterpret_cast<const float2*>(&out.m.mimo_o[r][p]);
+          z = make_float2(z.x * z_weight.x, z.y * z_weight.y);
+        }
+        (j == 0 ? gate.x : gate.z) = weight.x * fast_silu(z.x);
+        (j == 0 ? gate.y : gate.w) = weight.y * fast_silu(z.y);
+      }
+      *gates(out.m, half, i) = gate;
+    }
+  }
+}
+
+// y where a row is a token.
+template <class Out>
+__device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccumulators]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int token = out.own.row + 8 * half;
 #pragma unroll
-    for (int j = 0; j < kColumnSteps; ++j) {
-      const int p = 8 * j + out.own.column;
-      const float2 z = out.z(token, p);
-      const float* from = &o[4 * j + 2 * half];
-      out.put_y(token, p, from[0] * fast_silu(z.x), from[1] * fast_silu(z.y));
+    for (int i = 0; i < kColumnSteps / 2; ++i) {
+      const float4 gate = *gates(out.m, half, i);
+      const float* from = &o[8 * i + 2 * half];
+      const int p = 16 * i + out.own.column;
+      out.put_y(token, p, from[0] * gate.x, from[1] * gate.y);
+      out.put_y(token, p + 8, from[4] * gate.z, from[5] * gate.w);
     }
   }
 }
 
 // The same where a token has several rows: two of them in this thread, with rank 4 two more in the
 // lane four further.
-template <class S>
-__device__ __forceinline__ void gate_ranks(const Outputs<S>& out, const float (&o)[kAccumulators]) {
+template <class Out>
+__device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAccumulators]) {
+  using S = typename Out::Shape;
   const int token = Weights<S>::row_token(out.own, 0);
-  const int first = S::kRank == 2 ? 0 : out.own.row % 2;
 #pragma unroll
-  for (int j = 0; j < kColumnSteps; ++j) {
-    const int p = 8 * j + out.own.column;
-    const float2 z = out.z(token, p);
-    float2 y = make_float2(0, 0);
+  for (int i = 0; i < kColumnSteps / 2; ++i) {
+    float4 y = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = first + half * (S::kRank / 2);
-      const float2 z_weight = *reinterpret_cast<const float2*>(&out.m.mimo_z[r][p]);
-      const float2 o_weight = *reinterpret_cast<const float2*>(&out.m.mimo_o[r][p]);
-      const float* from = &o[4 * j + 2 * half];
-      y.x = fmaf(from[0] * o_weight.x, fast_silu(z.x * z_weight.x), y.x);
-      y.y = fmaf(from[1] * o_weight.y, fast_silu(z.y * z_weight.y), y.y);
+      const float4 gate = *gates(out.m, half, i);
+      const float* from = &o[8 * i + 2 * half];
+      y.x = fmaf(from[0], gate.x, y.x);
+      y.y = fmaf(from[1], gate.y, y.y);
+      y.z = fmaf(from[4], gate.z, y.z);
+      y.w = fmaf(from[5], gate.w, y.w);
     }
     if constexpr (S::kRank == 4) {
       y.x += __shfl_xor_sync(0xffffffffu, y.x, 4);
       y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
+      y.z += __shfl_xor_sync(0xffffffffu, y.z, 4);
+      y.w += __shfl_xor_sync(0xffffffffu, y.w, 4);
     }
-    if (first == 0) out.put_y(token, p, y.x, y.y);
+    if (S::kRank == 4 && out.own.row % 2 != 0) continue;
+    const int p = 16 * i + out.own.column;
+    out.put_y(token, p, y.x, y.y);
+    out.put_y(token, p + 8, y.z, y.w);
   }
 }
 
 // The rows of y that this warp has made.
-template <class S>
-__device__ __forceinline__ void store_y(const Outputs<S>& out) {
+template <class Out>
+__device__ __forceinline__ void store_y(const Out& out) {
   const ChunkPlace& at = out.at;
 #pragma unroll
-  for (int i = at.lane; i < 2 * S::kWarpTokens * kRowPieces; i += kWarpLanes) {
-    const int token = at.warp * 2 * S::kWarpTokens + i / kRowPieces;
+  for (int i = at.lane; i < 2 * Out::Shape::kWarpTokens * kRowPieces; i += kWarpLanes) {
+    const int token = at.warp * 2 * Out::Shape::kWarpTokens + i / kRowPieces;
     const int p = i % kRowPieces * 8;
     if (out.begin + token >= at.end) continue;
     *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.job.y) +
@@ -339,21 +396,23 @@ __device__ __forceinline__ void store_y(const Outputs<S>& out) {
   }
 }
 
-template <class S>
-__device__ __forceinline__ void write_chunk(const Outputs<S>& out, float (&o)[kAccumulators]) {
+template <class Out>
+__device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumulators]) {
+  using S = typename Out::Shape;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int r = S::kRank == 1 ? 0 : S::kRank == 2 ? half : out.own.row % 2 + 2 * half;
-    finish_read_out<S>(out, Weights<S>::row_token(out.own, half), r, half, o);
+    finish_read_out(out, Weights<S>::row_token(out.own, half), rank_of<S>(out.own, half), half, o);
   }
+  wait_for(kGatesMade);
   if constexpr (S::kRank == 1) {
-    gate_rows<S>(out, o);
+    gate_rows(out, o);
   } else {
-    gate_ranks<S>(out, o);
+    gate_ranks(out, o);
   }
-  if (!out.job.y_bf16) return;
-  __syncwarp();
-  store_y<S>(out);
+  if constexpr (!Out::kIsWide) {
+    __syncwarp();
+    store_y(out);
+  }
 }
 
 // O = decayed Q h + weighted scores X.
@@ -372,6 +431,7 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkMemory<
   weigh_scores<S>(m, own, scores, weighted);
   wgmma_wait<0>();
   wgmma_hold(o);
+  tell(kStateRead);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float decay = m.start_decay[Weights<S>::row_token(own, half)];
@@ -473,7 +533,11 @@ struct Walk {
   }
 
   __device__ __forceinline__ void request_shared(int begin) {
-    request_rows<S>(job, at, m, begin);
+    if (begin + S::kTokens <= at.end) {
+      request_rows<S, true>(job, at, m, begin);
+    } else {
+      request_rows<S, false>(job, at, m, begin);
+    }
     if (at.warp == 0) request_terms<S>(job, at, m, begin);
     __pipeline_commit();
   }
@@ -519,7 +583,11 @@ struct Walk {
       prepare(begin);
       float o[kAccumulators];
       read_out<S>(own, m, o);
-      write_chunk<S>({job, at, m, own, begin}, o);
+      if (job.y_bf16) {
+        write_chunk(Outputs<S, false>{job, at, m, own, begin}, o);
+      } else {
+        write_chunk(Outputs<S, true>{job, at, m, own, begin}, o);
+      }
       __syncthreads();
     }
     if (at.warp == 0) store_turns();
@@ -539,6 +607,13 @@ struct Walk {
       show_state<S>(own, h, m);
       prepare(begin);
       update_state<S>(own, m, h);
+      wait_for(kStateRead);
+      if (job.y_bf16) {
+        make_gates(Outputs<S, false>{job, at, m, own, begin});
+      } else {
+        make_gates(Outputs<S, true>{job, at, m, own, begin});
+      }
+      tell(kGatesMade);
       __syncthreads();
     }
     const ChunkPlace end(job);
@@ -634,6 +709,7 @@ void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   if (job.tokens == 0 || job.sequences == 0) return;
   ArenaScope scope(ctx.workspace());
   take_chunked_workspace(job, scope);
+  job.nothing = job.dt;
   const cudaStream_t stream = stream_of(ctx);
   if (job.z == nullptr) round_columns(job, scope, stream);
   prepare_chunked_tokens(job, stream);

@@ -57,11 +57,12 @@ struct TokenTerms {
 
 template <class S>
 struct alignas(1024) ChunkMemory {
-  unsigned char q[S::kTiles][kTileBytes];       // [row, n]
-  unsigned char k[S::kTiles][kTileBytes];       // [row, n]
-  unsigned char h[S::kTiles][kTileBytes];       // [p, n] the state before the chunk
-  unsigned char x[S::kTokens * kTileRowBytes];  // [t, p]
-  unsigned char z[S::kTokens * kTileRowBytes];  // [t, p] and then y
+  unsigned char q[S::kTiles][kTileBytes];  // [row, n]
+  unsigned char k[S::kTiles][kTileBytes];  // [row, n]
+  // [p, n] the state before the chunk; when it was read, the gates, 32 of each output thread.
+  unsigned char h[2][kTileBytes];
+  unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
+  unsigned char z[S::kTokens * kTileRowBytes];                    // [t, p] and then y
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
   __half2 in_b[kChunkRows][S::kState / 2];
   __half2 out_c[kChunkRows][S::kState / 2];
@@ -72,6 +73,7 @@ struct alignas(1024) ChunkMemory {
   float2 k_before[S::kRank][S::kState / 2];  // of the last token before this stretch of the grid
   float x_before[kChunkHeadDim];
   float mimo_x[S::kRank][kChunkHeadDim];
+  float skip_x[S::kRank][kChunkHeadDim];  // D mimo_x
   float mimo_z[S::kRank][kChunkHeadDim];
   float mimo_o[S::kRank][kChunkHeadDim];
   float out_norm[kChunkHeadDim];
@@ -149,6 +151,7 @@ __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, Chunk
     for (int r = 0; r < S::kRank; ++r) {
       const int from = (at.head * S::kRank + r) * kChunkHeadDim + p;
       m.mimo_x[r][p] = S::kRank == 1 ? 1.0f : params.mimo_x[from];
+      m.skip_x[r][p] = params.skip[at.head] * m.mimo_x[r][p];
       if constexpr (S::kRank > 1) {
         m.mimo_z[r][p] = params.mimo_z[from];
         m.mimo_o[r][p] = params.mimo_o[from];
@@ -181,41 +184,47 @@ __device__ __forceinline__ void request_piece(void* to, const void* from, bool i
 }
 
 // A warp asks for what its own tokens bring into the chunk from `begin` on besides x and z; those
-// at or behind the end bring zeros.
-template <class S>
+// at or behind the end bring zeros. kWhole: there are none of those.
+template <class S, bool kWhole>
 __device__ __forceinline__ void request_rows(const ChunkedScanJob& job, const ChunkPlace& at,
                                              ChunkMemory<S>& m, int begin) {
   constexpr int kTokenBytes = S::kRank * S::kState * static_cast<int>(sizeof(__half));
   constexpr int kStep = kWarpLanes * kPieceBytes;
-  const int first = begin + at.warp * S::kWarpTokens;
-  const int valid = at.end - first;
+  const int first_in_chunk = at.warp * S::kWarpTokens;
+  const int first = begin + first_in_chunk;
+  const int valid = kWhole ? S::kWarpTokens : at.end - first;
   const std::int64_t from = (at.group * job.tokens + first) * kTokenBytes + at.lane * kPieceBytes;
-  const auto* in_b = reinterpret_cast<const unsigned char*>(job.in_b);
-  const auto* out_c = reinterpret_cast<const unsigned char*>(job.out_c);
-  const int to = at.warp * S::kWarpTokens * kTokenBytes + at.lane * kPieceBytes;
+  const auto* in_b = reinterpret_cast<const unsigned char*>(job.in_b) + from;
+  const auto* out_c = reinterpret_cast<const unsigned char*>(job.out_c) + from;
+  const int to = first_in_chunk * kTokenBytes + at.lane * kPieceBytes;
   auto* b_to = reinterpret_cast<unsigned char*>(m.in_b) + to;
   auto* c_to = reinterpret_cast<unsigned char*>(m.out_c) + to;
 #pragma unroll
   for (int i = 0; i < S::kWarpTokens * kTokenBytes / kStep; ++i) {
-    const bool is = (i * kStep + at.lane * kPieceBytes) / kTokenBytes < valid;
-    request_piece<kPieceBytes>(b_to + i * kStep, in_b + (is ? from + i * kStep : 0), is);
-    request_piece<kPieceBytes>(c_to + i * kStep, out_c + (is ? from + i * kStep : 0), is);
+    const bool is = kWhole || (i * kStep + at.lane * kPieceBytes) / kTokenBytes < valid;
+    request_piece<kPieceBytes>(b_to + i * kStep, is ? in_b + i * kStep : job.nothing, is);
+    request_piece<kPieceBytes>(c_to + i * kStep, is ? out_c + i * kStep : job.nothing, is);
   }
   constexpr int kAngles = S::kTurned * kWarpLanes;
   constexpr int kAnglePieces = kAngles * static_cast<int>(sizeof(float)) / kPieceBytes;
+  const int token = at.lane / kAnglePieces;
+  const int angle = at.lane % kAnglePieces * 4;
+  const float* angles = job.half_tanh + std::int64_t{first + token} * (S::kState / 2) + angle;
+  constexpr int kTokensAtOnce = kWarpLanes / kAnglePieces;
 #pragma unroll
-  for (int i = at.lane; i < S::kWarpTokens * kAnglePieces; i += kWarpLanes) {
-    const int token = i / kAnglePieces;
-    const int angle = i % kAnglePieces * 4;
-    const bool is = token < valid;
+  for (int i = 0; i < S::kWarpTokens; i += kTokensAtOnce) {
+    if (S::kWarpTokens < kTokensAtOnce && token >= S::kWarpTokens) break;
+    const bool is = kWhole || i + token < valid;
     request_piece<kPieceBytes>(
-        &m.half_tanh[at.warp * S::kWarpTokens + token][angle],
-        job.half_tanh + (is ? std::int64_t{first + token} * (S::kState / 2) + angle : 0), is);
+        &m.half_tanh[first_in_chunk + i + token][angle],
+        is ? static_cast<const void*>(angles + i * (S::kState / 2)) : job.nothing, is);
   }
   if (at.lane >= S::kWarpTokens) return;
-  const bool is = at.lane < valid;
-  request_piece<sizeof(double)>(&m.dt[at.warp * S::kWarpTokens + at.lane],
-                                job.dt + (is ? at.head * job.tokens + first + at.lane : 0), is);
+  const bool is = kWhole || at.lane < valid;
+  request_piece<sizeof(double)>(
+      &m.dt[first_in_chunk + at.lane],
+      is ? static_cast<const void*>(job.dt + at.head * job.tokens + first + at.lane) : job.nothing,
+      is);
 }
 
 // By one warp: the numbers of all tokens.
@@ -226,9 +235,11 @@ __device__ __forceinline__ void request_terms(const ChunkedScanJob& job, const C
 #pragma unroll
   for (int i = at.lane; i <= S::kTokens; i += kWarpLanes) {
     const bool is = begin + i < at.end;
-    request_piece<sizeof(float2)>(&m.weights[i], job.weights + (is ? from + i : 0), is);
+    request_piece<sizeof(float2)>(
+        &m.weights[i], is ? static_cast<const void*>(job.weights + from + i) : job.nothing, is);
     if (i == S::kTokens) break;
-    request_piece<sizeof(double)>(&m.log_decay[i], job.log_decay + (is ? from + i : 0), is);
+    request_piece<sizeof(double)>(
+        &m.log_decay[i], is ? static_cast<const void*>(job.log_decay + from + i) : job.nothing, is);
   }
 }
 
@@ -244,8 +255,9 @@ __device__ __forceinline__ void request_columns(const ChunkedScanJob& job, const
     const int token = first + i * (kWarpLanes / kRowPieces) + at.lane / kRowPieces;
     if (token >= first + kCount) break;
     const bool is = begin + token < at.end;
-    request_piece<kPieceBytes>(to + swizzled(token, piece * 8),
-                               from + (is ? (begin + token) * job.zx_stride : 0), is);
+    request_piece<kPieceBytes>(
+        to + swizzled(token, piece * 8),
+        is ? static_cast<const void*>(from + (begin + token) * job.zx_stride) : job.nothing, is);
   }
 }
 
@@ -452,17 +464,19 @@ __device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float&
 
 // Two neighbours of a column that the products read as bf16, of token `token` of the chunk: as the
 // op was given them.
+template <bool kWide>
 __device__ __forceinline__ float2 column_pair(const ChunkedScanJob& job, const ChunkPlace& at,
                                               const float* wide, const unsigned char* tile,
                                               int begin, int token, int p) {
-  if (wide == nullptr) {
-    float2 out;
+  float2 out = make_float2(0, 0);
+  if constexpr (!kWide) {
     unpack_bf16(*reinterpret_cast<const std::uint32_t*>(tile + swizzled(token, p)), out.x, out.y);
-    return out;
+  } else if (begin + token < at.end) {
+    const float* from =
+        wide + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim + p;
+    out = make_float2(from[0], from[1]);
   }
-  if (begin + token >= at.end) return make_float2(0, 0);
-  const float* from = wide + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim + p;
-  return make_float2(from[0], from[1]);
+  return out;
 }
 
 // Keeps x of the chunk's token `kept`, and makes the X of every rank of the warp's tokens.
@@ -472,7 +486,8 @@ __device__ __forceinline__ void spread_x(const ChunkedScanJob& job, const ChunkP
   const int first = at.warp * S::kWarpTokens;
   if (kept >= first && kept < first + S::kWarpTokens) {
     const int p = 2 * at.lane;
-    const float2 x = column_pair(job, at, job.columns.x, m.x, begin, kept, p);
+    const float2 x = job.y_bf16 ? column_pair<false>(job, at, nullptr, m.x, begin, kept, p)
+                                : column_pair<true>(job, at, job.columns.x, m.x, begin, kept, p);
     m.x_before[p] = x.x;
     m.x_before[p + 1] = x.y;
   }

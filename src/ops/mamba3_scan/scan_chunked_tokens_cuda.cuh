@@ -40,6 +40,7 @@ struct ChunkedScanJob {
   float2* weights;      // [h, t]  gamma, and (1 - lam) dt
   float* half_tanh;     // [t, n / 2]  zero where nothing is rotated
   std::int32_t* order;  // [q]  the longest sequence first
+  const void* nothing;  // an address, where zeros are asked for
 };
 
 // The place among the canonical n of number `at`, when rotated pairs stand side by side.
