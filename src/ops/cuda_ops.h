@@ -9,6 +9,7 @@
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
 #include "ops/rms_norm/rms_norm.h"
+#include "ops/sampling/sample_rows.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace mamba3 {
@@ -19,6 +20,7 @@ void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx);
 void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx);
 void rms_norm_cuda(const RmsNormArgs& args, Context& ctx);
+void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx);
 void swiglu_cuda(const SwigluArgs& args, Context& ctx);
 
 }  // namespace mamba3

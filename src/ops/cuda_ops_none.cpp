@@ -36,6 +36,9 @@ void mamba3_step_cuda(const Mamba3StepArgs&, Context&) {
 void rms_norm_cuda(const RmsNormArgs&, Context&) {
   refuse();
 }
+void sample_rows_cuda(const SampleRowsArgs&, Context&) {
+  refuse();
+}
 void swiglu_cuda(const SwigluArgs&, Context&) {
   refuse();
 }
