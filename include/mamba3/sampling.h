@@ -16,6 +16,7 @@ struct SamplingParams {
   std::int32_t top_k = 40;         // 0: off
   float top_p = 0.95f;             // 1: off
   float min_p = 0.05f;             // 0: off
+  bool operator==(const SamplingParams&) const = default;
 };
 
 // Counter-based random numbers: the draw for (seed, stream, position) is the same on every machine,

@@ -9,6 +9,7 @@
 #include "model/init.h"
 #include "model/mixer.h"
 #include "model/mlp.h"
+#include "model/sampled_step.h"
 #include "model/segments.h"
 #include "model/state_pool.h"
 #include "model/weights.h"
@@ -223,6 +224,24 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   impl_->read(place(ids, scope, ctx), batch, pool, hidden, ctx);
   impl_->head(hidden, logits, batch.linear_path(), ctx);
   for (const std::int32_t slot : slots) ++pool.positions[slot];
+}
+
+// Positions are the caller's: a recorded step counts none.
+void Model::step_and_sample(const SampledStep& step, StatePool& states, Context& ctx) const {
+  impl_->check_device(*states.impl_, ctx);
+  const auto count = static_cast<std::size_t>(step.rows);
+  const std::int64_t d = impl_->config.width, v = impl_->config.padded_vocab();
+  ArenaScope scope(ctx.workspace());
+  Batch batch;
+  batch.is_step = true;
+  batch.rows = step.rows;
+  batch.slots = {step.slots, count};
+  batch.compute = impl_->compute();
+  const TensorView<float, 2> hidden(scope.allocate<float>(step.rows * d), {step.rows, d});
+  const TensorView<float, 2> logits(scope.allocate<float>(step.rows * v), {step.rows, v});
+  impl_->read({step.ids, count}, batch, *states.impl_, hidden, ctx);
+  linear({hidden, impl_->weights.lm_head, logits, batch.compute, batch.linear_path()}, ctx);
+  sample_rows({logits, impl_->config.vocab, step.sampling, step.ids, step.out}, ctx);
 }
 
 Model::Model() : impl_(std::make_unique<Impl>()) {}

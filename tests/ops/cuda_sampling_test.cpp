@@ -68,10 +68,10 @@ void expect_the_same_choice(const Case& c, const Outcome& got) {
     const SamplingParams params = params_of(row);
     const double draw = uniform_draw(row.seed, row.stream, row.position);
     const SampledToken& token = got.tokens[i];
-    const std::string what =
-        "row " + std::to_string(i) + " v " + std::to_string(c.vocab) + " temperature " +
-        std::to_string(row.temperature) + " k " + std::to_string(row.top_k) + " p " +
-        std::to_string(row.top_p) + " min-p " + std::to_string(row.min_p);
+    const std::string what = "row " + std::to_string(i) + " v " + std::to_string(c.vocab) +
+                             " temperature " + std::to_string(row.temperature) + " k " +
+                             std::to_string(row.top_k) + " p " + std::to_string(row.top_p) +
+                             " min-p " + std::to_string(row.min_p);
     ASSERT_EQ(token.status, SampleStatus::kOk) << what;
     const Sample want = sample_token(logits, {}, params, draw);
     if (token.id != want.id) {
@@ -225,9 +225,8 @@ TEST(CudaSamplingRows, BadRowsStopAlone) {
       return gaussian_like(row, id, 4.0f);
     };
     const Case c = make_case(v, v, rows, make);
-    const Case sound = make_case(v, v, rows, [&](std::size_t row, std::int64_t id) {
-      return gaussian_like(row, id, 4.0f);
-    });
+    const Case sound = make_case(
+        v, v, rows, [&](std::size_t row, std::int64_t id) { return gaussian_like(row, id, 4.0f); });
     for (const bool alone : {false, true}) {
       const Outcome bad = sample_on_gpu(c, alone, ctx), good = sample_on_gpu(sound, alone, ctx);
       for (std::size_t row = 0; row < rows.size(); ++row) {
@@ -272,8 +271,7 @@ TEST(SampleRows, OnTheCpuRowsAreSampledOneByOne) {
 
 TEST(SampleRows, OnTheCpuBadRowsStopAlone) {
   Context ctx{ContextOptions{1, 0, {}}};
-  const std::vector<float> logits = {1,  2, kNan, 3, kInf, 0, -kInf,
-                                     -kInf, 5, 4};
+  const std::vector<float> logits = {1, 2, kNan, 3, kInf, 0, -kInf, -kInf, 5, 4};
   std::vector<RowSampling> rows(5);
   std::vector<std::int32_t> next_ids(5, -7);
   std::vector<SampledToken> tokens(5);

@@ -15,8 +15,8 @@ namespace mamba3 {
 constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / kWarpLanes;
 constexpr unsigned kMostClusterBlocks = 8;
-constexpr int kGroups = 128;      // of threads of a cluster, each with its largest logit
-constexpr int kMostListed = 1024; // candidates that one block sorts
+constexpr int kGroups = 128;       // of threads of a cluster, each with its largest logit
+constexpr int kMostListed = 1024;  // candidates that one block sorts
 constexpr int kPivots = 7;
 constexpr int kSums = 2 * kPivots + 1;
 constexpr int kNoLimit = 0x7fffffff;
@@ -46,15 +46,15 @@ struct Cut {
 };
 
 struct RowShared {
-  Word list[kMostListed];                          // candidates, in the first block
-  double sums[2][kMostClusterBlocks][kSums];       // of each block; two, used in turn
+  Word list[kMostListed];                     // candidates, in the first block
+  double sums[2][kMostClusterBlocks][kSums];  // of each block; two, used in turn
   double warp_sums[kSampleWarps][kSums];
   double totals[kSums];
   Word best[kMostClusterBlocks];
   Word warp_best[kSampleWarps];
   unsigned group_keys[kGroups];
   int bad[kMostClusterBlocks];
-  int listed;  // counted up in the first block ...
+  int listed;         // counted up in the first block ...
   int listed_by_all;  // ... and what all blocks know of it
   unsigned bound;
   int found;

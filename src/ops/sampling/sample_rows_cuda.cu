@@ -13,7 +13,7 @@ namespace {
 
 // Filters that keep so few are bounded from below by the largest logits of the groups.
 constexpr int kMostGroupTopK = 112;
-constexpr int kListParts = kMostListed / kSampleThreads;  // of the list, for each thread
+constexpr int kListParts = kMostListed / kSampleThreads;    // of the list, for each thread
 constexpr std::size_t kMostStagedBytes = 96 << 10;          // what every card has
 constexpr std::size_t kMostClusterStagedBytes = 200 << 10;  // what those with clusters have
 
@@ -233,7 +233,8 @@ __device__ void choose_from_list(const SampleJob& job, const Row& row, std::int6
                                  RowShared& s, int count, int most, double total, double draw) {
   int padded = 2;
   while (padded < count) padded *= 2;
-  for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += kSampleThreads) s.list[i] = 0;
+  for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += kSampleThreads)
+    s.list[i] = 0;
   sort_list(s.list, padded);
   filter_list(s, row, count, most, total);
   sort_list(s.list, padded);
@@ -394,8 +395,8 @@ __device__ void walk(const SampleJob& job, const Row& row, std::int64_t index, c
   const int block = crossed_part(static_cast<int>(cluster_blocks()), before, target,
                                  [&](int r) { return s.sums[turn ^ 1][r][0]; });
   if (block != static_cast<int>(cluster_rank())) return;
-  const int owner = crossed_part(kSampleWarps, before, target,
-                                 [&](int w) { return s.warp_sums[w][0]; });
+  const int owner =
+      crossed_part(kSampleWarps, before, target, [&](int w) { return s.warp_sums[w][0]; });
   __syncthreads();
   const int share = (slice.count + kSampleWarps - 1) / kSampleWarps;
   const int begin = min(owner * share, slice.count), end = min(begin + share, slice.count);
@@ -406,8 +407,8 @@ __device__ void walk(const SampleJob& job, const Row& row, std::int64_t index, c
   part = warp_sum(part);
   if (lane == 0) s.warp_sums[warp][1] = part;
   __syncthreads();
-  const int chosen = crossed_part(kSampleWarps, before, target,
-                                  [&](int w) { return s.warp_sums[w][1]; });
+  const int chosen =
+      crossed_part(kSampleWarps, before, target, [&](int w) { return s.warp_sums[w][1]; });
   if (warp != chosen) return;
   int last = -1;
   for (int i = from; i < to; i += kWarpLanes) {
@@ -456,8 +457,8 @@ __device__ void sample_filtered(const SampleJob& job, const Row& row, std::int64
   const unsigned high = key_of(row.largest);
   Cut cut;
   if (has_top_k) {
-    cut = fewest_that_reach(slice, s, cut, key_of(-CUDART_INF_F), high, most,
-                            [](float) { return 1.0; }, turn);
+    cut = fewest_that_reach(
+        slice, s, cut, key_of(-CUDART_INF_F), high, most, [](float) { return 1.0; }, turn);
   }
   if (row.how.top_p < 1) {
     double total = 0;
@@ -468,13 +469,14 @@ __device__ void sample_filtered(const SampleJob& job, const Row& row, std::int64
       return choose_from_list(job, row, index, s, s.listed, most, total, draw);
     }
     // All tokens below (1 - p) / v together do not reach 1 - p, so none is in the nucleus.
-    const double lowest = row.largest + row.how.temperature *
-                                            log((1 - static_cast<double>(row.how.top_p)) * total /
+    const double lowest =
+        row.largest + row.how.temperature * log((1 - static_cast<double>(row.how.top_p)) * total /
                                                 static_cast<double>(job.vocab));
     const float low = fminf(__double2float_rd(lowest), row.largest) + 0.0f;
-    cut = fewest_that_reach(slice, s, cut, max(key_of(low), key_of(-CUDART_INF_F)), high,
-                            static_cast<double>(row.how.top_p) * total,
-                            [&](float logit) { return row.weight(logit); }, turn);
+    cut = fewest_that_reach(
+        slice, s, cut, max(key_of(low), key_of(-CUDART_INF_F)), high,
+        static_cast<double>(row.how.top_p) * total, [&](float logit) { return row.weight(logit); },
+        turn);
   }
   walk(job, row, index, slice, s, cut, draw, turn);
 }
@@ -528,8 +530,8 @@ __global__ void __launch_bounds__(kSampleThreads, 3) sample_kernel(const SampleJ
 void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx) {
   const std::int64_t rows = args.logits.shape[0];
   // Only the code for 9.0 knows clusters.
-  const bool clusters = ctx.gpu()->info().compute_capability == 90 && !args.alone &&
-                        args.vocab > kMostListed;
+  const bool clusters =
+      ctx.gpu()->info().compute_capability == 90 && !args.alone && args.vocab > kMostListed;
   const unsigned blocks = clusters ? kMostClusterBlocks : 1;
   SampleJob job{};
   job.logits = args.logits.data;
@@ -538,8 +540,8 @@ void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx) {
   const std::int64_t share = (args.vocab + blocks - 1) / blocks;
   job.slice = static_cast<int>(std::min<std::int64_t>((share + 3) / 4 * 4, kNoLimit - 3));
   const std::size_t staged_bytes = sizeof(float) * static_cast<std::size_t>(job.slice);
-  job.staged = sizeof(RowShared) + staged_bytes <=
-               (clusters ? kMostClusterStagedBytes : kMostStagedBytes);
+  job.staged =
+      sizeof(RowShared) + staged_bytes <= (clusters ? kMostClusterStagedBytes : kMostStagedBytes);
   job.vectors = takes_float4(job.logits, job.stride);
   job.rows = args.rows;
   job.next_ids = args.next_ids;
