@@ -74,7 +74,7 @@ struct DecodeBatch::Impl {
   RowArrays device;
   std::unique_ptr<void, PinnedFree> pinned;  // tokens as a GPU delivers them
   std::vector<SampledToken> tokens;
-  std::vector<DecodeRow> expected;  // what the device's arrays hold
+  std::vector<DecodeRow> expected;           // what the device's arrays hold
   std::map<std::size_t, Recorded> recorded;  // by number of rows
   bool record_graphs = true;
 

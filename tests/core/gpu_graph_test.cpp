@@ -32,10 +32,7 @@ TEST(CudaGraph, DoesAtEachLaunchWhatWasRecordedOnce) {
 TEST(CudaGraph, AFailureWhileRecordingLeavesTheStreamUsable) {
   if (gpu_count() == 0) GTEST_SKIP() << "no GPU";
   const auto gpu = Gpu::open(0);
-  EXPECT_THROW(GpuGraph::record(gpu,
-                                [&] {
-                                  throw Error(ErrorCode::kBadInput, "on purpose");
-                                }),
+  EXPECT_THROW(GpuGraph::record(gpu, [&] { throw Error(ErrorCode::kBadInput, "on purpose"); }),
                Error);
   std::vector<int> from = {5}, out(1);
   const Memory a = allocate_memory(16, gpu);

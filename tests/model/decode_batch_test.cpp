@@ -69,10 +69,9 @@ class DecodeBatches : public testing::TestWithParam<Place> {
     for (int i = 0; i < steps; ++i) {
       model->step({&from.id, 1}, {&from.slot, 1}, states,
                   {logits.data(), {1, model->config().padded_vocab()}}, *ctx);
-      from.id =
-          sample_token({logits.data(), static_cast<std::size_t>(model->config().vocab)}, {},
-                       from.sampling, uniform_draw(from.seed, from.stream, from.position++))
-              .id;
+      from.id = sample_token({logits.data(), static_cast<std::size_t>(model->config().vocab)}, {},
+                             from.sampling, uniform_draw(from.seed, from.stream, from.position++))
+                    .id;
       out.push_back(from.id);
     }
     return out;
@@ -162,9 +161,7 @@ TEST_P(DecodeBatches, NanStopsOneSequenceAndNotItsNeighbours) {
 TEST_P(DecodeBatches, RefusesRowsThatCannotBeAndGoesOn) {
   DecodeBatch batch(*model, *pool, 2, *ctx);
   EXPECT_TRUE(batch.step({}).empty());
-  const auto refuse = [&](std::vector<DecodeRow> rows) {
-    EXPECT_THROW(batch.step(rows), Error);
-  };
+  const auto refuse = [&](std::vector<DecodeRow> rows) { EXPECT_THROW(batch.step(rows), Error); };
   refuse({row(0), row(1), row(2)});
   refuse({row(1), row(1)});
   DecodeRow bad = row(0);

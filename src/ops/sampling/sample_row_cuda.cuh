@@ -45,7 +45,7 @@ struct Cut {
   }
 };
 
-struct RowShared {
+struct alignas(16) RowShared {                // the staged logits follow
   Word list[kMostListed];                     // candidates, in the first block
   double sums[2][kMostClusterBlocks][kSums];  // of each block; two, used in turn
   double warp_sums[kSampleWarps][kSums];
