@@ -154,8 +154,7 @@ void BatchGenerator::Impl::end_job(const Job& job, const std::optional<FinishRea
   free_slots.insert(free_slots.end(), job.slots.rbegin(), job.slots.rend());
 }
 
-void BatchGenerator::Impl::end_sequence(Sequence& sequence, FinishReason reason,
-                                        BatchEvent event) {
+void BatchGenerator::Impl::end_sequence(Sequence& sequence, FinishReason reason, BatchEvent event) {
   if (sequence.job->keep_state && sequence.sample == 0) {
     event.state = states.export_slot(sequence.slot, model.fingerprint());
     if (!sequence.ids.empty()) event.state.set_pending_id(sequence.ids.back());
@@ -332,8 +331,8 @@ void BatchGenerator::Impl::start_samples(const std::shared_ptr<Job>& job, const 
     states.fork(job->slots[0], job->slots[i]);
   }
   for (std::int64_t i = 0; i < job->request.samples; ++i) {
-    Sequence sequence{job, i, job->slots[i],
-                      TextStream(checkpoint.tokenizer.get(), job->request.stop), {}};
+    Sequence sequence{
+        job, i, job->slots[i], TextStream(checkpoint.tokenizer.get(), job->request.stop), {}};
     if (sample_on_host(sequence, logits)) running.push_back(std::move(sequence));
   }
 }
@@ -373,8 +372,7 @@ std::vector<bool> BatchGenerator::Impl::step_with_penalties(const std::vector<st
   model.step(ids, slots, states, {logits.data(), {std::ssize(who), v}}, ctx);
   std::vector<bool> going_on(who.size(), false);
   for (std::size_t k = 0; k < who.size(); ++k) {
-    going_on[k] =
-        sample_on_host(running[who[k]], logits.data() + static_cast<std::int64_t>(k) * v);
+    going_on[k] = sample_on_host(running[who[k]], logits.data() + static_cast<std::int64_t>(k) * v);
   }
   return going_on;
 }
