@@ -27,6 +27,9 @@ struct GenerateOptions {
   bool ignore_eos = false;
   bool interactive = false;
   std::string save_state, load_state;
+  std::string requests;    // a file of requests instead of one prompt
+  std::int64_t batch = 8;  // of them at once
+  const CLI::Option* batch_given = nullptr;
 };
 
 struct Prompt {

@@ -44,8 +44,10 @@ GpuInfo gpu_info(int index) {
     fail(ErrorCode::kUnavailable, "no NVIDIA GPU can be used: ", cudaGetErrorString(status),
          "; expected a card and a driver for CUDA ", CUDART_VERSION / 1000, "; use --device cpu");
   }
-  check_input(index >= 0 && index < count, "there is no GPU ", index, "; expected 0 to ",
-              count - 1);
+  if (index < 0 || index >= count) {
+    fail(ErrorCode::kUnavailable, "this machine has no GPU ", index, "; expected 0 to ", count - 1,
+         "; choose another with --device cuda:N");
+  }
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, index), "reading its properties");
   GpuInfo info;
