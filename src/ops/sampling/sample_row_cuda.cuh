@@ -15,8 +15,9 @@ namespace mamba3 {
 constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / kWarpLanes;
 constexpr unsigned kMostClusterBlocks = 8;
-constexpr int kGroups = 128;       // of threads of a cluster, each with its largest logit
-constexpr int kMostListed = 1024;  // candidates that one block sorts
+constexpr int kGroups = 128;              // of threads of a cluster, each with its largest logit
+constexpr int kMostListed = 1024;         // candidates that one block sorts
+constexpr int kMostFew = kSampleThreads;  // candidates with a thread for each
 constexpr int kPivots = 7;
 constexpr int kSums = 2 * kPivots + 1;
 constexpr int kNoLimit = 0x7fffffff;
@@ -45,8 +46,8 @@ struct Cut {
   }
 };
 
-struct alignas(16) RowShared {                // the staged logits follow
-  Word list[kMostListed];                     // candidates, in the first block
+struct alignas(16) RowShared {  // the staged logits follow
+  Word list[kMostListed];       // candidates: this block's, then in the first block all
   double sums[2][kMostClusterBlocks][kSums];  // of each block; two, used in turn
   double warp_sums[kSampleWarps][kSums];
   double totals[kSums];
@@ -54,10 +55,9 @@ struct alignas(16) RowShared {                // the staged logits follow
   Word warp_best[kSampleWarps];
   unsigned group_keys[kGroups];
   int bad[kMostClusterBlocks];
-  int listed;         // counted up in the first block ...
-  int listed_by_all;  // ... and what all blocks know of it
+  int listed;  // in this block's list; what does not fit is counted too
   unsigned bound;
-  int found;
+  int found, last;
 };
 
 // This block's part of a row.
@@ -140,6 +140,34 @@ __device__ int crossed_part(int count, double& before, double& target, const Par
   before = before_last;
   target = CUDART_INF;
   return last;
+}
+
+// exp(x) of a number that is not positive, to a few units of the last place; 0 below -700.
+__device__ __forceinline__ double exp_not_positive(double x) {
+  if (x < -700) return 0;
+  constexpr double kShift =
+      6755399441055744.0;  // 1.5 * 2^52: leaves a whole number in the low bits
+  const double shifted = fma(x, 1.4426950408889634, kShift);
+  const double n = shifted - kShift;
+  const double r = fma(n, -1.90821492927058770e-10, fma(n, -6.93147180369123816e-01, x));
+  // 1 / 11!, 1 / 10!, ...
+  constexpr double kTerms[] = {2.505210838544172e-8,
+                               2.755731922398589e-7,
+                               2.755731922398589e-6,
+                               2.48015873015873e-5,
+                               1.984126984126984e-4,
+                               1.388888888888889e-3,
+                               8.333333333333333e-3,
+                               4.166666666666667e-2,
+                               1.666666666666667e-1,
+                               0.5,
+                               1.0,
+                               1.0};
+  double sum = kTerms[0];
+#pragma unroll
+  for (int i = 1; i < 12; ++i) sum = fma(sum, r, kTerms[i]);
+  return __hiloint2double(__double2hiint(sum) + (__double2loint(shifted) << 20),
+                          __double2loint(sum));
 }
 
 // Philox 4x32-10, as uniform_draw.cpp has it.

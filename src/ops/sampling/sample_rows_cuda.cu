@@ -3,6 +3,7 @@
 // sorts them. Where they may be many, the last token that a filter keeps is found by narrowing an
 // interval of logits, and the choice is made by walking over the row.
 #include <algorithm>
+#include <cmath>
 
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
@@ -34,10 +35,11 @@ struct Row {
   RowSampling how;
   float largest = 0;
   int largest_id = 0;
-  double raw_sum = 0;  // of exp(logit - largest)
+  double raw_sum = 0;   // of exp(logit - largest)
+  double coldness = 0;  // 1 / temperature
 
   __device__ double weight(float logit) const {
-    return exp((static_cast<double>(logit) - largest) / static_cast<double>(how.temperature));
+    return exp_not_positive((static_cast<double>(logit) - largest) * coldness);
   }
 };
 
@@ -48,14 +50,18 @@ __device__ void write_token(const SampleJob& job, const Row& row, std::int64_t i
   job.out[index] = {id, static_cast<float>(logprob), SampleStatus::kOk};
 }
 
-// What a thread finds while the row comes in.
+// What a thread finds while the row comes in, id after id.
 struct Seen {
-  Word best = 0;
+  float largest;
+  int id = kNoLimit;
   bool bad = false;  // NaN or +infinity
-  __device__ void take(float logit, int id) {
+  __device__ Seen() : largest(-INFINITY) {}
+  __device__ void take(float logit, int next_id) {
     bad = bad || !(logit < CUDART_INF_F);
-    const Word word = ranked(key_of(logit + 0.0f), id);
-    best = word > best ? word : best;
+    if (logit > largest) {
+      largest = logit;
+      id = next_id;
+    }
   }
 };
 
@@ -64,7 +70,7 @@ __device__ Seen load_slice(const SampleJob& job, const float* from, int first_id
   Seen seen;
   int i = static_cast<int>(threadIdx.x);
   if (job.vectors) {
-#pragma unroll 4
+#pragma unroll 8
     for (int j = i; j < count / 4; j += kSampleThreads) {
       const float4 v = reinterpret_cast<const float4*>(from)[j];
       if (job.staged) reinterpret_cast<float4*>(to)[j] = v;
@@ -88,7 +94,7 @@ __device__ void share_seen(RowShared& s, const Seen& seen) {
   const unsigned rank = cluster_rank(), blocks = cluster_blocks();
   const unsigned t = threadIdx.x, lane = t % kWarpLanes;
   const unsigned groups = kGroups / blocks, lanes = kSampleThreads / groups;
-  Word best = seen.best;
+  Word best = ranked(key_of(seen.largest + 0.0f), seen.id);
   for (unsigned step = 1; step < kWarpLanes; step *= 2) {
     if (step == lanes && lane % lanes == 0) {
       for (unsigned r = 0; r < blocks; ++r) {
@@ -122,7 +128,7 @@ __device__ SampleStatus combine_seen(const RowShared& s, Row& row) {
 }
 
 // At least k logits are as large as the k-th largest of the groups' largest.
-__device__ unsigned group_bound(RowShared& s, int k) {
+__device__ float group_bound(RowShared& s, int k) {
   if (threadIdx.x < kGroups) {
     const unsigned mine = s.group_keys[threadIdx.x];
     int before = 0;
@@ -134,24 +140,58 @@ __device__ unsigned group_bound(RowShared& s, int k) {
     if (before == k - 1) s.bound = mine;
   }
   __syncthreads();
-  return s.bound;
+  return logit_of(s.bound);
 }
 
-// Into the list of the cluster's first block, in any order; what does not fit is only counted.
-__device__ void list_candidate(RowShared& s, unsigned key, int id) {
-  const int at = atomicAdd(cluster_peer(&s.listed, 0), 1);
-  if (at < kMostListed) *cluster_peer(&s.list[at], 0) = ranked(key, id);
+// Into this block's list, in any order.
+__device__ void list_candidate(RowShared& s, float logit, int id) {
+  const int at = atomicAdd(&s.listed, 1);
+  if (at < kMostListed) s.list[at] = ranked(key_of(logit), id);
 }
 
-// Of the whole row. With a bound, tokens from it on are listed on the way.
-__device__ double raw_sum(const Slice& slice, const Row& row, bool listing, unsigned bound,
-                          RowShared& s, int& turn) {
-  double sum[1] = {0};
-  slice.each([&](float logit, int id) {
-    sum[0] += static_cast<double>(expf(logit - row.largest));
-    if (listing && key_of(logit) >= bound) list_candidate(s, key_of(logit), id);
-  });
-  add_over_cluster(s, sum, turn);
+// Brings the blocks' lists together in the first block, when the cluster has added up how many
+// candidates each has: sum `which` of those before the last turn. Returns how many there are; when
+// they are too many nothing is moved.
+__device__ int join_lists(RowShared& s, int which, int turn) {
+  const unsigned rank = cluster_rank();
+  const int count = static_cast<int>(s.totals[which]);
+  if (count > kMostListed) return count;
+  int first = 0;
+  for (unsigned r = 0; r < rank; ++r) first += static_cast<int>(s.sums[turn ^ 1][r][which]);
+  const int mine = static_cast<int>(s.sums[turn ^ 1][rank][which]);
+  if (rank != 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < mine; i += kSampleThreads) {
+      *cluster_peer(&s.list[first + i], 0) = s.list[i];
+    }
+  }
+  cluster_sync();
+  return count;
+}
+
+// Of the whole row; tokens from `bound` on are listed on the way, and counted in sum 1.
+__device__ double raw_sum(const Slice& slice, const Row& row, float bound, RowShared& s,
+                          int& turn) {
+  constexpr int kTogether = 4;  // few enough that their sum may be fp32
+  double sums[2] = {0, 0};
+  const auto add = [&](int i, float& part) {
+    const float logit = slice.at(i);
+    part += __expf(logit - row.largest);
+    if (logit >= bound) {
+      list_candidate(s, logit, slice.first_id + i);
+      sums[1] += 1;
+    }
+  };
+  int i = slice.warp_begin + static_cast<int>(threadIdx.x) % kWarpLanes;
+  for (; i + (kTogether - 1) * kWarpLanes < slice.warp_end; i += kTogether * kWarpLanes) {
+    float part = 0;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) add(i + j * kWarpLanes, part);
+    sums[0] += static_cast<double>(part);
+  }
+  float part = 0;
+  for (; i < slice.warp_end; i += kWarpLanes) add(i, part);
+  sums[0] += static_cast<double>(part);
+  add_over_cluster(s, sums, turn);
   return s.totals[0];
 }
 
@@ -176,14 +216,14 @@ __device__ void sort_list(Word* list, int count) {
   __syncthreads();
 }
 
-// Each thread's kListParts weights become the sums in front of them; returns the sum of all.
-__device__ double sums_before(RowShared& s, const double (&weights)[kListParts],
-                              double (&before)[kListParts]) {
+// The sums in front of each of a thread's weights; returns the sum of all.
+template <int N>
+__device__ double sums_before(RowShared& s, const double (&weights)[N], double (&before)[N]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   double mine = 0;
 #pragma unroll
-  for (int i = 0; i < kListParts; ++i) mine += weights[i];
+  for (int i = 0; i < N; ++i) mine += weights[i];
   double up_to = mine;
   for (int step = 1; step < kWarpLanes; step *= 2) {
     const double other = __shfl_up_sync(0xffffffffu, up_to, step);
@@ -199,7 +239,7 @@ __device__ double sums_before(RowShared& s, const double (&weights)[kListParts],
   }
   double front = base + (up_to - mine);
 #pragma unroll
-  for (int i = 0; i < kListParts; ++i) {
+  for (int i = 0; i < N; ++i) {
     before[i] = front;
     front += weights[i];
   }
@@ -228,9 +268,54 @@ __device__ void filter_list(RowShared& s, const Row& row, int count, int most, d
   }
 }
 
+// A thread for each candidate: their order is counted out.
+__device__ void choose_from_few(const SampleJob& job, const Row& row, std::int64_t index,
+                                RowShared& s, int count, int most, double total, double draw) {
+  static_assert(3 * kMostFew <= kMostListed);
+  const int t = static_cast<int>(threadIdx.x);
+  Word* const sorted = s.list + kMostFew;
+  double* const weights = reinterpret_cast<double*>(sorted + kMostFew);
+  if (t < count) {
+    const Word mine = s.list[t];
+    int before = 0;
+    for (int j = 0; j < count; ++j) before += s.list[j] > mine;
+    sorted[before] = mine;
+  }
+  if (t == 0) {
+    s.found = kNoLimit;
+    s.last = -1;
+  }
+  __syncthreads();
+  const Word mine = t < count ? sorted[t] : 0;
+  const int id = static_cast<int>(~static_cast<unsigned>(mine));
+  const float logit = logit_of(static_cast<unsigned>(mine >> 32));
+  const double weight[1] = {t < min(count, most) ? row.weight(logit) : 0};
+  double before[1];
+  const double all = sums_before(s, weight, before);
+  const double mass = static_cast<double>(row.how.top_p) * (total < 0 ? all : total);
+  const bool in_nucleus = row.how.top_p >= 1 || t == 0 || before[0] < mass;
+  const bool kept = in_nucleus && weight[0] > 0 && weight[0] >= row.how.min_p;
+  weights[t] = kept ? weight[0] : 0;
+  __syncthreads();
+  if (kept) {
+    double below = 0, sum = 0;  // of lower ids, of all
+    for (int j = 0; j < min(count, most); ++j) {
+      const double other = weights[j];
+      sum += other;
+      if (static_cast<int>(~static_cast<unsigned>(sorted[j])) < id) below += other;
+    }
+    atomicMax(&s.last, id);
+    if (below + weight[0] > draw * sum) atomicMin(&s.found, id);
+  }
+  __syncthreads();
+  const int chosen = s.found != kNoLimit ? s.found : s.last;
+  if (kept && id == chosen) write_token(job, row, index, id, logit);
+}
+
 // `total`: the weight of all tokens, or negative where the list holds all that count.
 __device__ void choose_from_list(const SampleJob& job, const Row& row, std::int64_t index,
                                  RowShared& s, int count, int most, double total, double draw) {
+  if (count <= kMostFew) return choose_from_few(job, row, index, s, count, most, total, draw);
   int padded = 2;
   while (padded < count) padded *= 2;
   for (int i = count + static_cast<int>(threadIdx.x); i < padded; i += kSampleThreads)
@@ -317,8 +402,7 @@ __device__ Cut fewest_that_reach(const Slice& slice, RowShared& s, const Cut& am
       const double value = measure(logit);
 #pragma unroll
       for (int j = 0; j < kPivots; ++j) {
-        const Word pivot = low + static_cast<Word>(step) * (j + 1);
-        if (key >= pivot) sums[j] += value;
+        if (key >= low + step * (j + 1)) sums[j] += value;
       }
     });
     add_over_cluster(s, sums, turn);
@@ -326,10 +410,9 @@ __device__ Cut fewest_that_reach(const Slice& slice, RowShared& s, const Cut& am
     for (int j = 0; j < kPivots; ++j) {
       if (above + s.totals[j] >= limit) part = j + 1;
     }
-    const Word next = low + static_cast<Word>(step) * (part + 1);
     if (part < kPivots) {
       above += s.totals[part];
-      if (next <= high) high = static_cast<unsigned>(next - 1);
+      high = min(high, low + step * (part + 1) - 1);
     }
     low += step * part;
   }
@@ -343,29 +426,28 @@ __device__ Cut fewest_that_reach(const Slice& slice, RowShared& s, const Cut& am
 // that fit into the list; 0: there is none.
 __device__ unsigned weigh_row(const Slice& slice, RowShared& s, const Row& row, const Cut& cut,
                               double& total, int& turn) {
-  unsigned pivots[kPivots];
+  float pivots[kPivots];
 #pragma unroll
   for (int j = 0; j < kPivots; ++j) {
     // Weights of 1/4, 1/16, ...
-    const double logit = row.largest - 1.3862943611198906 * (j + 1) * row.how.temperature;
-    pivots[j] = key_of(static_cast<float>(logit) + 0.0f);
+    pivots[j] =
+        static_cast<float>(row.largest - 1.3862943611198906 * (j + 1) * row.how.temperature);
   }
   double sums[kSums] = {};
   slice.each([&](float logit, int id) {
-    const unsigned key = key_of(logit);
-    if (!cut.keeps(key, id)) return;
+    if (!cut.keeps(key_of(logit), id)) return;
     const double weight = row.weight(logit);
     sums[0] += weight;
 #pragma unroll
     for (int j = 0; j < kPivots; ++j) {
-      if (key < pivots[j]) continue;
+      if (logit < pivots[j]) continue;
       sums[1 + j] += weight;
       sums[1 + kPivots + j] += 1;
     }
   });
   add_over_cluster(s, sums, turn);
   total = s.totals[0];
-  unsigned bound = 0;
+  float bound = CUDART_INF_F;
 #pragma unroll
   for (int j = kPivots - 1; j >= 0; --j) {
     const bool reached = s.totals[1 + j] >= row.how.top_p * total;
@@ -430,12 +512,16 @@ __device__ void walk(const SampleJob& job, const Row& row, std::int64_t index, c
   if (lane == 0) write_token(job, row, index, slice.first_id + last, slice.at(last));
 }
 
-// The list is complete in the first block after the next meeting of the cluster.
-__device__ void list_from(const Slice& slice, RowShared& s, unsigned bound) {
+// Returns how many tokens there are from `bound` on: they are in the first block's list.
+__device__ int list_from(const Slice& slice, RowShared& s, float bound, int& turn) {
+  double count[1] = {0};
   slice.each([&](float logit, int id) {
-    if (key_of(logit) >= bound) list_candidate(s, key_of(logit), id);
+    if (logit < bound) return;
+    list_candidate(s, logit, id);
+    count[0] += 1;
   });
-  cluster_sync();
+  add_over_cluster(s, count, turn);
+  return join_lists(s, 0, turn);
 }
 
 // A row with a temperature, when its raw sum is known.
@@ -445,13 +531,10 @@ __device__ void sample_filtered(const SampleJob& job, const Row& row, std::int64
   const bool has_top_k = row.how.top_k > 0 && row.how.top_k < job.vocab;
   const int most = has_top_k ? row.how.top_k : kNoLimit;
   if (listed) {
-    if (cluster_rank() == 0 && threadIdx.x < cluster_blocks()) {
-      *cluster_peer(&s.listed_by_all, threadIdx.x) = s.listed;
-    }
-    cluster_sync();
-    if (s.listed_by_all <= kMostListed) {
+    const int count = join_lists(s, 1, turn);
+    if (count <= kMostListed) {
       if (cluster_rank() != 0) return;
-      return choose_from_list(job, row, index, s, s.listed_by_all, most, -1, draw);
+      return choose_from_list(job, row, index, s, count, most, -1, draw);
     }
   }
   const unsigned high = key_of(row.largest);
@@ -462,11 +545,11 @@ __device__ void sample_filtered(const SampleJob& job, const Row& row, std::int64
   }
   if (row.how.top_p < 1) {
     double total = 0;
-    const unsigned bound = weigh_row(slice, s, row, cut, total, turn);
-    if (bound != 0 && !has_top_k) {
-      list_from(slice, s, bound);
+    const float bound = weigh_row(slice, s, row, cut, total, turn);
+    if (bound < CUDART_INF_F && !has_top_k) {
+      const int count = list_from(slice, s, bound, turn);
       if (cluster_rank() != 0) return;
-      return choose_from_list(job, row, index, s, s.listed, most, total, draw);
+      return choose_from_list(job, row, index, s, count, most, total, draw);
     }
     // All tokens below (1 - p) / v together do not reach 1 - p, so none is in the nucleus.
     const double lowest =
@@ -513,9 +596,11 @@ __global__ void __launch_bounds__(kSampleThreads, 3) sample_kernel(const SampleJ
   const bool greedy = row.how.temperature == 0;
   const bool few = row.how.top_k > 0 && row.how.top_k <= kMostGroupTopK;
   const bool listed = !greedy && (job.vocab <= kMostListed || few);
-  const unsigned bound = listed && job.vocab > kMostListed ? group_bound(s, row.how.top_k) : 0;
+  float bound = CUDART_INF_F;  // no list
+  if (listed) bound = job.vocab > kMostListed ? group_bound(s, row.how.top_k) : -CUDART_INF_F;
+  row.coldness = 1 / static_cast<double>(row.how.temperature);
   int turn = 0;
-  row.raw_sum = raw_sum(slice, row, listed, bound, s, turn);
+  row.raw_sum = raw_sum(slice, row, bound, s, turn);
   if (greedy) {
     if (rank == 0 && threadIdx.x == 0) {
       write_token(job, row, index, row.largest_id, row.largest);
