@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/gpu.h"
+#include "core/memory.h"
 #include "engine/byte_tokenizer.h"
 #include "mamba3/engine.h"
 #include "model/tiny_models.h"
@@ -206,6 +207,37 @@ TEST_P(Batches, ABrokenSequenceStopsAlone) {
   expect_as_alone(good[0], first, results);
   expect_as_alone(good[1], last, results);
   EXPECT_THROW(generate(checkpoint, nan, {}, *ctx), Error);
+}
+
+// Everything that the card has left, in pieces down to a megabyte.
+std::vector<Memory> all_memory(const std::shared_ptr<Gpu>& gpu) {
+  std::vector<Memory> taken;
+  for (std::size_t bytes = std::size_t{32} << 30; bytes >= (std::size_t{1} << 20); bytes /= 2) {
+    while (Memory piece = allocate_memory(bytes, gpu)) taken.push_back(std::move(piece));
+  }
+  return taken;
+}
+
+// A workspace that cannot grow ends the request that needs it; those that run, and later ones, are
+// not disturbed.
+TEST_P(Batches, MemoryThatRunsOutEndsOneRequest) {
+  if (GetParam().kind == DeviceKind::kCpu) GTEST_SKIP() << "the host's memory is not used up";
+  BatchGenerator batch(checkpoint, {3, 0}, *ctx);
+  const GenerateRequest good = request(6, 30, 3), large = request(8000, 5, 4);
+  const Ticket first = batch.submit(good, true);
+  Results results;
+  for (int i = 0; i < 3; ++i) take(batch.turn(), results);
+  std::vector<Memory> taken = all_memory(ctx->gpu());
+  const Ticket refused = batch.submit(large);
+  for (int i = 0; i < 3; ++i) take(batch.turn(), results);
+  taken.clear();
+  const Collected& one = results[std::make_pair(refused, std::int64_t{0})];
+  ASSERT_TRUE(one.error.has_value());
+  EXPECT_EQ(one.error->code(), ErrorCode::kUnavailable);
+  const Ticket again = batch.submit(large, true);
+  while (!batch.idle()) take(batch.turn(), results);
+  expect_as_alone(good, first, results);
+  expect_as_alone(large, again, results);
 }
 
 TEST_P(Batches, RefusesRequestsThatMeanNothingAndGoesOn) {
