@@ -190,4 +190,35 @@ __device__ inline double device_uniform_draw(std::uint64_t seed, std::uint64_t s
   return static_cast<double>(word >> 11) * 0x1p-53;
 }
 
+struct SampleJob {
+  const float* logits;
+  std::int64_t stride;
+  int vocab;
+  int slice;  // elements for each block of a cluster, a multiple of 4
+  bool vectors;
+  RowSampling* rows;
+  std::int32_t* next_ids;
+  SampledToken* out;
+};
+
+// What a row's filters look at.
+struct Row {
+  RowSampling how;
+  float largest = 0;
+  int largest_id = 0;
+  double raw_sum = 0;   // of exp(logit - largest)
+  double coldness = 0;  // 1 / temperature
+
+  __device__ double weight(float logit) const {
+    return exp_not_positive((static_cast<double>(logit) - largest) * coldness);
+  }
+};
+
+__device__ inline void write_token(const SampleJob& job, const Row& row, std::int64_t index, int id,
+                                   float logit) {
+  const double logprob = (static_cast<double>(logit) - row.largest) - log(row.raw_sum);
+  job.next_ids[index] = id;
+  job.out[index] = {id, static_cast<float>(logprob), SampleStatus::kOk};
+}
+
 }  // namespace mamba3
