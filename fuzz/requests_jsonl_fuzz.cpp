@@ -4,6 +4,7 @@
 
 #include "../tests/engine/byte_tokenizer.h"
 #include "core/check.h"
+#include "engine/generate_lines.h"
 #include "engine/requests.h"
 #include "engine/task.h"
 
@@ -48,6 +49,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       });
     });
   });
+  std::string_view rest = text, line;
+  for (std::int64_t number = 0; mamba3::next_line(rest, number, line);) {
+    refused_or([&] {
+      const mamba3::GenerateRequest request = mamba3::to_generate_request(
+          mamba3::parse_generate_line(line, "input"), {}, &tokenizer, kVocab);
+      check(request.max_tokens >= 0 && request.sampling.top_k >= 0);
+      for (const std::int32_t id : request.prompt_ids) check(id >= 0 && id < kVocab);
+    });
+  }
   refused_or([&] {
     const mamba3::IdLists ids = mamba3::parse_ids_json(text, "input", kVocab);
     check(!ids.lists.empty() || ids.nested);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "mamba3/error.h"
 #include "mamba3/model.h"
 #include "mamba3/sampling.h"
 #include "mamba3/tokenizer.h"
@@ -23,6 +24,9 @@ struct LoadOptions {
   std::optional<AActivation>
       a_activation;  // empty: what the file records, else heavy-tail (and a log line says so)
   bool strict = false;
+  // Sequences that will be decoded at once: kUnavailable, before anything is loaded, when a GPU has
+  // no room for them.
+  std::int64_t batch = 1;
 };
 
 struct Checkpoint {
@@ -79,6 +83,62 @@ struct GenerateHooks {
 // prompt_ids may be empty only when the state brings a pending id or max_tokens is 0.
 GenerateResult generate(const Checkpoint& checkpoint, const GenerateRequest& request,
                         const GenerateHooks& hooks, Context& ctx);
+
+// Many requests at once: what a server is built on. Each sample of a request is a sequence with a
+// slot of its own; requests wait for slots, join and leave between steps, and prompts are read
+// beside the decoding of others. What a request gets does not depend on the others.
+struct BatchOptions {
+  std::int64_t slots = 8;  // sequences at once; each takes the memory of a state
+  // Most prompt tokens that one turn reads, which bounds how long decoding waits for it; rounded to
+  // where a cut changes no bit. 0: as many as the device reads at once.
+  std::int64_t prefill_tokens = 0;
+  StatePoolOptions pool;  // how states are kept while decoding
+};
+
+using Ticket = std::int64_t;
+
+// What a turn brought to one sample of a request.
+struct BatchEvent {
+  Ticket ticket = 0;
+  std::int64_t sample = 0;
+  // A piece of the prompt was read: so much of it by now. Of sample 0.
+  std::int64_t prompt_done = 0, prompt_tokens = 0;
+  std::int32_t id = -1;  // was sampled; -1: none
+  float logprob = 0;
+  std::string text;  // has become certain: see GenerateHooks::on_text
+  // The last event of a sample has one of these.
+  std::optional<FinishReason> finished;
+  std::optional<Error> error;  // of this request alone; the others go on
+  SequenceState state;         // of sample 0 when it ends, where it was asked for
+  bool last() const { return finished.has_value() || error.has_value(); }
+};
+
+class BatchGenerator {
+ public:
+  // kUnavailable when there is no memory for the slots. `ctx` must outlive it.
+  BatchGenerator(const Checkpoint& checkpoint, const BatchOptions& options, Context& ctx);
+  ~BatchGenerator();
+  BatchGenerator(BatchGenerator&&) noexcept;
+  BatchGenerator& operator=(BatchGenerator&&) noexcept;
+
+  // Puts a request at the end of the queue. Refuses one that means nothing, or that needs more
+  // slots than there are. With `keep_state` the last event of sample 0 brings its state.
+  Ticket submit(GenerateRequest request, bool keep_state = false);
+  // Ends a request with what it has so far, kInterrupted; its last events come with the next turn.
+  // One that has ended already is left alone.
+  void cancel(Ticket ticket);
+  bool idle() const;             // no request, and no event to come
+  std::int64_t waiting() const;  // requests that have no slot yet
+
+  // One token for every sequence that is decoded, then a piece of the prompts. Events in order. An
+  // error in the middle, memory that runs out for example, ends the sequences that it struck; the
+  // generator can be used on.
+  std::vector<BatchEvent> turn();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 // Log-likelihoods. `first_scored` is the index of the first id that is predicted and counted (at
 // least 1).

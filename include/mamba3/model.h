@@ -13,6 +13,7 @@
 
 #include "mamba3/config.h"
 #include "mamba3/context.h"
+#include "mamba3/sampling.h"
 #include "mamba3/state.h"
 #include "mamba3/tensor.h"
 
@@ -68,6 +69,7 @@ class StatePool {
 
  private:
   friend class Model;
+  friend class DecodeBatch;
   std::unique_ptr<Impl> impl_;
 };
 
@@ -86,6 +88,8 @@ struct PrefillArgs {
   LogitsCallback on_logits;
   std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop
 };
+
+struct SampledStep;  // model/sampled_step.h
 
 class Model {
  public:
@@ -113,7 +117,42 @@ class Model {
             StatePool& states, TensorView<float, 2> logits, Context& ctx) const;
 
  private:
+  friend class DecodeBatch;
   Model();
+  // A step that stays in the Context's memory, sampling included.
+  void step_and_sample(const SampledStep& step, StatePool& states, Context& ctx) const;
+
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// One sequence in a decoding step: `id` is read, then the next one is sampled from what the model
+// says.
+struct DecodeRow {
+  std::int32_t slot = 0;
+  std::int32_t id = 0;
+  SamplingParams sampling;  // without penalties: these need logits in the host's memory
+  std::uint64_t seed = 0, stream = 0, position = 0;  // of the draw
+  bool operator==(const DecodeRow&) const = default;
+};
+
+// Decodes many sequences of one StatePool, a token each at a time. On a GPU a step is one recorded
+// graph: nothing is uploaded as long as each row goes on with the id that it was given. Model,
+// states and Context must outlive it.
+class DecodeBatch {
+ public:
+  // kUnavailable when there is no memory for so many rows.
+  DecodeBatch(const Model& model, StatePool& states, std::int64_t most_rows, Context& ctx);
+  ~DecodeBatch();
+  DecodeBatch(DecodeBatch&&) noexcept;
+  DecodeBatch& operator=(DecodeBatch&&) noexcept;
+
+  // At most most_rows rows, all of different slots; any other rows, in any number, may come next
+  // time. The result, one for each row, is there until the next call. A row whose logits are no
+  // distribution says so and does not disturb the others.
+  std::span<const SampledToken> step(std::span<const DecodeRow> rows);
+
+ private:
   struct Impl;
   std::shared_ptr<Impl> impl_;  // pools keep it for what their rings need of its weights
 };

@@ -16,6 +16,7 @@ struct SamplingParams {
   std::int32_t top_k = 40;         // 0: off
   float top_p = 0.95f;             // 1: off
   float min_p = 0.05f;             // 0: off
+  bool operator==(const SamplingParams&) const = default;
 };
 
 // Counter-based random numbers: the draw for (seed, stream, position) is the same on every machine,
@@ -32,6 +33,24 @@ struct Sample {
 // `draw` in [0, 1). Refuses NaN logits and parameters out of range.
 Sample sample_token(std::span<const float> logits, std::span<const std::int32_t> seen,
                     const SamplingParams& params, double draw);
+
+// What became of one row of many that were sampled together.
+enum class SampleStatus : std::int32_t {
+  kOk = 0,
+  kNotFinite = 1,  // a logit is NaN or +infinity
+  kNoToken = 2,    // all logits are -infinity
+};
+struct SampledToken {
+  std::int32_t id = -1;  // -1: none
+  float logprob = 0;
+  SampleStatus status = SampleStatus::kOk;
+};
+// Why a row has no token: what was found; what was expected; what to do.
+const char* sample_status_text(SampleStatus status);
+
+// Refuses parameters out of range, naming the value.
+void check_sampling(const SamplingParams& params);
+bool has_penalty(const SamplingParams& params);
 
 // log softmax(logits)[id], in double inside.
 double token_logprob(std::span<const float> logits, std::int32_t id);

@@ -110,10 +110,12 @@ fs::path model_folder(const CommonOptions& options) {
        "; expected a folder with config.json and weights; name one with -m");
 }
 
-LoadedModel load_model(const CommonOptions& options, Context& ctx) {
+LoadedModel load_model(const CommonOptions& options, Context& ctx, std::int64_t batch) {
   const auto start = std::chrono::steady_clock::now();
   LoadedModel loaded;
-  loaded.checkpoint = load_checkpoint(model_folder(options), load_options(options), ctx);
+  LoadOptions load = load_options(options);
+  load.batch = batch;
+  loaded.checkpoint = load_checkpoint(model_folder(options), load, ctx);
   loaded.load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   check_interrupt();
   return loaded;

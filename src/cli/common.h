@@ -41,7 +41,8 @@ struct LoadedModel {
   Checkpoint checkpoint;
   double load_s = 0;
 };
-LoadedModel load_model(const CommonOptions& options, Context& ctx);
+// `batch`: sequences that will be decoded at once, which a GPU must have room for.
+LoadedModel load_model(const CommonOptions& options, Context& ctx, std::int64_t batch = 1);
 // Refuses a checkpoint that came without one.
 const Tokenizer& need_tokenizer(const Checkpoint& checkpoint);
 // The tokenizer alone: --tokenizer, else the one in the model's folder.

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "cli/commands.h"
+#include "cli/generate_requests.h"
 #include "cli/interactive.h"
 #include "cli/terminal.h"
 #include "core/check.h"
@@ -54,6 +55,17 @@ void add_prompt_options(CLI::App& app, GenerateOptions& options) {
                "answer each line of input; the state is kept between turns");
 }
 
+void add_batch_options(CLI::App& app, GenerateOptions& options) {
+  app.add_option("--requests", options.requests,
+                 "file of JSON lines, - for stdin: a prompt and its own options each, answered by "
+                 "a JSON line each")
+      ->type_name("FILE");
+  options.batch_given = app.add_option("--batch", options.batch, "requests that run at once")
+                            ->type_name("N")
+                            ->check(whole_number(1, 4096))
+                            ->capture_default_str();
+}
+
 void add_sampling_options(CLI::App& app, SamplingParams& sampling) {
   const char* group = "Sampling";
   const auto add = [&](const char* name, auto& value, double least, double most, const char* help) {
@@ -80,6 +92,23 @@ void add_sampling_options(CLI::App& app, SamplingParams& sampling) {
       "subtracted for every time a token was seen");
 }
 
+// With --requests each line says what otherwise stands on the command line.
+void check_batch_options(const GenerateOptions& options, std::size_t prompts) {
+  if (options.requests.empty()) {
+    if (options.batch_given->count() == 0) return;
+    fail(ErrorCode::kUsage,
+         "--batch is given without --requests; expected both; --samples gives several "
+         "continuations of one prompt");
+  }
+  if (prompts > 0 || options.interactive || options.samples > 1 || !options.save_state.empty() ||
+      !options.load_state.empty()) {
+    fail(ErrorCode::kUsage,
+         "--requests goes with none of --prompt, --prompt-file, --prompt-ids, --samples, "
+         "--save-state, --load-state and --interactive; expected prompts in the file; leave the "
+         "other options out");
+  }
+}
+
 void check_options(const GenerateOptions& options) {
   const std::size_t prompts = int{options.prompt_given->count() > 0} +
                               int{options.prompt_file_given->count() > 0} +
@@ -89,10 +118,12 @@ void check_options(const GenerateOptions& options) {
          "the prompt is given more than once; expected one of --prompt, --prompt-file and "
          "--prompt-ids; leave the others out");
   }
-  if (prompts == 0 && options.load_state.empty() && !options.interactive) {
+  check_batch_options(options, prompts);
+  if (prompts == 0 && options.requests.empty() && options.load_state.empty() &&
+      !options.interactive) {
     fail(ErrorCode::kUsage,
-         "there is no prompt; expected --prompt, --prompt-file, --prompt-ids, --load-state or "
-         "--interactive; give one of them");
+         "there is no prompt; expected --prompt, --prompt-file, --prompt-ids, --requests, "
+         "--load-state or --interactive; give one of them");
   }
   if (options.interactive && (options.common.json || options.samples > 1)) {
     fail(ErrorCode::kUsage,
@@ -221,7 +252,10 @@ int run_once(const GenerateOptions& options, const LoadedModel& loaded, Context&
 int run_generate(const GenerateOptions& options) {
   check_options(options);
   Context ctx = make_context(options.common, choose_device(options.common));
-  const LoadedModel loaded = load_model(options.common, ctx);
+  const bool many = !options.requests.empty();
+  const LoadedModel loaded =
+      load_model(options.common, ctx, many ? options.batch : options.samples);
+  if (many) return run_requests(options, make_request(options, loaded.checkpoint), loaded, ctx);
   if (!options.interactive) return run_once(options, loaded, ctx);
   const Prompt prompt = read_prompt(options, loaded.checkpoint);
   return run_turns(options, prompt, make_request(options, loaded.checkpoint), loaded, ctx);
@@ -252,6 +286,7 @@ void write_timings(const GenerateRequest& request, const GenerateResult& result,
 Run add_generate(CLI::App& app) {
   auto options = std::make_shared<GenerateOptions>();
   add_prompt_options(app, *options);
+  add_batch_options(app, *options);
   add_sampling_options(app, options->sampling);
   add_common_options(app, options->common);
   return [options] { return run_generate(*options); };

@@ -28,6 +28,9 @@ struct GenerateOptions {
   bool interactive = false;
   StatePoolOptions pool;
   std::string save_state, load_state;
+  std::string requests;    // a file of requests instead of one prompt
+  std::int64_t batch = 8;  // of them at once
+  const CLI::Option* batch_given = nullptr;
 };
 
 struct Prompt {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 
 #include "mamba3/device.h"
@@ -28,6 +29,11 @@ class Gpu {
   void copy_out(void* to_host, const void* from, std::size_t bytes);
   void copy(void* to, const void* from, std::size_t bytes);
   void zero(void* to, std::size_t bytes);
+  // Memory of the host that the GPU reads and writes by itself; null when there is none.
+  void* allocate_pinned(std::size_t bytes);
+  void free_pinned(void* p) noexcept;
+  // `to_pinned` is filled after the next synchronize().
+  void copy_out_later(void* to_pinned, const void* from, std::size_t bytes);
   // Waits for everything, and reports what went wrong in it.
   void synchronize();
 
@@ -40,6 +46,28 @@ class Gpu {
   explicit Gpu(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
   std::shared_ptr<void> linear_cache_;
+};
+
+// What was put into a Gpu's stream, kept to be started again as one: the host's part of a pass of
+// many small kernels becomes one call.
+class GpuGraph {
+ public:
+  // Calls `launches`, which only puts work into the stream of `gpu`: it may not wait, nor allocate
+  // memory of the GPU. Nothing is computed. Everything that the work points at must stay where it
+  // is.
+  static std::unique_ptr<GpuGraph> record(const std::shared_ptr<Gpu>& gpu,
+                                          const std::function<void()>& launches);
+  ~GpuGraph();
+  GpuGraph(const GpuGraph&) = delete;
+  GpuGraph& operator=(const GpuGraph&) = delete;
+
+  void launch();  // in stream order
+
+  struct Impl;
+
+ private:
+  explicit GpuGraph(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace mamba3

@@ -44,8 +44,10 @@ GpuInfo gpu_info(int index) {
     fail(ErrorCode::kUnavailable, "no NVIDIA GPU can be used: ", cudaGetErrorString(status),
          "; expected a card and a driver for CUDA ", CUDART_VERSION / 1000, "; use --device cpu");
   }
-  check_input(index >= 0 && index < count, "there is no GPU ", index, "; expected 0 to ",
-              count - 1);
+  if (index < 0 || index >= count) {
+    fail(ErrorCode::kUnavailable, "this machine has no GPU ", index, "; expected 0 to ", count - 1,
+         "; choose another with --device cuda:N");
+  }
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, index), "reading its properties");
   GpuInfo info;
@@ -117,8 +119,63 @@ void Gpu::zero(void* to, std::size_t bytes) {
   check_cuda(cudaMemsetAsync(to, 0, bytes, impl_->stream), "clearing its memory");
 }
 
+void* Gpu::allocate_pinned(std::size_t bytes) {
+  void* p = nullptr;
+  cudaSetDevice(impl_->index);
+  if (cudaMallocHost(&p, bytes) == cudaSuccess) return p;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void Gpu::free_pinned(void* p) noexcept {
+  cudaFreeHost(p);
+}
+
+void Gpu::copy_out_later(void* to_pinned, const void* from, std::size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to_pinned, from, bytes, cudaMemcpyDeviceToHost, impl_->stream),
+             "copying from its memory");
+}
+
 void Gpu::synchronize() {
   check_cuda(cudaStreamSynchronize(impl_->stream), "computing");
+}
+
+struct GpuGraph::Impl {
+  std::shared_ptr<Gpu> gpu;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+
+  ~Impl() {
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+  }
+};
+
+GpuGraph::GpuGraph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+GpuGraph::~GpuGraph() = default;
+
+std::unique_ptr<GpuGraph> GpuGraph::record(const std::shared_ptr<Gpu>& gpu,
+                                           const std::function<void()>& launches) {
+  auto impl = std::make_unique<Impl>();
+  impl->gpu = gpu;
+  auto* const stream = static_cast<cudaStream_t>(gpu->stream());
+  check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+             "beginning to record a graph");
+  try {
+    launches();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &impl->graph);  // the stream can be used again
+    cudaGetLastError();
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(stream, &impl->graph), "recording a graph");
+  check_cuda(cudaGraphInstantiate(&impl->executable, impl->graph, 0), "preparing a graph");
+  return std::unique_ptr<GpuGraph>(new GpuGraph(std::move(impl)));
+}
+
+void GpuGraph::launch() {
+  auto* const stream = static_cast<cudaStream_t>(impl_->gpu->stream());
+  check_cuda(cudaGraphLaunch(impl_->executable, stream), "starting a graph");
 }
 
 }  // namespace mamba3

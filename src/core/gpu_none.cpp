@@ -46,7 +46,24 @@ void Gpu::copy(void*, const void*, std::size_t) {
 void Gpu::zero(void*, std::size_t) {
   refuse();
 }
+void* Gpu::allocate_pinned(std::size_t) {
+  refuse();
+}
+void Gpu::free_pinned(void*) noexcept {}
+void Gpu::copy_out_later(void*, const void*, std::size_t) {
+  refuse();
+}
 void Gpu::synchronize() {
+  refuse();
+}
+
+struct GpuGraph::Impl {};
+GpuGraph::~GpuGraph() = default;
+std::unique_ptr<GpuGraph> GpuGraph::record(const std::shared_ptr<Gpu>&,
+                                           const std::function<void()>&) {
+  refuse();
+}
+void GpuGraph::launch() {
   refuse();
 }
 

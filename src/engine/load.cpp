@@ -2,9 +2,12 @@
 #include <memory>
 
 #include "core/check.h"
+#include "core/gpu.h"
 #include "engine/checkpoint_files.h"
 #include "io/config_file.h"
 #include "mamba3/engine.h"
+#include "model/memory_needed.h"
+#include "model/weights.h"
 
 namespace mamba3 {
 namespace {
@@ -30,6 +33,12 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions&
   CheckpointFiles files = open_checkpoint_files(path);
   choose_a_activation(files.config, options.a_activation, ctx);
   const ModelOptions model_options{choose_compute(options, *files.weights), options.strict};
+
+  if (ctx.gpu()) {
+    check_tensors(files.config, files.weights->tensors);
+    const std::int64_t weights_bytes = resident_bytes(files.config, files.weights->tensors);
+    check_memory({files.config, weights_bytes}, options.batch, ctx.gpu()->info());
+  }
 
   Checkpoint checkpoint;
   checkpoint.tokenizer = find_tokenizer(files.folder, options.tokenizer);

@@ -6,35 +6,12 @@
 
 #include "core/check.h"
 #include "core/quote.h"
-#include "io/json.h"
+#include "engine/json_events.h"
 
 namespace mamba3 {
 namespace {
 
 using nlohmann::json;
-
-constexpr std::int64_t kMostId = INT32_MAX;
-
-// Answers of a parser's events that only accept what this project reads: a base with refusals.
-class JsonEvents {
- public:
-  explicit JsonEvents(const std::string& where) : where_(where) {}
-  bool null() { return other(); }
-  bool boolean(bool) { return other(); }
-  bool number_float(double, const std::string&) { return other(); }
-  bool binary(json::binary_t&) { return other(); }
-  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) {
-    refuse_json(where_, error.what());
-  }
-
- protected:
-  virtual ~JsonEvents() = default;
-  virtual bool other() = 0;
-  [[noreturn]] void refuse(const std::string& found, const std::string& expected) const {
-    fail(ErrorCode::kBadInput, where_, " ", found, "; expected ", expected, "; correct it");
-  }
-  const std::string& where_;
-};
 
 // Fills a RequestLine without building a document: memory stays near the line's own size.
 class RequestEvents : public JsonEvents {
@@ -217,15 +194,22 @@ RequestLine parse_request_line(std::string_view text, const std::string& where) 
   return line;
 }
 
-void for_each_request(std::string_view text, const std::string& origin,
-                      const std::function<void(const RequestLine&)>& use) {
-  std::int64_t number = 0;
+bool next_line(std::string_view& text, std::int64_t& number, std::string_view& line) {
   while (!text.empty()) {
     ++number;
     const std::size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
+    line = text.substr(0, end);
     text.remove_prefix(std::min(end + 1, text.size()));
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    if (line.find_first_not_of(" \t\r") != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+void for_each_request(std::string_view text, const std::string& origin,
+                      const std::function<void(const RequestLine&)>& use) {
+  std::int64_t number = 0;
+  std::string_view line;
+  while (next_line(text, number, line)) {
     use(parse_request_line(line, str(origin, " line ", number)));
   }
 }

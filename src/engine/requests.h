@@ -24,6 +24,10 @@ struct RequestLine {
 };
 RequestLine parse_request_line(std::string_view json, const std::string& where);
 
+// The next line of `text` that is not blank, which is taken off it with all before; `number` counts
+// them. False: there is none.
+bool next_line(std::string_view& text, std::int64_t& number, std::string_view& line);
+
 // Every line of `text` that is not blank.
 void for_each_request(std::string_view text, const std::string& origin,
                       const std::function<void(const RequestLine&)>& use);

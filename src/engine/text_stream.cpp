@@ -15,7 +15,7 @@ std::size_t overlap(const std::string& text, const std::string& stop) {
 }  // namespace
 
 TextStream::TextStream(const Tokenizer* tokenizer, const std::vector<std::string>& stop)
-    : tokenizer_(tokenizer), stop_(stop) {}
+    : tokenizer_(tokenizer), stop_(&stop) {}
 
 std::string TextStream::release(std::string certain) {
   text_ += certain;
@@ -26,13 +26,13 @@ std::string TextStream::push(std::int32_t id) {
   if (tokenizer_ == nullptr || stopped_) return {};
   held_ += characters_.push(tokenizer_->token_bytes(id, /*skip_special=*/true));
   std::size_t first_stop = std::string::npos;
-  for (const std::string& stop : stop_) first_stop = std::min(first_stop, held_.find(stop));
+  for (const std::string& stop : *stop_) first_stop = std::min(first_stop, held_.find(stop));
   if (first_stop != std::string::npos) {
     stopped_ = true;
     return release(held_.substr(0, first_stop));
   }
   std::size_t keep = 0;
-  for (const std::string& stop : stop_) keep = std::max(keep, overlap(held_, stop));
+  for (const std::string& stop : *stop_) keep = std::max(keep, overlap(held_, stop));
   std::string certain = held_.substr(0, held_.size() - keep);
   held_.erase(0, certain.size());
   return release(std::move(certain));

@@ -28,7 +28,7 @@ class TextStream {
   std::string release(std::string held);
 
   const Tokenizer* tokenizer_;
-  const std::vector<std::string>& stop_;
+  const std::vector<std::string>* stop_;
   Utf8Stream characters_;
   std::string held_;  // whole characters that may be the beginning of a stop text
   std::string text_;

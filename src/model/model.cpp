@@ -9,6 +9,7 @@
 #include "model/init.h"
 #include "model/mixer.h"
 #include "model/mlp.h"
+#include "model/sampled_step.h"
 #include "model/segments.h"
 #include "model/state_pool.h"
 #include "model/stream.h"
@@ -52,6 +53,9 @@ struct Model::Impl {
   // `logits` lie in the host's memory. `norm`: of hidden, or null where it is done.
   void head(TensorView<const float, 2> hidden, const float* norm, TensorView<float, 2> logits,
             LinearPath path, Context& ctx) const;
+  // The same with logits in the Context's memory.
+  void head_in_place(TensorView<const float, 2> hidden, const float* norm,
+                     TensorView<float, 2> logits, LinearPath path, Context& ctx) const;
   void read_segment(const PrefillArgs& args, const Segment& segment, StatePool::Impl& states,
                     Context& ctx) const;
   void last_logits(const PrefillArgs& args, const Segment& segment,
@@ -121,8 +125,9 @@ void Model::Impl::read_step(std::span<const std::int32_t> ids, const Batch& batc
   }
 }
 
-void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
-                       TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
+void Model::Impl::head_in_place(TensorView<const float, 2> hidden, const float* norm,
+                                TensorView<float, 2> logits, LinearPath path,
+                                Context& ctx) const {
   FusedLinearArgs args;
   args.x = hidden;
   args.norm_weight = norm;
@@ -131,12 +136,16 @@ void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
   args.y = logits;
   args.compute = compute();
   args.path = path;
-  if (!ctx.gpu()) return fused_linear(args, ctx);
+  fused_linear(args, ctx);
+}
+
+void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
+                       TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
+  if (!ctx.gpu()) return head_in_place(hidden, norm, logits, path, ctx);
   ArenaScope scope(ctx.workspace());
   const std::int64_t rows = logits.shape[0], v = logits.shape[1];
   const TensorView<float, 2> there(scope.allocate<float>(rows * v), {rows, v});
-  args.y = there;
-  fused_linear(args, ctx);
+  head_in_place(hidden, norm, there, path, ctx);
   const std::int64_t rows_at_once = logits.contiguous() ? rows : 1;
   for (std::int64_t row = 0; row < rows; row += rows_at_once) {
     ctx.gpu()->copy_out(&logits(row, 0), &there(row, 0),
@@ -289,6 +298,28 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   pool.ring.advance(batch.slots);
   pool.count_token(slots);
   impl_->head(residual, impl_->weights.final_norm.data(), logits, batch.linear_path(), ctx);
+}
+
+// Positions are the caller's: a recorded step counts none.
+void Model::step_and_sample(const SampledStep& step, StatePool& states, Context& ctx) const {
+  StatePool::Impl& pool = *states.impl_;
+  impl_->check_device(pool, ctx);
+  const auto count = static_cast<std::size_t>(step.rows);
+  const std::int64_t d = impl_->config.width, v = impl_->config.padded_vocab();
+  ArenaScope scope(ctx.workspace());
+  Batch batch;
+  batch.is_step = true;
+  batch.rows = step.rows;
+  batch.slots = {step.slots, count};
+  batch.compute = impl_->compute();
+  const TensorView<float, 2> residual(scope.allocate<float>(step.rows * d), {step.rows, d});
+  const TensorView<float, 2> logits(scope.allocate<float>(step.rows * v), {step.rows, v});
+  if (pool.ring.tokens() > 0) pool.use_parameters(impl_->mixers(), impl_);
+  impl_->read_step({step.ids, count}, batch, pool, residual, ctx);
+  pool.ring.advance(batch.slots);
+  impl_->head_in_place(residual, impl_->weights.final_norm.data(), logits, batch.linear_path(),
+                       ctx);
+  sample_rows({logits, impl_->config.vocab, step.sampling, step.ids, step.out}, ctx);
 }
 
 Model::Model() : impl_(std::make_unique<Impl>()) {}

@@ -11,6 +11,7 @@
 #include "ops/mamba3_step/mamba3_ring_ops.h"
 #include "ops/mamba3_step/mamba3_step.h"
 #include "ops/rms_norm/rms_norm.h"
+#include "ops/sampling/sample_rows.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace mamba3 {
@@ -33,6 +34,7 @@ void mamba3_ring_roll_back_cuda(const RingCursorArgs& args, std::span<const std:
 void mamba3_ring_settle_cuda(const RingSettleArgs& args, Gpu& gpu);
 void mamba3_ring_clear_cuda(const RingCursorArgs& args, Gpu& gpu);
 void rms_norm_cuda(const RmsNormArgs& args, Context& ctx);
+void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx);
 void swiglu_cuda(const SwigluArgs& args, Context& ctx);
 
 }  // namespace mamba3

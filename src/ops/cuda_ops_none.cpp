@@ -60,6 +60,9 @@ void mamba3_ring_clear_cuda(const RingCursorArgs&, Gpu&) {
 void rms_norm_cuda(const RmsNormArgs&, Context&) {
   refuse();
 }
+void sample_rows_cuda(const SampleRowsArgs&, Context&) {
+  refuse();
+}
 void swiglu_cuda(const SwigluArgs&, Context&) {
   refuse();
 }

@@ -22,30 +22,6 @@ bool before(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
 
-void check(std::span<const float> logits, const SamplingParams& params, double draw) {
-  check_input(std::isfinite(params.repeat_penalty) && params.repeat_penalty > 0,
-              "repeat penalty is ", params.repeat_penalty, "; expected a number above 0; 1 is off");
-  check_input(std::isfinite(params.presence_penalty), "presence penalty is ",
-              params.presence_penalty, "; expected a finite number; 0 is off");
-  check_input(std::isfinite(params.frequency_penalty), "frequency penalty is ",
-              params.frequency_penalty, "; expected a finite number; 0 is off");
-  check_input(std::isfinite(params.temperature) && params.temperature >= 0, "temperature is ",
-              params.temperature, "; expected a finite number of at least 0; 0 is greedy");
-  check_input(params.top_k >= 0, "top-k is ", params.top_k, "; expected at least 0; 0 is off");
-  check_input(params.top_p > 0 && params.top_p <= 1, "top-p is ", params.top_p,
-              "; expected a number above 0 and up to 1; 1 is off");
-  check_input(params.min_p >= 0 && params.min_p <= 1, "min-p is ", params.min_p,
-              "; expected a number from 0 to 1; 0 is off");
-  check_input(draw >= 0 && draw < 1, "sampling: the draw is ", draw,
-              "; expected a number from 0 to below 1");
-  check_input(!logits.empty(), "sampling: there are no logits; expected at least one");
-}
-
-bool has_penalty(const SamplingParams& params) {
-  return params.repeat_penalty != 1.0f || params.presence_penalty != 0.0f ||
-         params.frequency_penalty != 0.0f;
-}
-
 std::vector<float> penalised(std::span<const float> logits, std::span<const std::int32_t> seen,
                              const SamplingParams& params) {
   const auto v = static_cast<std::int64_t>(logits.size());
@@ -164,9 +140,47 @@ double logprob(std::span<const float> logits, std::int32_t id, float largest) {
 
 }  // namespace
 
+void check_sampling(const SamplingParams& params) {
+  check_input(std::isfinite(params.repeat_penalty) && params.repeat_penalty > 0,
+              "repeat penalty is ", params.repeat_penalty, "; expected a number above 0; 1 is off");
+  check_input(std::isfinite(params.presence_penalty), "presence penalty is ",
+              params.presence_penalty, "; expected a finite number; 0 is off");
+  check_input(std::isfinite(params.frequency_penalty), "frequency penalty is ",
+              params.frequency_penalty, "; expected a finite number; 0 is off");
+  check_input(std::isfinite(params.temperature) && params.temperature >= 0, "temperature is ",
+              params.temperature, "; expected a finite number of at least 0; 0 is greedy");
+  check_input(params.top_k >= 0, "top-k is ", params.top_k, "; expected at least 0; 0 is off");
+  check_input(params.top_p > 0 && params.top_p <= 1, "top-p is ", params.top_p,
+              "; expected a number above 0 and up to 1; 1 is off");
+  check_input(params.min_p >= 0 && params.min_p <= 1, "min-p is ", params.min_p,
+              "; expected a number from 0 to 1; 0 is off");
+}
+
+bool has_penalty(const SamplingParams& params) {
+  return params.repeat_penalty != 1.0f || params.presence_penalty != 0.0f ||
+         params.frequency_penalty != 0.0f;
+}
+
+const char* sample_status_text(SampleStatus status) {
+  switch (status) {
+    case SampleStatus::kOk:
+      return "a token was chosen";
+    case SampleStatus::kNotFinite:
+      return "the logits hold NaN or infinity; expected finite numbers or -infinity; check the "
+             "model's weights with inspect";
+    case SampleStatus::kNoToken:
+      return "all logits are -infinity; expected at least one token that is possible; check the "
+             "model's weights with inspect";
+  }
+  return "?";
+}
+
 Sample sample_token(std::span<const float> logits, std::span<const std::int32_t> seen,
                     const SamplingParams& params, double draw) {
-  check(logits, params, draw);
+  check_sampling(params);
+  check_input(draw >= 0 && draw < 1, "sampling: the draw is ", draw,
+              "; expected a number from 0 to below 1");
+  check_input(!logits.empty(), "sampling: there are no logits; expected at least one");
   const LargestLogit raw = largest_logit(logits);
   std::vector<float> changed;
   std::span<const float> row = logits;
