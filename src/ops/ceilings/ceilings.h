@@ -9,8 +9,13 @@
 
 namespace mamba3 {
 
-// Bytes per second that all threads (or a GPU) together read from memory, from a block far larger
-// than the caches.
+// What is done with memory. kCopy goes from one block to another, kUpdate changes one in place:
+// both count every byte twice, as read and as written.
+enum class MemoryTraffic : std::uint8_t { kRead, kWrite, kCopy, kUpdate };
+
+// Bytes per second that all threads (or a GPU) together move to or from memory, in blocks far
+// larger than the caches.
+double measured_bandwidth(MemoryTraffic traffic, Context& ctx);
 double measured_read_bandwidth(Context& ctx);
 
 // y [m, n] = x [m, k] w [n, k]^T

@@ -10,7 +10,7 @@
 namespace mamba3 {
 namespace {
 
-constexpr std::int64_t kReadBytes = std::int64_t{1} << 30;
+constexpr std::int64_t kBlockBytes = std::int64_t{1} << 30;
 constexpr int kRuns = 5;
 constexpr int kThreads = 512;
 constexpr int kBlocksPerMultiprocessor = 4;
@@ -38,7 +38,34 @@ __global__ void sum_all(const uint4* data, std::int64_t count, std::uint32_t* ou
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) sum += values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
   }
+  for (; i < count; i += step) sum += data[i].x;
   if (sum == 1) *out = sum;  // keeps the loads
+}
+
+__global__ void write_all(uint4* to, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  const auto number = static_cast<std::uint32_t>(threadIdx.x);
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
+    __stcs(to + i, make_uint4(number, blockIdx.x, number, blockIdx.x));
+  }
+}
+
+// Every number, one bit turned over, to `to`: another block or the same.
+__global__ void change_all(const uint4* from, uint4* to, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; i + (kLoads - 1) * step < count; i += kLoads * step) {
+    uint4 values[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) values[j] = __ldcs(from + i + j * step);
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      values[j].x ^= 1u;
+      __stcs(to + i + j * step, values[j]);
+    }
+  }
+  for (; i < count; i += step) to[i] = from[i];
 }
 
 template <class Body>
@@ -65,17 +92,27 @@ std::uint32_t* random_numbers(std::int64_t bytes, bool bf16, ArenaScope& scope, 
 
 }  // namespace
 
-double measured_read_bandwidth_cuda(Context& ctx) {
+double measured_bandwidth_cuda(MemoryTraffic traffic, Context& ctx) {
   constexpr int kRepeats = 8;
+  const bool two_ways = traffic == MemoryTraffic::kCopy || traffic == MemoryTraffic::kUpdate;
   ArenaScope scope(ctx.workspace());
-  const auto* data = reinterpret_cast<const uint4*>(random_numbers(kReadBytes, false, scope, ctx));
+  auto* data = reinterpret_cast<uint4*>(random_numbers(kBlockBytes, false, scope, ctx));
+  uint4* to = data;
+  if (traffic == MemoryTraffic::kCopy) to = scope.allocate<uint4>(kBlockBytes / 16);
   auto* sum = scope.allocate<std::uint32_t>(1);
   const int blocks = kBlocksPerMultiprocessor * ctx.gpu()->info().multiprocessors;
+  const cudaStream_t stream = stream_of(ctx);
   const double seconds = fastest_seconds(ctx, kRepeats, [&] {
-    sum_all<<<blocks, kThreads, 0, stream_of(ctx)>>>(data, kReadBytes / 16, sum);
-    check_launch("reading");
+    if (traffic == MemoryTraffic::kRead) {
+      sum_all<<<blocks, kThreads, 0, stream>>>(data, kBlockBytes / 16, sum);
+    } else if (traffic == MemoryTraffic::kWrite) {
+      write_all<<<blocks, kThreads, 0, stream>>>(data, kBlockBytes / 16);
+    } else {
+      change_all<<<blocks, kThreads, 0, stream>>>(data, to, kBlockBytes / 16);
+    }
+    check_launch("moving memory");
   });
-  return static_cast<double>(kReadBytes) / seconds;
+  return static_cast<double>(two_ways ? 2 * kBlockBytes : kBlockBytes) / seconds;
 }
 
 double measured_gemm_rate_cuda(const GemmShape& shape, Compute compute, Context& ctx) {
