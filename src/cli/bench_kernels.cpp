@@ -22,6 +22,10 @@ struct Bound {
   double seconds = 0;
 };
 
+TensorRef matrix(const Bf16* numbers, const GemmShape& gemm) {
+  return {reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {gemm.n, gemm.k}};
+}
+
 class KernelBench {
  public:
   KernelBench(const BenchOptions& options, const std::string& name, MachineCeilings& ceilings,
@@ -64,7 +68,7 @@ class KernelBench {
     even.back() += tokens % kSequences;
     const double skewed_s = layer_.scan_seconds(skewed, options_.repeat);
     BenchRow row;
-    row.name = prefix_ + "mamba3_scan/16384+127x127 against even";
+    row.name = str(prefix_, "mamba3_scan/skew=", kLong, "+", kSequences - 1, "x", kShort);
     row.value = skewed_s / layer_.scan_seconds(even, options_.repeat);
     row.unit = "x";
     report_.add(row);
@@ -95,15 +99,11 @@ class KernelBench {
     BenchMemory memory(ctx_);
     const TensorView<float, 2> x = memory.random_rows(gemm.m, gemm.k);
     const TensorView<float, 2> y(memory.floats(gemm.m * gemm.n), {gemm.m, gemm.n});
-    std::vector<TensorRef> matrices;
-    for (std::int64_t i = copies_beyond_caches(2 * gemm.n * gemm.k); i > 0; --i) {
-      const auto* const numbers = memory.random_bf16(gemm.n * gemm.k);
-      matrices.push_back(
-          {reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {gemm.n, gemm.k}});
-    }
+    const std::int64_t copies = copies_beyond_caches(2 * gemm.n * gemm.k);
+    const Bf16* const matrices = memory.random_bf16(copies * gemm.n * gemm.k);
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
-      const TensorRef& w = matrices[static_cast<std::size_t>(call % std::ssize(matrices))];
-      linear({x, w, y, compute_, path}, ctx_);
+      linear({x, matrix(matrices + call % copies * gemm.n * gemm.k, gemm), y, compute_, path},
+             ctx_);
     });
     add(str("linear/", name, "/rows=", gemm.m), seconds, bound);
   }

@@ -30,8 +30,8 @@ std::int64_t copies_beyond_caches(std::int64_t bytes) {
 }
 
 std::byte* BenchMemory::take(std::int64_t bytes) {
-  Memory memory = allocate_memory(static_cast<std::size_t>(std::max<std::int64_t>(bytes, 16)),
-                                  ctx_.gpu());
+  Memory memory =
+      allocate_memory(static_cast<std::size_t>(std::max<std::int64_t>(bytes, 16)), ctx_.gpu());
   if (!memory) {
     fail(ErrorCode::kUnavailable, "no memory for ", bytes,
          " bytes of a benchmark's data; expected a device with more of it free; choose smaller "
@@ -53,10 +53,12 @@ T* BenchMemory::fill(T* to, std::int64_t count) {
   std::vector<T> block(static_cast<std::size_t>(first));
   ctx_.pool().run((first + kPiece - 1) / kPiece, [&](std::int64_t piece, int) {
     const std::int64_t end = std::min(first, (piece + 1) * kPiece);
-    for (std::int64_t i = piece * kPiece; i < end; ++i) {
-      const auto words = random_words(ctx_.seed(), stream, static_cast<std::uint64_t>(i) / 4);
-      convert(static_cast<float>(words[static_cast<std::size_t>(i % 4)]) * 0x1p-31f - 1.0f,
-              block[static_cast<std::size_t>(i)]);
+    for (std::int64_t i = piece * kPiece; i < end; i += 4) {
+      const auto words = random_words(ctx_.seed(), stream, static_cast<std::uint64_t>(i));
+      for (std::int64_t j = 0; j < std::min<std::int64_t>(4, end - i); ++j) {
+        convert(static_cast<float>(words[static_cast<std::size_t>(j)]) * 0x1p-31f - 1.0f,
+                block[static_cast<std::size_t>(i + j)]);
+      }
     }
   });
   copy_from_host(to, block.data(), block.size() * sizeof(T));
@@ -75,7 +77,8 @@ float* BenchMemory::random_floats(std::int64_t count) {
   return fill(floats(count), count);
 }
 Bf16* BenchMemory::random_bf16(std::int64_t count) {
-  return fill(reinterpret_cast<Bf16*>(take(count * static_cast<std::int64_t>(sizeof(Bf16)))), count);
+  return fill(reinterpret_cast<Bf16*>(take(count * static_cast<std::int64_t>(sizeof(Bf16)))),
+              count);
 }
 
 }  // namespace mamba3::cli

@@ -1,5 +1,6 @@
 #include "cli/bench_steps.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "cli/bench_timing.h"

@@ -36,7 +36,8 @@ std::optional<double> over(const std::optional<double>& theirs, const std::optio
   return std::nullopt;
 }
 
-std::optional<double> ratio(const std::optional<double>& theirs, const std::optional<double>& ours) {
+std::optional<double> ratio(const std::optional<double>& theirs,
+                            const std::optional<double>& ours) {
   if (!theirs || !ours) return std::nullopt;
   return *theirs / *ours;
 }
@@ -52,11 +53,11 @@ std::optional<double> Table7Row::total_ratio() const {
 }
 
 std::string table6_text(const std::vector<Table6Row>& rows, std::int64_t batch) {
-  std::string text =
-      str("Table 6: ms of a decode step, ", batch,
-          " sequences, width of the 1.5B models, by d_state and the type of the states.\n"
-          "layer: in_proj, step, out_proj of one mixer; kernel: the step alone. Ratios: theirs over "
-          "ours.\n\n");
+  std::string text = str(
+      "Table 6: ms of a decode step, ", batch,
+      " sequences, width of the 1.5B models, by d_state and the type of the states.\n"
+      "layer: in_proj, step, out_proj of one mixer; kernel: the step alone. Ratios: theirs over "
+      "ours.\n\n");
   text += line({"", "", "ours", "ours", "authors", "paper", "ratio", "ratio"});
   text += line({"", "state", "layer", "kernel", "kernel", "layer", "kernel", "layer"});
   for (const Table6Row& row : rows) {
@@ -73,12 +74,13 @@ std::string table7_text(const std::vector<Table7Row>& rows, std::int64_t batch,
                         std::int64_t cycle_steps) {
   bool all_ran = true;
   for (const Table7Row& row : rows) all_ran = all_ran && row.ran;
-  std::string text = str("Table 7: seconds to read n tokens, and to read n and decode n more, ", batch,
-                         " sequences.\n");
-  text += all_ran ? std::string("All n tokens were decoded, one after the other.\n")
-                  : str("Decoding n tokens is n times the time of a step, measured over whole cycles "
-                        "of ",
-                        cycle_steps, ".\n");
+  std::string text = str("Table 7: seconds to read n tokens, and to read n and decode n more, ",
+                         batch, " sequences.\n");
+  text += all_ran
+              ? std::string("All n tokens were decoded, one after the other.\n")
+              : str("Decoding n tokens is n times the time of a step, measured over whole cycles "
+                    "of ",
+                    cycle_steps, ".\n");
   text += str("authors: ", kAuthorsSource,
               ";\ntheir totals are n of their measured steps. Ratios: the authors' time over ours, "
               "the paper's where\ntheirs was not measured.\n\n");
@@ -86,10 +88,10 @@ std::string table7_text(const std::vector<Table7Row>& rows, std::int64_t batch,
   text += line({"", "n", "prefill", "+ decode", "prefill", "+ decode", "prefill", "+ decode",
                 "prefill", "+ decode"});
   for (const Table7Row& row : rows) {
-    text += line({row.model, str(row.tokens), cell(row.prefill, 3), cell(row.total, 2),
-                  cell(row.authors_prefill, 3), cell(row.authors_total, 2),
-                  cell(row.paper_prefill, 2), cell(row.paper_total, 2),
-                  cell(row.prefill_ratio(), 2), cell(row.total_ratio(), 2)});
+    text +=
+        line({row.model, str(row.tokens), cell(row.prefill, 3), cell(row.total, 2),
+              cell(row.authors_prefill, 3), cell(row.authors_total, 2), cell(row.paper_prefill, 2),
+              cell(row.paper_total, 2), cell(row.prefill_ratio(), 2), cell(row.total_ratio(), 2)});
   }
   return text;
 }

@@ -234,6 +234,10 @@ std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims) {
   return ChunkSizes(dims).tokens;
 }
 
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability) {
+  return tuned_for(dims, compute_capability);
+}
+
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx) {
   const ChunkSizes sizes(args.dims);
   const std::int64_t threads = ctx.threads();

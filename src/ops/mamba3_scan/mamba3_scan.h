@@ -8,6 +8,7 @@
 #include <span>
 
 #include "mamba3/context.h"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
@@ -30,6 +31,9 @@ struct Mamba3ScanArgs {
 
 // Tokens in a chunk. Cutting a sequence at a multiple of it changes no bit of what follows.
 std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
+
+// The kernels that a GPU of this compute capability (90 for 9.0) takes.
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability);
 
 // Workspace taken from ctx.workspace() during the call.
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "mamba3/context.h"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
@@ -17,6 +18,9 @@ struct Mamba3StepArgs {
   Mamba3States states;                  // read and overwritten
   TensorView<float, 2> y;               // [b, h * p], rows may be strided
 };
+
+// The kernels that a GPU of this compute capability (90 for 9.0) takes.
+KernelPath mamba3_step_path(const Mamba3Dims& dims, int compute_capability);
 
 std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx);
 
