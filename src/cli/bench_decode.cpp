@@ -1,6 +1,7 @@
 // bench decode: one token after the other, against the roofline: a step is never faster than its
 // bytes come from memory and go back, nor than its products at the best rate.
 #include <algorithm>
+#include <memory>
 
 #include "cli/bench.h"
 #include "cli/bench_ceilings.h"
@@ -26,23 +27,26 @@ double step_flops(const ModelConfig& config, std::int64_t batch) {
   return static_cast<double>(batch) * (layer_gemm_flops(config) + head);
 }
 
-// Of a CPU, beside each repetition, since a shared machine's speed drifts: all bytes at the rate of
-// reading, which is the higher one.
-double memory_seconds(const Traffic& traffic, const MachineCeilings* gpu, Context& ctx) {
-  if (gpu != nullptr) return gpu->memory_seconds(traffic);
-  std::vector<double> rates;
-  for (int i = 0; i < 3; ++i) rates.push_back(measured_read_bandwidth(ctx));
-  return traffic.bytes() / median(rates);
-}
+// What bounds a step. A GPU's ceilings were measured before. A CPU's memory is measured in turns
+// with the steps, as its speed drifts: all bytes at the rate of reading, which is the higher one.
+struct Ceilings {
+  std::unique_ptr<MachineCeilings> gpu;
+  std::unique_ptr<ReadBandwidth> cpu;
+};
 
-void measure(const NamedModel& named, std::int64_t batch, const MachineCeilings* gpu,
+void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilings,
              double gemm_rate, const BenchOptions& options, BenchReport& report, Context& ctx) {
   const Model& model = *named.model;
   const Traffic traffic = step_traffic(model, batch);
   DecodeRun run(model, batch, ctx);
-  const double before = memory_seconds(traffic, gpu, ctx);
-  const double seconds = step_seconds(run, cycle_steps(options, ctx), options.repeat);
-  const double floor = (before + memory_seconds(traffic, gpu, ctx)) / 2;
+  std::vector<double> rates;
+  const auto measure_memory = [&] {
+    if (ceilings.cpu) rates.push_back(ceilings.cpu->measure());
+  };
+  const double seconds =
+      step_seconds(run, cycle_steps(options, ctx), options.repeat, measure_memory);
+  const double floor =
+      ceilings.gpu ? ceilings.gpu->memory_seconds(traffic) : traffic.bytes() / median(rates);
   const auto rows = static_cast<double>(batch);
   const double flops = step_flops(model.config(), batch);
   BenchRow row;
@@ -59,15 +63,20 @@ void measure(const NamedModel& named, std::int64_t batch, const MachineCeilings*
 }  // namespace
 
 void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx) {
-  std::unique_ptr<MachineCeilings> gpu;
-  if (ctx.gpu()) gpu = std::make_unique<MachineCeilings>(bench_compute(options), ctx);
-  if (gpu) gpu->add_rows(report);
+  Ceilings ceilings;
+  if (ctx.gpu()) {
+    ceilings.gpu = std::make_unique<MachineCeilings>(bench_compute(options), ctx);
+    ceilings.gpu->add_rows(report);
+  } else {
+    ceilings.cpu = std::make_unique<ReadBandwidth>(ctx);
+  }
   for_each_model(options, ctx, [&](const NamedModel& named) {
     const double gemm_rate = layer_gemm_rate(*named.model, kManyRows, ctx);
-    const auto batches = or_else(options.batches, gpu ? std::vector<std::int64_t>{1, 64, 128, 256}
-                                                      : std::vector<std::int64_t>{1});
+    const auto batches =
+        or_else(options.batches, ctx.gpu() ? std::vector<std::int64_t>{1, 64, 128, 256}
+                                           : std::vector<std::int64_t>{1});
     for (const std::int64_t batch : batches) {
-      measure(named, batch, gpu.get(), gemm_rate, options, report, ctx);
+      measure(named, batch, ceilings, gemm_rate, options, report, ctx);
     }
   });
 }

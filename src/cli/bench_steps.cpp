@@ -47,12 +47,16 @@ void DecodeRun::step() {
   }
 }
 
-double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat) {
+double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,
+                    const std::function<void()>& between) {
   // Single steps are short: a few for each repetition.
   const std::int64_t cycles = repeat * std::max<std::int64_t>(1, 8 / cycle_steps);
   run.seconds(cycle_steps);
   std::vector<double> seconds;
-  for (std::int64_t i = 0; i < cycles; ++i) seconds.push_back(run.seconds(cycle_steps));
+  for (std::int64_t i = 0; i < cycles; ++i) {
+    seconds.push_back(run.seconds(cycle_steps));
+    if (between) between();
+  }
   return median(seconds) / static_cast<double>(cycle_steps);
 }
 

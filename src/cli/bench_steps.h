@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "mamba3/model.h"
@@ -26,10 +27,12 @@ class DecodeRun {
   std::vector<float> logits_;  // [b, padded vocabulary]
 };
 
-// Seconds of one step: the median of `repeat` cycles, each of `cycle_steps` steps, after one that
-// warms up. Where steps differ, as with states that are written back every k tokens, a cycle is a
-// multiple of k, so that none of the work is left out.
-double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat);
+// Seconds of one step: the median of the cycles of `repeat` measurements, each of `cycle_steps`
+// steps, after one that warms up. Where steps differ, as with states that are written back every k
+// tokens, a cycle is a multiple of k, so that none of the work is left out. `between` is called
+// after each cycle.
+double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,
+                    const std::function<void()>& between = {});
 
 // Random prompts of `tokens` tokens each.
 class PrefillRun {

@@ -29,9 +29,8 @@ std::string card_text(const GpuPlan& plan) {
 std::string fit_text(const GpuPlan& plan) {
   if (!plan.card) return "";
   const std::string free_bytes = human_bytes(static_cast<double>(plan.card->free_bytes));
-  const std::string fits =
-      plan.largest_batch > 0 ? str("a batch of ", plan.largest_batch, " fits")
-                             : std::string("not even one sequence fits");
+  const std::string fits = plan.largest_batch > 0 ? str("a batch of ", plan.largest_batch, " fits")
+                                                  : std::string("not even one sequence fits");
   return str("  the card    has ", free_bytes, " free: ", fits, "\n");
 }
 
@@ -80,14 +79,14 @@ Json gpu_memory_json(const GpuPlan& plan, std::int64_t context) {
 
 std::string gpu_text(const GpuPlan& plan, std::int64_t context) {
   const auto bytes = [](std::int64_t count) { return human_bytes(static_cast<double>(count)); };
-  return str("GPU           ", card_text(plan), "\n",                         //
-             "  prompts     mamba3_scan, ", path_text(plan.scan), "\n",       //
-             "  decoding    mamba3_step, ", path_text(plan.step), "\n",       //
-             "  linears     ", kLinear, "\n",                                 //
-             "\nmemory for ", plan.need.batch, " sequence(s) on a GPU\n",     //
-             "  weights     ", bytes(plan.need.weights_bytes), "\n",          //
-             "  states      ", bytes(plan.need.states_bytes),                 //
-             ", the same after 1 and after ", context, " tokens\n",           //
+  return str("GPU           ", card_text(plan), "\n",                           //
+             "  prompts     mamba3_scan, ", path_text(plan.scan), "\n",         //
+             "  decoding    mamba3_step, ", path_text(plan.step), "\n",         //
+             "  linears     ", kLinear, "\n",                                   //
+             "\nmemory for ", plan.need.batch, " sequence(s) on a GPU\n",       //
+             "  weights     ", bytes(plan.need.weights_bytes), "\n",            //
+             "  states      ", bytes(plan.need.states_bytes),                   //
+             ", the same after 1 and after ", context, " tokens\n",             //
              "  workspace   ", bytes(plan.need.workspace_bytes), " at most\n",  //
              "  together    ", bytes(plan.need.total_bytes()), "\n", fit_text(plan));
 }

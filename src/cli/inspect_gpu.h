@@ -15,8 +15,8 @@ struct GpuPlan {
   std::optional<GpuInfo> card;  // none: there is no GPU here, and the paths are those of an H100
   KernelPath scan, step;
   MemoryNeed need;
-  std::int64_t logits_bytes = 0;    // part of the workspace
-  std::int64_t largest_batch = 0;   // that fits into what the card has free; without a card 0
+  std::int64_t logits_bytes = 0;   // part of the workspace
+  std::int64_t largest_batch = 0;  // that fits into what the card has free; without a card 0
 };
 
 // Files can be inspected anywhere: the lack of a GPU is told, not refused.

@@ -20,9 +20,8 @@ using cli::Table6Row;
 using cli::Table7Row;
 using nlohmann::json;
 
-const char* const kRowKeys[] = {"name",    "value",   "unit",
-                                "bytes",   "flops",   "ceiling",
-                                "share_of_ceiling", "baseline", "ratio"};
+const char* const kRowKeys[] = {
+    "name", "value", "unit", "bytes", "flops", "ceiling", "share_of_ceiling", "baseline", "ratio"};
 
 BenchRow row(const std::string& name, double value, const std::string& unit) {
   BenchRow out;
@@ -37,8 +36,8 @@ cli::ResultFile earlier() {
           "Imaginary 9000",
           "abc1234",
           "2026-01-02",
-          {row("decode", 100, "tokens/s"), row("scan", 8, "us"), row("scan/linear", 40, "% of time"),
-           row("gone", 1, "us")}};
+          {row("decode", 100, "tokens/s"), row("scan", 8, "us"),
+           row("scan/linear", 40, "% of time"), row("gone", 1, "us")}};
 }
 
 std::set<std::string> names_of(const json& document) {
@@ -66,7 +65,8 @@ TEST(BenchCompare, LargerIsBetterForRatesAndSmallerForTimes) {
 }
 
 TEST(BenchCompare, TextAndJsonNameWhatIsMissing) {
-  const Comparison found = cli::compare_results(earlier(), {row("scan", 4, "us"), row("new", 3, "us")});
+  const Comparison found =
+      cli::compare_results(earlier(), {row("scan", 4, "us"), row("new", 3, "us")});
   EXPECT_EQ(cli::comparison_text(found),
             "\ncompared with old.json, abc1234, 2026-01-02, Imaginary 9000\n"
             "measured                                           unit          before        now"
@@ -140,11 +140,13 @@ TEST(BenchTable, Table6SaysWhatIsNotThereYet) {
   const std::string text = cli::table6_text(
       {{"siso", "fp32", 128, 0.2, 0.19, 0.38, 0.4}, {"mimo", "bf16", 64, {}, {}, {}, 0.137}}, 128);
   EXPECT_NE(text.find("128 sequences"), std::string::npos);
-  EXPECT_NE(text.find("  siso fp32     128    0.200    0.190    0.380    0.400     2.00     2.00\n"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("  siso fp32     128    0.200    0.190    0.380    0.400     2.00     2.00\n"),
+      std::string::npos)
       << text;
-  EXPECT_NE(text.find("  mimo bf16      64  not yet  not yet        -    0.137        -        -\n"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("  mimo bf16      64  not yet  not yet        -    0.137        -        -\n"),
+      std::string::npos)
       << text;
 }
 
@@ -184,8 +186,8 @@ TEST(BenchBaselines, AreKnownByTheNamesOfRows) {
 }
 
 std::vector<std::string> bench(std::vector<std::string> more) {
-  std::vector<std::string> arguments{"bench",    "-m", tiny_model("mimo"), "--device", "cpu",
-                                     "--repeat", "1",  "-q"};
+  std::vector<std::string> arguments{
+      "bench", "-m", tiny_model("mimo"), "--device", "cpu", "--repeat", "1", "-q"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
 }
@@ -251,9 +253,10 @@ TEST(Bench, TablesOfAModelOfOnesOwn) {
   const Outcome rows =
       run_mamba3(bench({"table", "--batch", "2", "--tokens", "3", "--cycle", "2", "--json"}));
   const json document = rows.json();
-  EXPECT_EQ(names_of(document),
-            (std::set<std::string>{"table7/mimo/batch=2/step", "table7/mimo/batch=2/tokens=3/prefill",
-                                   "table7/mimo/batch=2/tokens=3/prefill+decode"}));
+  EXPECT_EQ(
+      names_of(document),
+      (std::set<std::string>{"table7/mimo/batch=2/step", "table7/mimo/batch=2/tokens=3/prefill",
+                             "table7/mimo/batch=2/tokens=3/prefill+decode"}));
   const auto value = [&](int i) { return document["rows"][i]["value"].get<double>(); };
   EXPECT_DOUBLE_EQ(value(2), value(1) + 3 * value(0));
 }
@@ -265,12 +268,12 @@ TEST(Bench, KernelsHaveARowForEachOp) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const json document = outcome.json();
   const std::set<std::string> names = names_of(document);
-  for (const char* name : {"ceiling/read", "ceiling/write", "ceiling/copy", "ceiling/update",
-                           "kernels/mimo-187m/linear/in_proj/rows=2",
-                           "kernels/mimo-187m/linear/head/rows=2", "kernels/mimo-187m/linear/fc2/rows=3",
-                           "kernels/mimo-187m/rms_norm/rows=3", "kernels/mimo-187m/swiglu/rows=3",
-                           "kernels/mimo-187m/embedding/rows=3",
-                           "kernels/mimo-187m/mamba3_scan/1x3", "kernels/mimo-187m/mamba3_step/batch=2"}) {
+  for (const char* name :
+       {"ceiling/read", "ceiling/write", "ceiling/copy", "ceiling/update",
+        "kernels/mimo-187m/linear/in_proj/rows=2", "kernels/mimo-187m/linear/head/rows=2",
+        "kernels/mimo-187m/linear/fc2/rows=3", "kernels/mimo-187m/rms_norm/rows=3",
+        "kernels/mimo-187m/swiglu/rows=3", "kernels/mimo-187m/embedding/rows=3",
+        "kernels/mimo-187m/mamba3_scan/1x3", "kernels/mimo-187m/mamba3_step/batch=2"}) {
     EXPECT_EQ(names.count(name), 1u) << name;
   }
   for (const json& found : document["rows"]) {

@@ -12,8 +12,10 @@ TEST(Ceilings, ReadStreamsReadsEveryWord) {
   for_each_target([] {
     std::vector<std::uint64_t> words(4096 / sizeof(std::uint64_t));
     std::iota(words.begin(), words.end(), std::uint64_t{1} << 40);
-    EXPECT_EQ(read_streams(reinterpret_cast<const std::byte*>(words.data()), 4096),
-              std::accumulate(words.begin(), words.end(), std::uint64_t{0}));
+    for (const ReadPattern& pattern : kReadPatterns) {
+      EXPECT_EQ(read_streams(reinterpret_cast<const std::byte*>(words.data()), 4096, pattern),
+                std::accumulate(words.begin(), words.end(), std::uint64_t{0}));
+    }
   });
 }
 

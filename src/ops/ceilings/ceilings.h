@@ -4,19 +4,40 @@
 
 #include <cstdint>
 
+#include "core/memory.h"
 #include "mamba3/context.h"
+#include "ops/ceilings/read_streams.h"
 #include "ops/linear/linear.h"
 
 namespace mamba3 {
+
+// Bytes per second that all threads (or a GPU) together read from memory, from a block far larger
+// than the caches, in the fastest of a few ways of reading.
+class ReadBandwidth {
+ public:
+  explicit ReadBandwidth(Context& ctx);  // finds the fastest way
+  // One more measurement. The speed of a shared machine changes by the second, so what is compared
+  // with it is to be measured in turns with it.
+  double measure();
+
+ private:
+  double read_once();
+
+  Context& ctx_;
+  Memory block_;  // none on a GPU
+  ReadPattern pattern_{};
+};
+
+// The fastest of a few.
+double measured_read_bandwidth(Context& ctx);
 
 // What is done with memory. kCopy goes from one block to another, kUpdate changes one in place:
 // both count every byte twice, as read and as written.
 enum class MemoryTraffic : std::uint8_t { kRead, kWrite, kCopy, kUpdate };
 
 // Bytes per second that all threads (or a GPU) together move to or from memory, in blocks far
-// larger than the caches.
+// larger than the caches; the fastest of a few.
 double measured_bandwidth(MemoryTraffic traffic, Context& ctx);
-double measured_read_bandwidth(Context& ctx);
 
 // y [m, n] = x [m, k] w [n, k]^T
 struct GemmShape {

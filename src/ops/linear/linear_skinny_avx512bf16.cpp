@@ -35,6 +35,7 @@ struct Bf16Products {
   static constexpr std::int64_t kXBytes = 2;
   static constexpr std::int64_t kWBytes = Weights::kBytes;
   static constexpr int kMostRows = 6;
+  static constexpr bool kFetchAhead = true;
   static constexpr std::int64_t step() { return 32; }
   static HWY_INLINE Sum zero() { return _mm512_setzero_ps(); }
   static HWY_INLINE X load_x(const std::byte* x) { return StoredBf16::load(x); }

@@ -33,8 +33,10 @@ struct F32Products {
   static constexpr std::int64_t kWBytes = Weights::kBytes;
 #if HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_AVX2
   static constexpr int kMostRows = 2;  // of 16 registers
+  static constexpr bool kFetchAhead = false;
 #else
   static constexpr int kMostRows = 6;  // of 32
+  static constexpr bool kFetchAhead = true;
 #endif
   static std::int64_t step() {
     return static_cast<std::int64_t>(hn::Lanes(D()));

@@ -9,8 +9,9 @@
 namespace mamba3 {
 
 struct KernelPath {
-  bool tuned = false;   // otherwise the general kernels: every shape, slower
-  std::string because;  // "n = 128, p = 64, r = 4", or the first thing that the tuned ones do not do
+  bool tuned = false;  // otherwise the general kernels: every shape, slower
+  std::string
+      because;  // "n = 128, p = 64, r = 4", or the first thing that the tuned ones do not do
 };
 
 // What the tuned kernels of mamba3_scan and mamba3_step have in common: n 64 or 128, p 64, r 1, 2
