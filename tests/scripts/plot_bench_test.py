@@ -9,7 +9,7 @@ import unittest
 import xml.etree.ElementTree as ET
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / 'scripts/plot-bench'
-RECT, TEXT, CIRCLE = ('{http://www.w3.org/2000/svg}' + tag for tag in ('rect', 'text', 'circle'))
+RECT, TEXT = ('{http://www.w3.org/2000/svg}' + tag for tag in ('rect', 'text'))
 
 
 def row(name, value, unit, **more):
@@ -95,12 +95,13 @@ class PlotBench(unittest.TestCase):
         self.assertIn('91 %, 190 µs', self.texts(plot))
         self.assertIn('step batch=128', self.texts(plot))
 
-    def test_table7_has_a_point_for_each_ratio(self):
+    def test_table7_has_a_bar_for_each_ratio(self):
         self.write(gpu_table=TABLE)
         plot = self.draw()['gpu-table7.svg']
-        self.assertEqual(len(list(ET.fromstring(plot).iter(CIRCLE))), 8)
-        self.assertEqual(self.texts(plot).count('2.00×'), 2)
-        self.assertEqual(self.texts(plot).count('1.50×'), 2)
+        self.assertEqual(len(self.bars(plot, '#1769aa')), 4)
+        self.assertEqual(len(self.bars(plot, '#0f766e')), 4)
+        self.assertEqual(self.texts(plot).count('2.00'), 4)
+        self.assertEqual(self.texts(plot).count('1.50'), 4)
 
     def test_check_says_whether_the_files_are_up_to_date(self):
         self.write(gpu_decode=DECODE)
