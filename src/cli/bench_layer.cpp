@@ -107,17 +107,19 @@ double BenchLayer::step_seconds(std::int64_t batch, std::int64_t repeat) {
 
 double BenchLayer::mixer_step_seconds(std::int64_t batch, std::int64_t repeat) {
   BenchMemory memory(ctx_);
-  const TensorView<float, 2> x = memory.random_rows(batch, config_.width);
-  const TensorView<float, 2> out(memory.floats(batch * config_.width), {batch, config_.width});
+  const std::int64_t d = config_.width, e = config_.in_proj_rows(), inner = config_.inner();
+  const auto& weights = std::get<Mamba3MixerWeights>(block().mixer);
+  const TensorView<float, 2> x = memory.random_rows(batch, d);
+  const TensorView<float, 2> projected(memory.floats(batch * e), {batch, e});
+  const TensorView<float, 2> y(memory.floats(batch * inner), {batch, inner});
+  const TensorView<float, 2> out(memory.floats(batch * d), {batch, d});
   const SlotsInTurn slots(config_, batch, memory);
   const StatePool::Impl pool(config_, slots.count(), ctx_.gpu());
-  Batch step;
-  step.is_step = true;
-  step.rows = batch;
-  step.compute = compute_;
+  const Mamba3Columns columns = split_columns(projected.data, projected.stride[0], dims_);
   return time_calls(ctx_, repeat, [&](std::int64_t call) {
-    step.slots = slots.of_call(call);
-    mixer_forward(block().mixer, config_, step, x, pool.layer(0), out, ctx_);
+    linear({x, weights.in_proj, projected, compute_, LinearPath::kSkinny}, ctx_);
+    mamba3_step({dims_, params(), columns, slots.of_call(call), pool.layer(0), y}, ctx_);
+    linear({y, weights.out_proj, out, compute_, LinearPath::kSkinny}, ctx_);
   });
 }
 

@@ -50,6 +50,12 @@ double layer_gemm_flops(const ModelConfig& config) {
   return flops * static_cast<double>(config.layers);
 }
 
+double recurrence_flops(const ModelConfig& config) {
+  const std::int64_t outer_product = config.mixer.state * config.mixer.head_dim;
+  return 4.0 * static_cast<double>(config.layers * config.heads() * config.mixer.rank) *
+         static_cast<double>(outer_product);
+}
+
 double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx) {
   const Compute compute = model.compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
   double flops = 0, seconds = 0;

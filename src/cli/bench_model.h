@@ -32,6 +32,9 @@ std::vector<GemmShape> layer_gemms(const ModelConfig& config, std::int64_t rows)
 
 // One token's matrix products in all layers, without the head.
 double layer_gemm_flops(const ModelConfig& config);
+// One token's recurrence in all layers, as it is defined: each rank's outer product enters the
+// state and is read out of it. What a chunked scan computes beyond that is not counted.
+double recurrence_flops(const ModelConfig& config);
 // FLOP/s of oneDNN (on a GPU of cuBLASLt) alone on those of `rows` tokens, each shape weighted by
 // its share of the work.
 double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx);

@@ -62,8 +62,8 @@ void run_table6(std::int64_t batch, const BenchOptions& options, BenchReport& re
     for (const std::int64_t state : {64, 128}) {  // states narrower than fp32 are not there yet
       Table6Row row{mixer, "bf16", state, {}, {}, {}, {}};
       const std::string name = str("table6/", mixer, "/state=", state, "/bf16/");
-      row.authors_kernel = authors_figure(name + "kernel");
-      row.paper_layer = paper_figure(name + "layer");
+      if (batch == kPaperBatch) row.authors_kernel = authors_figure(name + "kernel");
+      if (batch == kPaperBatch) row.paper_layer = paper_figure(name + "layer");
       rows.push_back(row);
     }
   }

@@ -48,7 +48,9 @@ Findings look(const InspectOptions& options, Device device) {
   found.chunk_tokens = mamba3_scan_chunk_tokens(dims);
   if (device.kind == DeviceKind::kCuda) {
     const ModelSize size{config, resident_bytes(config, found.files.weights->tensors)};
-    found.gpu = plan_for_gpu(size, options.batch, device.index);
+    const auto asked = load_options(options.common).compute;
+    found.gpu = plan_for_gpu(size, asked.value_or(compute_as_stored(*found.files.weights)),
+                             options.batch, device.index);
   }
   return found;
 }

@@ -36,12 +36,12 @@ std::string fit_text(const GpuPlan& plan) {
 
 }  // namespace
 
-GpuPlan plan_for_gpu(const ModelSize& size, std::int64_t batch, int index) {
+GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t batch, int index) {
   GpuPlan plan;
   if (gpu_count() > 0) plan.card = gpu_info(index);
   const int capability = plan.card ? plan.card->compute_capability : kHopper;
   const Mamba3Dims dims = mixer_dims(size.config);
-  plan.scan = mamba3_scan_path(dims, capability);
+  plan.scan = mamba3_scan_path(dims, capability, compute == ComputeDType::kBf16);
   plan.step = mamba3_step_path(dims, capability);
   plan.need = memory_needed(size, batch, DeviceKind::kCuda);
   plan.logits_bytes = batch * size.config.padded_vocab() * std::int64_t{sizeof(float)};

@@ -20,7 +20,7 @@ struct GpuPlan {
 };
 
 // Files can be inspected anywhere: the lack of a GPU is told, not refused.
-GpuPlan plan_for_gpu(const ModelSize& size, std::int64_t batch, int index);
+GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t batch, int index);
 
 std::string path_name(const KernelPath& path);  // "tuned", "general"
 Json gpu_json(const GpuPlan& plan);

@@ -55,8 +55,8 @@ TEST(Usage, WrongUsageIsExitCode2) {
 }
 
 TEST(Usage, WhatThisMachineCannotDoIsExitCode3) {
-  expect_error(run_mamba3(generate({"-p", "a", "--device", "cuda"})), 3, "no GPU");
-  expect_error(run_mamba3(generate({"-p", "a", "--device", "cuda:1"})), 3, "no GPU");
+  expect_error(run_mamba3(generate({"-p", "a", "--device", "cuda"})), 3, "GPU");
+  expect_error(run_mamba3(generate({"-p", "a", "--device", "cuda:1"})), 3, "GPU");
 }
 
 TEST(Usage, MissingFilesAreExitCode1) {

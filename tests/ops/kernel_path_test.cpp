@@ -22,7 +22,7 @@ Mamba3Dims tuned_dims() {
 
 // Both ops, on an H100.
 void expect_general(const Mamba3Dims& dims, const std::string& because) {
-  for (const KernelPath& path : {mamba3_scan_path(dims, 90), mamba3_step_path(dims, 90)}) {
+  for (const KernelPath& path : {mamba3_scan_path(dims, 90, true), mamba3_step_path(dims, 90)}) {
     EXPECT_FALSE(path.tuned);
     EXPECT_NE(path.because.find(because), std::string::npos) << path.because;
   }
@@ -34,11 +34,12 @@ TEST(KernelPath, TunedForTheAuthorsShapesOnHopper) {
       Mamba3Dims dims = tuned_dims();
       dims.state = state;
       dims.rank = rank;
-      EXPECT_TRUE(mamba3_scan_path(dims, 90).tuned);
+      dims.mimo = rank > 1;
+      EXPECT_TRUE(mamba3_scan_path(dims, 90, true).tuned);
       EXPECT_TRUE(mamba3_step_path(dims, 90).tuned);
     }
   }
-  EXPECT_EQ(mamba3_scan_path(tuned_dims(), 90).because, "n = 128, p = 64, r = 4");
+  EXPECT_EQ(mamba3_scan_path(tuned_dims(), 90, true).because, "n = 128, p = 64, r = 4");
 }
 
 TEST(KernelPath, OtherShapesAndCardsAreGeneralAndSayWhy) {
@@ -52,20 +53,29 @@ TEST(KernelPath, OtherShapesAndCardsAreGeneralAndSayWhy) {
   dims.rank = 3;
   expect_general(dims, "r = 3");
   for (const int capability : {80, 89, 100}) {
-    EXPECT_FALSE(mamba3_scan_path(tuned_dims(), capability).tuned) << capability;
+    EXPECT_FALSE(mamba3_scan_path(tuned_dims(), capability, true).tuned) << capability;
     EXPECT_FALSE(mamba3_step_path(tuned_dims(), capability).tuned) << capability;
   }
-  EXPECT_NE(mamba3_scan_path(tuned_dims(), 89).because.find("8.9"), std::string::npos);
+  EXPECT_NE(mamba3_scan_path(tuned_dims(), 89, true).because.find("8.9"), std::string::npos);
 }
 
 TEST(KernelPath, StepsWithOutNormOrOddAnglesAreGeneral) {
   Mamba3Dims dims = tuned_dims();
   dims.out_norm = true;
   EXPECT_FALSE(mamba3_step_path(dims, 90).tuned);
-  EXPECT_TRUE(mamba3_scan_path(dims, 90).tuned);
+  EXPECT_TRUE(mamba3_scan_path(dims, 90, true).tuned);
   dims = tuned_dims();
   dims.angles = 30;
   EXPECT_FALSE(mamba3_step_path(dims, 90).tuned);
+}
+
+TEST(KernelPath, ScansInFp32AndOfMimoOfRankOneAreGeneral) {
+  Mamba3Dims dims = tuned_dims();
+  EXPECT_NE(mamba3_scan_path(dims, 90, false).because.find("fp32"), std::string::npos);
+  EXPECT_FALSE(mamba3_scan_path(dims, 90, false).tuned);
+  dims.rank = 1;
+  EXPECT_FALSE(mamba3_scan_path(dims, 90, true).tuned);
+  EXPECT_TRUE(mamba3_step_path(dims, 90).tuned);
 }
 
 }  // namespace

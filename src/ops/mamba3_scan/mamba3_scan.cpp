@@ -234,8 +234,14 @@ std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims) {
   return ChunkSizes(dims).tokens;
 }
 
-KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability) {
-  return tuned_for(dims, compute_capability);
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products) {
+  KernelPath path = tuned_for(dims, compute_capability);
+  if (path.tuned && dims.mimo && dims.rank == 1) {
+    path = {false, "MIMO of r = 1; the tuned kernels are for SISO and for 2 and 4"};
+  }
+  if (path.tuned && !bf16_products)
+    path = {false, "products in fp32; the tuned kernels are for bf16"};
+  return path;
 }
 
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx) {

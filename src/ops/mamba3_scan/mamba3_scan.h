@@ -32,8 +32,9 @@ struct Mamba3ScanArgs {
 // Tokens in a chunk. Cutting a sequence at a multiple of it changes no bit of what follows.
 std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
 
-// The kernels that a GPU of this compute capability (90 for 9.0) takes.
-KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability);
+// The kernels that a GPU of this compute capability (90 for 9.0) takes, with Mamba3ScanArgs's
+// bf16_products or without.
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products);
 
 // Workspace taken from ctx.workspace() during the call.
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);
