@@ -48,6 +48,7 @@ void BenchMemory::copy_from_host(void* to, const void* from, std::size_t bytes) 
 
 template <class T>
 T* BenchMemory::fill(T* to, std::int64_t count) {
+  if (count == 0) return to;
   const std::uint64_t stream = streams_++;
   const std::int64_t first = std::min(count, kBlockNumbers);
   std::vector<T> block(static_cast<std::size_t>(first));

@@ -1,5 +1,6 @@
 // bench table: the paper's tables 6 and 7 on this device.
 #include <algorithm>
+#include <cmath>
 
 #include "cli/bench.h"
 #include "cli/bench_baselines.h"
@@ -73,8 +74,8 @@ void run_table6(std::int64_t batch, const BenchOptions& options, BenchReport& re
 // The median of as many as fit into kPrefillSeconds, of one at least. Short prompts have warmed up.
 double prefill_seconds(PrefillRun& run, std::int64_t repeat) {
   std::vector<double> seconds{run.seconds()};
-  const auto most = static_cast<std::int64_t>(kPrefillSeconds / seconds.front());
-  while (std::ssize(seconds) < std::min(repeat, most)) seconds.push_back(run.seconds());
+  const double fitting = std::min(static_cast<double>(repeat), kPrefillSeconds / seconds.front());
+  while (static_cast<double>(seconds.size()) < std::floor(fitting)) seconds.push_back(run.seconds());
   return median(seconds);
 }
 
