@@ -75,7 +75,8 @@ void run_table6(std::int64_t batch, const BenchOptions& options, BenchReport& re
 double prefill_seconds(PrefillRun& run, std::int64_t repeat) {
   std::vector<double> seconds{run.seconds()};
   const double fitting = std::min(static_cast<double>(repeat), kPrefillSeconds / seconds.front());
-  while (static_cast<double>(seconds.size()) < std::floor(fitting)) seconds.push_back(run.seconds());
+  while (static_cast<double>(seconds.size()) < std::floor(fitting))
+    seconds.push_back(run.seconds());
   return median(seconds);
 }
 
