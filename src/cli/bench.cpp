@@ -15,10 +15,8 @@ struct BenchKind {
 };
 
 constexpr BenchKind kKinds[] = {
-    {"kernels", bench_kernels},
-    {"prefill", bench_prefill},
-    {"decode", bench_decode},
-    {"load", bench_load},
+    {"kernels", bench_kernels}, {"prefill", bench_prefill}, {"decode", bench_decode},
+    {"load", bench_load},       {"table", bench_table},
 };
 
 struct BenchCommand {
@@ -47,6 +45,7 @@ int run_bench(BenchCommand& command) {
   Context ctx = make_context(options.common, choose_device(options.common));
   BenchReport report(options.common, ctx);
   if (!options.baseline.empty()) report.read_baselines(options.baseline);
+  if (!options.compare.empty()) report.read_before(options.compare);
   for (const BenchKind& kind : kKinds) {
     const auto& chosen = command.kinds;
     if (std::find(chosen.begin(), chosen.end(), kind.name) != chosen.end()) {
@@ -58,6 +57,15 @@ int run_bench(BenchCommand& command) {
 }
 
 }  // namespace
+
+Compute bench_compute(const BenchOptions& options) {
+  return options.common.dtype == "fp32" ? Compute::kF32 : Compute::kBf16;
+}
+
+std::int64_t cycle_steps(const BenchOptions& options, const Context& ctx) {
+  if (options.cycle > 0) return options.cycle;
+  return ctx.gpu() ? 16 : 1;
+}
 
 Run add_bench(CLI::App& app) {
   auto command = std::make_shared<BenchCommand>();
@@ -79,17 +87,18 @@ Run add_bench(CLI::App& app) {
       ->type_name("N")
       ->check(whole_number(1, 1'000'000))
       ->capture_default_str();
-  app.add_option("--ring", options.pool.ring_tokens,
-                 "decode on a GPU: tokens that wait beside a state; 0: none (default: 16 where the "
-                 "GPU and the model allow it)")
+  app.add_option("--cycle", options.cycle,
+                 "decoding steps that are timed together (default: 16 on a GPU, 1 on a CPU)")
       ->type_name("N")
-      ->check(whole_number(0, 16));
-  app.add_flag("--stagger", options.pool.stagger,
-               "decode on a GPU: sequences rewrite their states at different tokens");
+      ->check(whole_number(1, 1'000'000));
+  app.add_flag("--full", options.full, "table: decode every token instead of a few cycles");
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");
   app.add_option("--baseline", options.baseline,
                  "compare with the rows of this file, which --out or eager_torch.py --json wrote")
+      ->type_name("FILE");
+  app.add_option("--compare", options.compare,
+                 "show what is measured beside the rows of this file, which --out wrote")
       ->type_name("FILE");
   add_common_options(app, options.common);
   return [command] { return run_bench(*command); };

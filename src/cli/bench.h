@@ -8,6 +8,7 @@
 
 #include "cli/bench_report.h"
 #include "cli/common.h"
+#include "ops/linear/linear.h"
 
 namespace mamba3::cli {
 
@@ -17,22 +18,35 @@ struct BenchOptions {
   std::vector<std::int64_t> batches;
   std::vector<std::int64_t> tokens;
   std::int64_t repeat = 5;
-  StatePoolOptions pool;  // of decode
+  std::int64_t cycle = 0;  // steps that are timed together; 0: see cycle_steps()
+  bool full = false;       // tables: decode every token
   std::string out;
+  std::string compare;   // a file of rows to show beside what is measured
   std::string baseline;  // a file of rows, as --out or bench/baselines/eager_torch.py write it
 };
+
+// What --dtype asks for; bf16 when it leaves the choice.
+Compute bench_compute(const BenchOptions& options);
+
+// Steps of a cycle: as --cycle says, else 16 on a GPU, where the states may be written back every
+// 1, 8 or 16 tokens, and 1 on a CPU, where all steps are alike.
+std::int64_t cycle_steps(const BenchOptions& options, const Context& ctx);
 
 // Time to open a checkpoint from a warm page cache, and from the start of a process to its first
 // token.
 void bench_load(const BenchOptions& options, BenchReport& report, Context& ctx);
 
-// Reading prompts of --tokens, against the rate that oneDNN reaches on the same matrix products.
+// Reading --batch prompts of --tokens, against the rate that oneDNN or cuBLASLt reaches on the same
+// matrix products.
 void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx);
 
-// One token after the other for --batch sequences, against the memory's read bandwidth.
+// One token after the other for --batch sequences, against the memory's bandwidth.
 void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx);
 
 // Each op alone, at the shapes of a preset.
 void bench_kernels(const BenchOptions& options, BenchReport& report, Context& ctx);
+
+// The paper's tables 6 and 7.
+void bench_table(const BenchOptions& options, BenchReport& report, Context& ctx);
 
 }  // namespace mamba3::cli

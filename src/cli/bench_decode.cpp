@@ -1,91 +1,84 @@
 // bench decode: one token after the other, against the roofline: a step is never faster than its
-// bytes come from memory, nor than its products at oneDNN's best rate.
+// bytes come from memory and go back, nor than its products at the best rate.
 #include <algorithm>
-#include <chrono>
-#include <numeric>
+#include <memory>
 
 #include "cli/bench.h"
+#include "cli/bench_ceilings.h"
 #include "cli/bench_model.h"
+#include "cli/bench_steps.h"
+#include "cli/bench_timing.h"
 #include "core/check.h"
-#include "ops/ceilings/ceilings.h"
 
 namespace mamba3::cli {
 namespace {
 
-constexpr int kStepsPerRepeat = 8;
 constexpr std::int64_t kManyRows = 2048;  // products of so many rows run at their best rate
 
-class DecodeBench {
- public:
-  DecodeBench(const Model& model, std::int64_t batch, Context& ctx)
-      : model_(model), ctx_(ctx), states_(model.config(), batch, ctx), slots_(batch), ids_(batch) {
-    std::iota(slots_.begin(), slots_.end(), 0);
-    logits_.resize(static_cast<std::size_t>(batch * model.config().padded_vocab()));
-  }
+// Weights are read once a step, states are read and written for each sequence.
+Traffic step_traffic(const Model& model, std::int64_t batch) {
+  const auto weights = static_cast<double>(model.weights_bytes());
+  const auto states = static_cast<double>(batch * model.config().state_bytes());
+  return {weights + states, states};
+}
 
-  // The time of a step; each token is the best one of the step before.
-  double seconds() {
-    const auto start = std::chrono::steady_clock::now();
-    step();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+double step_flops(const ModelConfig& config, std::int64_t batch) {
+  const auto head = 2.0 * static_cast<double>(config.width * config.padded_vocab());
+  return static_cast<double>(batch) * (layer_gemm_flops(config) + head);
+}
 
-  void run_steps() {
-    for (int i = 0; i < kStepsPerRepeat; ++i) step();
-  }
-
- private:
-  void step() {
-    const std::int64_t v = model_.config().padded_vocab();
-    const auto batch = static_cast<std::int64_t>(ids_.size());
-    model_.step(ids_, slots_, states_, {logits_.data(), {batch, v}}, ctx_);
-    const SamplingParams greedy{.temperature = 0};
-    for (std::int64_t i = 0; i < batch; ++i) {
-      const std::span<const float> row(logits_.data() + i * v,
-                                       static_cast<std::size_t>(model_.config().vocab));
-      ids_[i] = sample_token(row, {}, greedy, 0).id;
-    }
-  }
-
-  const Model& model_;
-  Context& ctx_;
-  StatePool states_;
-  std::vector<std::int32_t> slots_, ids_;
-  std::vector<float> logits_;
+// What bounds a step. A GPU's ceilings were measured before. A CPU's memory is measured in turns
+// with the steps, as its speed drifts: all bytes at the rate of reading, which is the higher one.
+struct Ceilings {
+  std::unique_ptr<MachineCeilings> gpu;
+  std::unique_ptr<ReadBandwidth> cpu;
 };
+
+void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilings,
+             double gemm_rate, const BenchOptions& options, BenchReport& report, Context& ctx) {
+  const Model& model = *named.model;
+  const Traffic traffic = step_traffic(model, batch);
+  DecodeRun run(model, batch, ctx);
+  std::vector<double> rates;
+  const auto measure_memory = [&] {
+    if (ceilings.cpu) rates.push_back(ceilings.cpu->measure());
+  };
+  const double seconds =
+      step_seconds(run, cycle_steps(options, ctx), options.repeat, measure_memory);
+  const double floor =
+      ceilings.gpu ? ceilings.gpu->memory_seconds(traffic) : traffic.bytes() / median(rates);
+  const auto rows = static_cast<double>(batch);
+  const double flops = step_flops(model.config(), batch);
+  BenchRow row;
+  row.name = str("decode/", named.name, "/", compute_name(model), "/batch=", batch);
+  row.value = rows / seconds;
+  row.unit = "tokens/s";
+  row.bytes = traffic.bytes() / rows;
+  row.flops = flops / rows;
+  row.ceiling = rows / std::max(floor, flops / gemm_rate);
+  report.add(row);
+  add_op_shares(row.name, report, ctx, [&] { run.seconds(8); });
+}
 
 }  // namespace
 
 void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx) {
-  for (const std::string& name : presets_or(options, "siso-187m")) {
-    const auto model = random_model(options, name, ctx);
-    const ModelConfig& config = model->config();
-    const double gemm_rate = layer_gemm_rate(*model, kManyRows, ctx);
-    ReadBandwidth bandwidth(ctx);
-    for (const std::int64_t batch :
-         options.batches.empty() ? std::vector<std::int64_t>{1} : options.batches) {
-      DecodeBench bench(*model, batch, ctx);
-      std::vector<double> seconds, ceilings;
-      bench.run_steps();  // warms up
-      for (std::int64_t i = 0; i < options.repeat * kStepsPerRepeat; ++i) {
-        seconds.push_back(bench.seconds());
-        // In turns, as the speed of memory drifts. A GPU's does not, and is long to measure.
-        if (!ctx.gpu() || i % kStepsPerRepeat == 0) ceilings.push_back(bandwidth.measure());
-      }
-      BenchRow row;
-      row.name = str("decode/", name, "/", compute_name(*model), "/batch=", batch);
-      row.value = static_cast<double>(batch) / median(seconds);
-      row.unit = "tokens/s";
-      // Weights are read once a step, states are read and written for each sequence.
-      row.bytes = static_cast<double>(model->weights_bytes()) / static_cast<double>(batch) +
-                  2.0 * static_cast<double>(config.state_bytes());
-      row.flops = layer_gemm_flops(config) +
-                  2.0 * static_cast<double>(config.width * config.padded_vocab());
-      row.ceiling = std::min(median(ceilings) / *row.bytes, gemm_rate / *row.flops);
-      report.add(row);
-      add_op_shares(row.name, report, ctx, [&] { bench.run_steps(); });
-    }
+  Ceilings ceilings;
+  if (ctx.gpu()) {
+    ceilings.gpu = std::make_unique<MachineCeilings>(bench_compute(options), ctx);
+    ceilings.gpu->add_rows(report);
+  } else {
+    ceilings.cpu = std::make_unique<ReadBandwidth>(ctx);
   }
+  for_each_model(options, ctx, [&](const NamedModel& named) {
+    const double gemm_rate = layer_gemm_rate(*named.model, kManyRows, ctx);
+    const auto batches =
+        or_else(options.batches, ctx.gpu() ? std::vector<std::int64_t>{1, 64, 128, 256}
+                                           : std::vector<std::int64_t>{1});
+    for (const std::int64_t batch : batches) {
+      measure(named, batch, ceilings, gemm_rate, options, report, ctx);
+    }
+  });
 }
 
 }  // namespace mamba3::cli

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "cli/bench.h"
+#include "cli/bench_timing.h"
 #include "cli/checkpoint_folder.h"
 #include "cli/terminal.h"
 #include "core/check.h"
@@ -75,9 +76,10 @@ double touch_seconds(const std::vector<std::shared_ptr<const MappedFile>>& files
 double first_token_seconds(const fs::path& folder, const BenchOptions& options) {
   const std::string threads = std::to_string(options.common.threads);
   const std::string model = folder.string();
-  std::vector<std::string> words{"mamba3", "generate", "-q", "-m",    model,
-                                 "-t",     threads,    "-n", "1",     "--prompt-ids",
-                                 "1,2",    "--temp",   "0",  "--json"};
+  std::vector<std::string> words{"mamba3", "generate",     "-q",       "-m",
+                                 model,    "-t",           threads,    "-n",
+                                 "1",      "--prompt-ids", "1,2",      "--temp",
+                                 "0",      "--json",       "--device", options.common.device};
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -105,7 +107,7 @@ double first_token_seconds(const fs::path& folder, const BenchOptions& options) 
 void measure(const std::string& name, const fs::path& folder, const BenchOptions& options,
              BenchReport& report, Context& ctx) {
   LoadOptions load = load_options(options.common);
-  Context silent(ContextOptions{options.common.threads, 0, {}});
+  Context silent(ContextOptions{options.common.threads, 0, {}, choose_device(options.common)});
   double bytes = 0;
   {
     const CheckpointFiles files = open_checkpoint_files(folder);

@@ -6,17 +6,31 @@
 
 namespace mamba3::cli {
 
-std::vector<std::string> presets_or(const BenchOptions& options, const char* fallback) {
-  return options.presets.empty() ? std::vector<std::string>{fallback} : options.presets;
+std::vector<std::string> presets_or_default(const BenchOptions& options, const Context& ctx) {
+  if (!options.presets.empty()) return options.presets;
+  if (ctx.gpu()) return {"siso-1.5b", "mimo-1.5b"};
+  return {"siso-187m"};
 }
 
-std::shared_ptr<const Model> random_model(const BenchOptions& options,
-                                          const std::string& preset_name, Context& ctx) {
+std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
+                                  std::vector<std::int64_t> fallback) {
+  return given.empty() ? std::move(fallback) : given;
+}
+
+void for_each_model(const BenchOptions& options, Context& ctx,
+                    const std::function<void(const NamedModel&)>& body) {
+  if (options.presets.empty() && !options.common.model.empty()) {
+    const std::filesystem::path folder = model_folder(options.common);
+    const std::string name = std::filesystem::weakly_canonical(folder).filename().string();
+    return body({name, load_model(options.common, ctx).checkpoint.model});
+  }
   const bool fp32 = options.common.dtype == "fp32";
   ModelOptions model_options;
   model_options.compute = fp32 ? ComputeDType::kF32 : ComputeDType::kBf16;
-  return Model::random(preset(preset_name), fp32 ? DType::kF32 : DType::kBf16, ctx.seed(),
-                       model_options, ctx);
+  for (const std::string& name : presets_or_default(options, ctx)) {
+    body({name, Model::random(preset(name), fp32 ? DType::kF32 : DType::kBf16, ctx.seed(),
+                              model_options, ctx)});
+  }
 }
 
 const char* compute_name(const Model& model) {
@@ -64,7 +78,7 @@ void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
     BenchRow row;
     row.name = name + "/" + op;
     row.value = 100 * seconds / all.count();
-    row.unit = "% of time";
+    row.unit = ctx.gpu() ? "% op by op" : "% of time";
     report.add(row);
   }
 }

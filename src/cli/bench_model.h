@@ -12,11 +12,19 @@
 
 namespace mamba3::cli {
 
-std::vector<std::string> presets_or(const BenchOptions& options, const char* fallback);
+// --preset, else what each kind measures by itself: siso-187m on a CPU, the two 1.5B on a GPU.
+std::vector<std::string> presets_or_default(const BenchOptions& options, const Context& ctx);
+std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
+                                  std::vector<std::int64_t> fallback);
 
-// Random bf16 weights (fp32 with --dtype fp32) as the authors initialise, never on a disk.
-std::shared_ptr<const Model> random_model(const BenchOptions& options,
-                                          const std::string& preset_name, Context& ctx);
+struct NamedModel {
+  std::string name;
+  std::shared_ptr<const Model> model;
+};
+// Calls `body` with one model after the other: those of presets with random weights, never on a
+// disk; without --preset the one that -m names, if it does.
+void for_each_model(const BenchOptions& options, Context& ctx,
+                    const std::function<void(const NamedModel&)>& body);
 const char* compute_name(const Model& model);  // "bf16", "fp32"
 
 // in_proj, out_proj, fc1, fc2 of one layer over `rows` tokens.
@@ -27,11 +35,13 @@ double layer_gemm_flops(const ModelConfig& config);
 // One token's recurrence in all layers, as it is defined: each rank's outer product enters the
 // state and is read out of it. What a chunked scan computes beyond that is not counted.
 double recurrence_flops(const ModelConfig& config);
-// FLOP/s of oneDNN alone on those of `rows` tokens, each shape weighted by its share of the work.
+// FLOP/s of oneDNN (on a GPU of cuBLASLt) alone on those of `rows` tokens, each shape weighted by
+// its share of the work.
 double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx);
 
 // Rows "NAME/OP" with each op's share of the time of one call of `run`. Call it after the figures
-// that count: the measuring takes time of its own.
+// that count: the measuring takes time of its own, and on a GPU it waits for every op, which it
+// would not do otherwise ("% of time, op by op").
 void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
                    const std::function<void()>& run);
 

@@ -1,10 +1,12 @@
 #include "cli/bench_report.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <fstream>
 
+#include "cli/bench_baselines.h"
+#include "cli/bench_compare.h"
+#include "cli/bench_origin.h"
 #include "cli/terminal.h"
 #include "core/check.h"
 #include "core/gpu.h"
@@ -12,19 +14,6 @@
 
 namespace mamba3::cli {
 namespace {
-
-// A time or a size is better when it is smaller, a rate when it is larger.
-bool smaller_is_better(const std::string& unit) {
-  return unit == "s" || unit == "ms" || unit == "us" || unit == "bytes";
-}
-
-double share(double value, double reference, const std::string& unit) {
-  return smaller_is_better(unit) ? reference / value : value / reference;
-}
-
-Json optional_json(const std::optional<double>& value) {
-  return value ? Json(*value) : Json(nullptr);
-}
 
 std::string processor_name() {
   std::ifstream in("/proc/cpuinfo");
@@ -38,24 +27,19 @@ std::string processor_name() {
   return "CPU";
 }
 
-std::string cell(const std::optional<double>& value) {
-  if (!value) return "-";
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.4g", *value);
-  return text;
-}
-
 // `amount` (bytes or FLOPs) of a row is that of one token, or of one timed call.
 std::optional<double> giga_per_second(const BenchRow& row, const std::optional<double>& amount) {
   if (!amount) return std::nullopt;
   if (row.unit == "tokens/s") return 1e-9 * *amount * row.value;
   if (row.unit == "us") return 1e-3 * *amount / row.value;
+  if (row.unit == "ms") return 1e-6 * *amount / row.value;
   if (row.unit == "s") return 1e-9 * *amount / row.value;
   return std::nullopt;
 }
 
-std::string table_line(const std::array<std::string, 8>& cells) {
-  constexpr std::array<int, 8> kWidths{-46, 9, -9, 7, 8, 9, 7, 7};  // below 0: to the left
+std::string table_line(const std::array<std::string, 9>& cells) {
+  // Below 0: to the left.
+  constexpr std::array<int, 9> kWidths{-46, 9, -9, 7, 9, 9, 6, 9, 6};
   std::string line;
   for (std::size_t i = 0; i < cells.size(); ++i) {
     char text[128];
@@ -65,6 +49,14 @@ std::string table_line(const std::array<std::string, 8>& cells) {
   return line + "\n";
 }
 
+std::string key_of(const BenchRow& row) {
+  return row.name + " " + row.unit;
+}
+
+Json text_or_null(const std::string& text) {
+  return text.empty() ? Json(nullptr) : Json(text);
+}
+
 }  // namespace
 
 std::string device_name(const Context& ctx) {
@@ -72,76 +64,79 @@ std::string device_name(const Context& ctx) {
   return str(processor_name(), ", ", ctx.threads(), ctx.threads() == 1 ? " thread" : " threads");
 }
 
-double median(std::vector<double> times) {
-  const std::size_t middle = times.size() / 2;
-  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(middle), times.end());
-  return times[middle];
-}
-
 BenchReport::BenchReport(const CommonOptions& options, const Context& ctx)
     : json_(options.json),
       quiet_(options.quiet),
       device_(device_name(ctx)),
+      on_gpu_(ctx.gpu() != nullptr),
       threads_(ctx.threads()) {}
 
 void BenchReport::read_baselines(const std::string& path) {
-  const Json document = Json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  const bool rows =
-      document.is_object() && document.contains("rows") && document["rows"].is_array();
-  check_input(
-      rows, path,
-      " holds no list of rows; expected a file that bench --out or eager_torch.py --json wrote");
-  for (const Json& row : document["rows"]) {
-    const bool whole = row.is_object() && row.contains("name") && row["name"].is_string() &&
-                       row.contains("unit") && row["unit"].is_string() && row.contains("value") &&
-                       row["value"].is_number();
-    check_input(whole, path,
-                " holds a row without name, unit and value; expected a file of bench results");
-    baselines_[row["name"].get<std::string>() + row["unit"].get<std::string>()] = row["value"];
+  for (const BenchRow& row : parse_results(path, read_text(path)).rows) {
+    baselines_[key_of(row)] = row.value;
   }
 }
 
-void BenchReport::add(BenchRow row) {
-  const auto baseline = baselines_.find(row.name + row.unit);
+void BenchReport::read_before(const std::string& path) {
+  before_ = parse_results(path, read_text(path));
+}
+
+void BenchReport::complete(BenchRow& row) const {
+  const auto baseline = baselines_.find(key_of(row));
   if (!row.baseline && baseline != baselines_.end()) row.baseline = baseline->second;
-  if (row.ceiling) row.share_of_ceiling = share(row.value, *row.ceiling, row.unit);
-  if (row.baseline) row.ratio = share(row.value, *row.baseline, row.unit);
+  if (!row.baseline && is_baseline_card(device_)) row.baseline = authors_figure(row.name);
+  if (row.ceiling) row.share_of_ceiling = compare_values(row.value, *row.ceiling, row.unit);
+  if (row.baseline) row.ratio = compare_values(row.value, *row.baseline, row.unit);
+}
+
+void BenchReport::add_silently(BenchRow row) {
+  complete(row);
+  rows_.push_back(std::move(row));
+}
+
+void BenchReport::add(BenchRow row) {
+  complete(row);
   if (!json_) show(row);
   rows_.push_back(std::move(row));
 }
 
 void BenchReport::show(const BenchRow& row) {
-  if (rows_.empty()) {
-    write_out(
-        device_ + "\n" +
-        table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling", "share", "ratio"}));
+  if (!header_shown_) {
+    std::string header = device_ + "\n";
+    if (is_baseline_card(device_)) header += str("baselines: ", kAuthorsSource, "\n");
+    write_out(header + table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling",
+                                   "share", "baseline", "ratio"}));
+    header_shown_ = true;
   }
-  write_out(table_line({row.name, cell(row.value), row.unit, cell(giga_per_second(row, row.bytes)),
-                        cell(giga_per_second(row, row.flops)), cell(row.ceiling),
-                        cell(row.share_of_ceiling), cell(row.ratio)}));
+  write_out(table_line(
+      {row.name, number_cell(row.value), row.unit, number_cell(giga_per_second(row, row.bytes)),
+       number_cell(giga_per_second(row, row.flops)), number_cell(row.ceiling),
+       number_cell(row.share_of_ceiling), number_cell(row.baseline), number_cell(row.ratio)}));
+}
+
+void BenchReport::write(const std::string& text) const {
+  if (!json_) write_out(text);
 }
 
 Json BenchReport::document() const {
   Json rows = Json::array();
-  for (const BenchRow& row : rows_) {
-    rows.push_back({{"name", row.name},
-                    {"value", row.value},
-                    {"unit", row.unit},
-                    {"bytes", optional_json(row.bytes)},
-                    {"flops", optional_json(row.flops)},
-                    {"ceiling", optional_json(row.ceiling)},
-                    {"share_of_ceiling", optional_json(row.share_of_ceiling)},
-                    {"baseline", optional_json(row.baseline)},
-                    {"ratio", optional_json(row.ratio)}});
-  }
-  return {{"device", device_}, {"threads", threads_}, {"rows", std::move(rows)}};
+  for (const BenchRow& row : rows_) rows.push_back(row_json(row));
+  Json document = {{"command", command_line()}, {"commit", build_commit()}, {"date", today()}};
+  if (on_gpu_) document["driver"] = text_or_null(gpu_driver());
+  document["device"] = device_;
+  document["threads"] = threads_;
+  if (is_baseline_card(device_)) document["baselines"] = kAuthorsSource;
+  document["rows"] = std::move(rows);
+  if (before_) document["compare"] = comparison_json(compare_results(*before_, rows_));
+  return document;
 }
 
 void BenchReport::finish(const std::string& out_path) const {
+  if (before_) write(comparison_text(compare_results(*before_, rows_)));
   if (json_) write_json(document());
   if (out_path.empty()) return;
   AtomicFile file(out_path);
-  file.write(document().dump(2) + "\n");
+  file.write(document().dump(1) + "\n");
   file.commit();
   if (!quiet_) message("mamba3: wrote " + out_path);
 }

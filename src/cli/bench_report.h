@@ -7,22 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "cli/bench_rows.h"
 #include "cli/common.h"
 
 namespace mamba3::cli {
-
-struct BenchRow {
-  std::string name;
-  double value = 0;
-  std::string unit;                // "tokens/s", "us", "GB/s", "s"
-  std::optional<double> bytes;     // that must move, and ...
-  std::optional<double> flops;     // ... that must be done, for one of what `unit` counts
-  std::optional<double> ceiling;   // best value possible on this machine, in `unit`
-  std::optional<double> baseline;  // value of a named other program, in `unit`
-  // Set by add(): shares are above 1 only where something beats its ceiling, whichever way is up.
-  std::optional<double> share_of_ceiling;
-  std::optional<double> ratio;  // to the baseline, larger is better
-};
 
 class BenchReport {
  public:
@@ -30,28 +18,35 @@ class BenchReport {
 
   // Rows of the same name and unit in this file become the baselines of rows that have none.
   void read_baselines(const std::string& path);
+  // Results to compare with at the end.
+  void read_before(const std::string& path);
 
-  // Rows are shown as they come, unless --json asks for the document.
+  // Rows are shown as they come, unless --json asks for the document. A row without a baseline gets
+  // the authors' figure of its name, where there is one and it was measured on such a card.
   void add(BenchRow row);
-  const std::vector<BenchRow>& rows() const { return rows_; }
-  Json document() const;
+  // The same, for a row that a text written by write() shows.
+  void add_silently(BenchRow row);
+  // For people only.
+  void write(const std::string& text) const;
   void finish(const std::string& out_path) const;
 
  private:
+  void complete(BenchRow& row) const;
   void show(const BenchRow& row);
+  Json document() const;
 
   bool json_;
   bool quiet_;
+  bool header_shown_ = false;
   std::string device_;
+  bool on_gpu_;
   int threads_;
   std::vector<BenchRow> rows_;
   std::map<std::string, double> baselines_;  // by name and unit
+  std::optional<ResultFile> before_;
 };
 
-// "Intel(R) Xeon(R) ..., 2 threads"
+// "Intel(R) Xeon(R) ..., 2 threads", or the name of the GPU
 std::string device_name(const Context& ctx);
-
-// The median; `times` must not be empty.
-double median(std::vector<double> times);
 
 }  // namespace mamba3::cli

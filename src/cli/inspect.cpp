@@ -2,9 +2,11 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/inspect_gpu.h"
 #include "core/check.h"
 #include "engine/checkpoint_files.h"
 #include "io/config_file.h"
+#include "model/memory_needed.h"
 #include "model/mixer.h"
 #include "model/weights.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
@@ -21,12 +23,13 @@ struct InspectOptions {
 
 struct Findings {
   CheckpointFiles files;
+  std::optional<GpuPlan> gpu;      // when the device is one
   std::int64_t weights_bytes = 0;  // as stored, each tensor once
   std::int64_t state_bytes = 0;    // of one sequence
   std::int64_t chunk_tokens = 0;
 };
 
-Findings look(const InspectOptions& options) {
+Findings look(const InspectOptions& options, Device device) {
   Findings found;
   found.files = open_checkpoint_files(model_folder(options.common));
   ModelConfig& config = found.files.config;
@@ -43,6 +46,12 @@ Findings look(const InspectOptions& options) {
               found.state_bytes, " bytes; expected room for --batch ", options.batch,
               "; choose a smaller batch");
   found.chunk_tokens = mamba3_scan_chunk_tokens(dims);
+  if (device.kind == DeviceKind::kCuda) {
+    const ModelSize size{config, resident_bytes(config, found.files.weights->tensors)};
+    const auto asked = load_options(options.common).compute;
+    found.gpu = plan_for_gpu(size, asked.value_or(compute_as_stored(*found.files.weights)),
+                             options.batch, device.index);
+  }
   return found;
 }
 
@@ -58,6 +67,7 @@ Json tensors_json(const Findings& found) {
 
 // What a batch of sequences needs at once. The states do not grow with the context.
 Json memory_json(const InspectOptions& options, const Findings& found) {
+  if (found.gpu) return gpu_memory_json(*found.gpu, options.context);
   const std::int64_t states = options.batch * found.state_bytes;
   const std::int64_t logits =
       options.batch * found.files.config.padded_vocab() * std::int64_t{sizeof(float)};
@@ -73,25 +83,35 @@ std::string mixer_name(const ModelConfig& config) {
   return config.mixer.mimo ? str("Mamba-3 MIMO, rank ", config.mixer.rank) : "Mamba-3 SISO";
 }
 
-Json report_json(const InspectOptions& options, const Findings& found) {
+Json common_json(const Findings& found) {
   const ModelConfig& config = found.files.config;
-  const std::string mixer = config.mixer.mimo ? "mamba3-mimo" : "mamba3-siso";
-  Json layers = Json::array();
-  for (std::int64_t i = 0; i < config.layers; ++i) {
-    layers.push_back({{"mixer", mixer},
-                      {"mlp", config.mlp_hidden > 0 ? "swiglu" : "none"},
-                      {"prefill", str("chunked scan, ", found.chunk_tokens, " tokens")},
-                      {"decode", "step"}});
-  }
   return {{"config", Json::parse(config_to_json(config))},
           {"parameters", config.parameters()},
           {"weights_bytes", found.weights_bytes},
           {"state_bytes_per_sequence", found.state_bytes},
           {"a_activation", a_activation_name(config.mixer.a_activation)},
-          {"a_activation_recorded", config.mixer.a_activation_recorded},
-          {"layers", std::move(layers)},
-          {"memory", memory_json(options, found)},
-          {"tensors", tensors_json(found)}};
+          {"a_activation_recorded", config.mixer.a_activation_recorded}};
+}
+
+Json report_json(const InspectOptions& options, const Findings& found) {
+  const ModelConfig& config = found.files.config;
+  const std::string mixer = config.mixer.mimo ? "mamba3-mimo" : "mamba3-siso";
+  const std::string prefill = found.gpu ? "mamba3_scan, " + path_name(found.gpu->scan)
+                                        : str("chunked scan, ", found.chunk_tokens, " tokens");
+  const std::string decode = found.gpu ? "mamba3_step, " + path_name(found.gpu->step) : "step";
+  Json layers = Json::array();
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    layers.push_back({{"mixer", mixer},
+                      {"mlp", config.mlp_hidden > 0 ? "swiglu" : "none"},
+                      {"prefill", prefill},
+                      {"decode", decode}});
+  }
+  Json report = common_json(found);
+  report["layers"] = std::move(layers);
+  if (found.gpu) report["gpu"] = gpu_json(*found.gpu);
+  report["memory"] = memory_json(options, found);
+  report["tensors"] = tensors_json(found);
+  return report;
 }
 
 std::string tensors_text(const Findings& found) {
@@ -104,31 +124,35 @@ std::string tensors_text(const Findings& found) {
   return text;
 }
 
-std::string report_text(const InspectOptions& options, const Findings& found) {
+std::string model_text(const Findings& found) {
   const ModelConfig& config = found.files.config;
   const Mamba3Config& mixer = config.mixer;
+  return str("model         ", mixer_name(config), ", ", config.parameters(), " parameters\n",
+             "layers        ", config.layers, " of width ", config.width, ", ",
+             config.mlp_hidden > 0 ? str("SwiGLU MLP of ", config.mlp_hidden) : "no MLP", "\n",
+             "mixer         ", config.heads(), " heads of ", mixer.head_dim, ", state ",
+             mixer.state, ", ", mixer.groups, " group(s), rope ", mixer.rope_fraction,
+             mixer.out_norm ? ", out-norm" : "", "\n", "vocabulary    ", config.vocab,
+             ", padded to ", config.padded_vocab(),
+             config.tied_embeddings ? ", tied head" : ", own head", "\n", "A activation  ",
+             a_activation_name(mixer.a_activation),
+             mixer.a_activation_recorded ? ", recorded\n" : ", not recorded: see --a-activation\n");
+}
+
+std::string report_text(const InspectOptions& options, const Findings& found) {
+  if (found.gpu) return model_text(found) + gpu_text(*found.gpu, options.context);
   const Json memory = memory_json(options, found);
   const auto bytes_of = [&](const char* key) { return human_bytes(memory[key].get<double>()); };
-  return str(
-      "model         ", mixer_name(config), ", ", config.parameters(), " parameters\n",
-      "layers        ", config.layers, " of width ", config.width, ", ",
-      config.mlp_hidden > 0 ? str("SwiGLU MLP of ", config.mlp_hidden) : "no MLP", "\n",
-      "mixer         ", config.heads(), " heads of ", mixer.head_dim, ", state ", mixer.state, ", ",
-      mixer.groups, " group(s), rope ", mixer.rope_fraction, mixer.out_norm ? ", out-norm" : "",
-      "\n", "vocabulary    ", config.vocab, ", padded to ", config.padded_vocab(),
-      config.tied_embeddings ? ", tied head" : ", own head", "\n", "A activation  ",
-      a_activation_name(mixer.a_activation),
-      mixer.a_activation_recorded ? ", recorded\n" : ", not recorded: see --a-activation\n",
-      "path          every layer: chunked scan (", found.chunk_tokens,
-      " tokens) for prompts, step for decoding\n", "\nmemory for ", options.batch, " sequence(s)\n",
-      "  weights     ", bytes_of("weights_bytes"), "\n", "  states      ", bytes_of("states_bytes"),
-      ", the same after 1 and after ", options.context, " tokens\n", "  logits      ",
-      bytes_of("logits_bytes"), "\n", "  together    ", bytes_of("total_bytes"), "\n");
+  return str(model_text(found), "path          every layer: chunked scan (", found.chunk_tokens,
+             " tokens) for prompts, step for decoding\n", "\nmemory for ", options.batch,
+             " sequence(s)\n", "  weights     ", bytes_of("weights_bytes"), "\n", "  states      ",
+             bytes_of("states_bytes"), ", the same after 1 and after ", options.context,
+             " tokens\n", "  logits      ", bytes_of("logits_bytes"), "\n", "  together    ",
+             bytes_of("total_bytes"), "\n");
 }
 
 int run_inspect(const InspectOptions& options) {
-  choose_device(options.common);
-  const Findings found = look(options);
+  const Findings found = look(options, choose_device(options.common));
   if (options.common.json) {
     write_json(report_json(options, found));
   } else {

@@ -40,6 +40,12 @@ CheckpointFiles open_checkpoint_files(const std::filesystem::path& path) {
   return files;
 }
 
+ComputeDType compute_as_stored(const TensorFile& weights) {
+  const auto it = weights.tensors.find("backbone.embedding.weight");
+  const bool bf16 = it != weights.tensors.end() && it->second.dtype == DType::kBf16;
+  return bf16 ? ComputeDType::kBf16 : ComputeDType::kF32;
+}
+
 void choose_a_activation(ModelConfig& config, const std::optional<AActivation>& asked,
                          Context& ctx) {
   if (asked) {

@@ -8,6 +8,7 @@
 #include "io/tensor_file.h"
 #include "mamba3/config.h"
 #include "mamba3/context.h"
+#include "mamba3/model.h"
 #include "mamba3/tokenizer.h"
 
 namespace mamba3 {
@@ -20,6 +21,9 @@ struct CheckpointFiles {
 
 // `path`: a folder with config.json and weights, or a weights file with config.json beside it.
 CheckpointFiles open_checkpoint_files(const std::filesystem::path& path);
+
+// bf16 when the matrices are bf16, else fp32.
+ComputeDType compute_as_stored(const TensorFile& weights);
 
 // The activation that is asked for, else the recorded one, else heavy-tail, which is then logged.
 void choose_a_activation(ModelConfig& config, const std::optional<AActivation>& asked,

@@ -14,9 +14,7 @@ namespace {
 
 ComputeDType choose_compute(const LoadOptions& options, const TensorFile& file) {
   if (options.compute) return *options.compute;
-  const auto it = file.tensors.find("backbone.embedding.weight");
-  const bool bf16 = it != file.tensors.end() && it->second.dtype == DType::kBf16;
-  return bf16 ? ComputeDType::kBf16 : ComputeDType::kF32;
+  return compute_as_stored(file);
 }
 
 void check_vocabulary(const Checkpoint& checkpoint) {

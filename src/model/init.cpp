@@ -9,7 +9,7 @@
 #include "core/check.h"
 #include "core/memory.h"
 #include "core/thread_pool.h"
-#include "mamba3/sampling.h"
+#include "ops/sampling/philox.h"
 
 namespace mamba3 {
 namespace {
@@ -47,25 +47,41 @@ double dt_bias(double uniform) {
   return dt + std::log(-std::expm1(-dt));
 }
 
-double value_at(const Draw& draw, const ModelConfig& config, std::uint64_t seed,
-                std::uint64_t stream, std::int64_t index) {
-  const auto at = static_cast<std::uint64_t>(index);
-  switch (draw.kind) {
-    case Kind::kOnes:
-      return 1.0;
-    case Kind::kOneOverRank:
-      return 1.0 / static_cast<double>(config.mixer.rank);
-    case Kind::kDtBias:
-      return dt_bias(uniform_draw(seed, stream, at));
-    case Kind::kUniform:
-      return draw.scale * (2.0 * uniform_draw(seed, stream, at) - 1.0);
-    case Kind::kNormal:
-      break;
+constexpr std::int64_t kAtOnce = 4;  // elements from one set of random words
+
+// (0, 1)
+double uniform(std::uint32_t word) {
+  return (static_cast<double>(word) + 0.5) * 0x1p-32;
+}
+
+// Box-Muller, in fp32: two numbers from two words.
+void normal_pair(double deviation, std::uint32_t a, std::uint32_t b, float* out) {
+  const auto scale = static_cast<float>(deviation);
+  const float radius = scale * std::sqrt(-2.0f * std::log(static_cast<float>(uniform(a))));
+  const float angle = static_cast<float>(2.0 * std::numbers::pi * uniform(b));
+  out[0] = radius * std::cos(angle);
+  out[1] = radius * std::sin(angle);
+}
+
+// Elements [kAtOnce * index, kAtOnce * (index + 1)) of the tensor that `stream` numbers.
+void draw_values(const Draw& draw, const ModelConfig& config, std::uint64_t seed,
+                 std::uint64_t stream, std::int64_t index, float (&out)[kAtOnce]) {
+  if (draw.kind == Kind::kOnes || draw.kind == Kind::kOneOverRank) {
+    const double rank = draw.kind == Kind::kOnes ? 1.0 : static_cast<double>(config.mixer.rank);
+    std::fill_n(out, kAtOnce, static_cast<float>(1.0 / rank));
+    return;
   }
-  // Box-Muller; 1 - u is in (0, 1].
-  const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_draw(seed, stream, 2 * at)));
-  return draw.scale * radius *
-         std::cos(2.0 * std::numbers::pi * uniform_draw(seed, stream, 2 * at + 1));
+  const auto words = random_words(seed, stream, static_cast<std::uint64_t>(index));
+  if (draw.kind == Kind::kNormal) {
+    normal_pair(draw.scale, words[0], words[1], out);
+    normal_pair(draw.scale, words[2], words[3], out + 2);
+    return;
+  }
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const double u = uniform(words[i]);
+    out[i] =
+        static_cast<float>(draw.kind == Kind::kDtBias ? dt_bias(u) : draw.scale * (2.0 * u - 1.0));
+  }
 }
 
 bool always_f32(std::string_view name) {
@@ -73,13 +89,20 @@ bool always_f32(std::string_view name) {
          name.ends_with(".mimo_x") || name.ends_with(".mimo_z") || name.ends_with(".mimo_o");
 }
 
-void store(std::byte* data, DType dtype, std::int64_t index, double value) {
-  const auto rounded = static_cast<float>(value);
-  if (dtype == DType::kBf16) {
-    const Bf16 narrow = to_bf16(rounded);
-    std::memcpy(data + index * 2, &narrow, 2);
-  } else {
-    std::memcpy(data + index * 4, &rounded, 4);
+// Elements [begin, end) of a tensor at `data`; begin is a multiple of kAtOnce.
+void fill(const Draw& draw, const ModelConfig& config, std::uint64_t seed, std::uint64_t stream,
+          std::int64_t begin, std::int64_t end, DType dtype, std::byte* data) {
+  float values[kAtOnce];
+  for (std::int64_t at = begin; at < end; at += kAtOnce) {
+    draw_values(draw, config, seed, stream, at / kAtOnce, values);
+    const auto count = static_cast<std::size_t>(std::min(kAtOnce, end - at));
+    if (dtype == DType::kF32) {
+      std::memcpy(data + at * 4, values, count * 4);
+      continue;
+    }
+    Bf16 narrow[kAtOnce];
+    for (std::int64_t i = 0; i < kAtOnce; ++i) narrow[i] = to_bf16(values[i]);
+    std::memcpy(data + at * 2, narrow, count * 2);
   }
 }
 
@@ -113,9 +136,7 @@ InitialTensors init_tensors(const ModelConfig& config, DType dtype, std::uint64_
     const std::int64_t count = ref.elements();
     ctx.pool().run((count + kPieceElements - 1) / kPieceElements, [&](std::int64_t piece, int) {
       const std::int64_t end = std::min(count, (piece + 1) * kPieceElements);
-      for (std::int64_t j = piece * kPieceElements; j < end; ++j) {
-        store(data, ref.dtype, j, value_at(draw, config, seed, i, j));
-      }
+      fill(draw, config, seed, i, piece * kPieceElements, end, ref.dtype, data);
     });
   }
   return out;

@@ -22,10 +22,6 @@
 namespace mamba3 {
 namespace {
 
-// Long inputs are read in segments: large enough that weights are streamed seldom, small enough
-// that a segment's activations stay near the cores.
-constexpr std::int64_t kSegmentTokens = 1024;
-constexpr std::int64_t kGpuSegmentTokens = 16384;  // fills a large card
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 

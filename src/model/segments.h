@@ -10,7 +10,7 @@ namespace mamba3 {
 // Long inputs are read in segments: large enough that weights are streamed seldom, small enough
 // that a segment's activations stay near the cores.
 constexpr std::int64_t kSegmentTokens = 1024;
-constexpr std::int64_t kGpuSegmentTokens = 8192;  // fills a large card
+constexpr std::int64_t kGpuSegmentTokens = 16384;  // fills a large card
 
 // A run of packed tokens, with the sequences it touches.
 struct Segment {

@@ -12,7 +12,7 @@ namespace {
 
 }  // namespace
 
-double measured_read_bandwidth_cuda(Context&) {
+double measured_bandwidth_cuda(MemoryTraffic, Context&) {
   refuse();
 }
 double measured_gemm_rate_cuda(const GemmShape&, Compute, Context&) {

@@ -1,4 +1,4 @@
-// tokenize, inspect, convert, init, verify, bench load.
+// tokenize, inspect, convert, init, verify.
 #include <gtest/gtest.h>
 
 #include "cli/program.h"
@@ -74,6 +74,33 @@ TEST(Inspect, TellsWhatAFolderHolds) {
             3 * document["state_bytes_per_sequence"].get<std::int64_t>());
   const Outcome text = run_mamba3({"inspect", "-m", kGolden + "/lm_siso_fp32", "--tensors"});
   EXPECT_NE(text.out.find("backbone.layers.1.mixer.B_norm.weight  F32  [16]"), std::string::npos);
+}
+
+// Whether or not there is a GPU: files can be inspected anywhere.
+TEST(Inspect, SaysWhichPathAModelGetsOnAGpu) {
+  const std::string model = kGolden + "/lm_mimo_bf16_mixed_g2";
+  const Outcome outcome =
+      run_mamba3({"inspect", "-m", model, "--device", "cuda", "--json", "--batch", "3"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json document = outcome.json();
+  for (const char* op : {"mamba3_scan", "mamba3_step"}) {
+    EXPECT_EQ(document["gpu"][op]["path"], "general");
+    EXPECT_NE(document["gpu"][op]["because"].get<std::string>().find("tuned kernels are for"),
+              std::string::npos);
+  }
+  EXPECT_EQ(document["layers"][0]["prefill"], "mamba3_scan, general");
+  const json& memory = document["memory"];
+  EXPECT_EQ(memory["batch"], 3);
+  EXPECT_GT(memory["workspace_bytes"], memory["logits_bytes"]);
+  EXPECT_EQ(memory["total_bytes"].get<std::int64_t>(),
+            memory["weights_bytes"].get<std::int64_t>() +
+                memory["states_bytes"].get<std::int64_t>() +
+                memory["workspace_bytes"].get<std::int64_t>());
+  const Outcome text = run_mamba3({"inspect", "-m", model, "--device", "cuda"});
+  EXPECT_NE(text.out.find("mamba3_scan, general ("), std::string::npos) << text.out;
+  const bool card = !document["gpu"]["name"].is_null();
+  EXPECT_EQ(text.out.find("no GPU here") == std::string::npos, card);
+  EXPECT_EQ(text.out.find("fits\n") != std::string::npos, card);
 }
 
 TEST(Inspect, NamesTensorsThatDoNotFit) {
@@ -212,24 +239,6 @@ TEST(Verify, MeetsAGoldenAndRefusesASpoiltOne) {
   const Outcome bad = run_mamba3({"verify", folder / "scan_spoilt.safetensors", "--json"});
   EXPECT_EQ(bad.code, 1);
   EXPECT_GT(bad.json()["failed"], 0);
-}
-
-TEST(Bench, LoadHasTheRowsOfTheContract) {
-  TestFolder folder;
-  const Outcome outcome = run_mamba3({"bench", "load", "-m", tiny_model("siso"), "--repeat", "1",
-                                      "--json", "--out", folder / "rows.json", "-q"});
-  ASSERT_EQ(outcome.code, 0) << outcome.err;
-  const json document = outcome.json();
-  EXPECT_TRUE(document["device"].is_string());
-  ASSERT_EQ(document["rows"].size(), 2u);
-  for (const json& row : document["rows"]) {
-    for (const char* key : {"name", "value", "unit", "bytes", "flops", "ceiling",
-                            "share_of_ceiling", "baseline", "ratio"}) {
-      EXPECT_TRUE(row.contains(key)) << key;
-    }
-    EXPECT_GT(row["value"], 0.0);
-  }
-  EXPECT_EQ(json::parse(read_file(folder / "rows.json")), document);
 }
 
 }  // namespace

@@ -23,6 +23,11 @@ TEST(Ceilings, RatesArePlausible) {
   Context ctx(with_threads(2));
   EXPECT_GT(measured_read_bandwidth(ctx), 1e8);
   EXPECT_LT(measured_read_bandwidth(ctx), 1e14);
+  for (const MemoryTraffic traffic :
+       {MemoryTraffic::kWrite, MemoryTraffic::kCopy, MemoryTraffic::kUpdate}) {
+    EXPECT_GT(measured_bandwidth(traffic, ctx), 1e8);
+    EXPECT_LT(measured_bandwidth(traffic, ctx), 1e14);
+  }
   for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
     EXPECT_GT(measured_gemm_rate({33, 70, 65}, compute, ctx), 1e6);
     EXPECT_LT(measured_gemm_rate({33, 70, 65}, compute, ctx), 1e15);

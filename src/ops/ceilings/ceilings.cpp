@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <chrono>
+#include <cstring>
 #include <dnnl.hpp>
 #include <unordered_map>
 #include <vector>
@@ -77,17 +78,23 @@ Share make_share(const dnnl::engine& engine, dnnl::stream& stream, const GemmSha
   return share;
 }
 
-}  // namespace
-
-ReadBandwidth::ReadBandwidth(Context& ctx) : ctx_(ctx) {
-  if (ctx.gpu()) return;
-  block_ = allocate_memory(static_cast<std::size_t>(kReadBytes), nullptr);
-  if (!block_) fail(ErrorCode::kUnavailable, "no memory for the ", kReadBytes, " bytes to read");
-  auto* const words = reinterpret_cast<std::uint64_t*>(block_.get());
+// Every word of a piece is the piece's number.
+Memory filled_block(Context& ctx) {
+  Memory block = allocate_memory(static_cast<std::size_t>(kReadBytes), nullptr);
+  if (!block) fail(ErrorCode::kUnavailable, "no memory for the ", kReadBytes, " bytes to measure");
+  auto* const words = reinterpret_cast<std::uint64_t*>(block.get());
   ctx.pool().run(kPieces, [&](std::int64_t piece, int) {
     std::fill_n(words + piece * kPieceBytes / 8, kPieceBytes / 8,
                 static_cast<std::uint64_t>(piece));
   });
+  return block;
+}
+
+}  // namespace
+
+ReadBandwidth::ReadBandwidth(Context& ctx) : ctx_(ctx) {
+  if (ctx.gpu()) return;
+  block_ = filled_block(ctx);
   std::array<double, kReadPatterns.size()> best{};
   for (int run = 0; run < kRuns; ++run) {
     for (std::size_t i = 0; i < best.size(); ++i) {
@@ -99,7 +106,7 @@ ReadBandwidth::ReadBandwidth(Context& ctx) : ctx_(ctx) {
 }
 
 double ReadBandwidth::measure() {
-  return ctx_.gpu() ? measured_read_bandwidth_cuda(ctx_) : read_once();
+  return ctx_.gpu() ? measured_bandwidth_cuda(MemoryTraffic::kRead, ctx_) : read_once();
 }
 
 double ReadBandwidth::read_once() {
@@ -124,6 +131,28 @@ double measured_read_bandwidth(Context& ctx) {
   if (ctx.gpu()) return best;  // the fastest of a few already
   for (int run = 1; run < kRuns; ++run) best = std::max(best, bandwidth.measure());
   return best;
+}
+
+double measured_bandwidth(MemoryTraffic traffic, Context& ctx) {
+  if (ctx.gpu()) return measured_bandwidth_cuda(traffic, ctx);
+  if (traffic == MemoryTraffic::kRead) return measured_read_bandwidth(ctx);
+  const bool two_ways = traffic != MemoryTraffic::kWrite;
+  const Memory from = filled_block(ctx);
+  const Memory other = traffic == MemoryTraffic::kCopy ? filled_block(ctx) : Memory();
+  std::byte* const to = other ? other.get() : from.get();
+  const double seconds = fastest_seconds([&] {
+    ctx.pool().run(kPieces, [&](std::int64_t piece, int) {
+      std::byte* const out = to + piece * kPieceBytes;
+      if (traffic == MemoryTraffic::kWrite) {
+        std::memset(out, static_cast<int>(piece), kPieceBytes);
+      } else if (traffic == MemoryTraffic::kCopy) {
+        std::memcpy(out, from.get() + piece * kPieceBytes, kPieceBytes);
+      } else {
+        std::transform(out, out + kPieceBytes, out, [](std::byte b) { return ~b; });
+      }
+    });
+  });
+  return static_cast<double>(two_ways ? 2 * kReadBytes : kReadBytes) / seconds;
 }
 
 double measured_gemm_rate(const GemmShape& shape, Compute compute, Context& ctx) {

@@ -31,6 +31,14 @@ class ReadBandwidth {
 // The fastest of a few.
 double measured_read_bandwidth(Context& ctx);
 
+// What is done with memory. kCopy goes from one block to another, kUpdate changes one in place:
+// both count every byte twice, as read and as written.
+enum class MemoryTraffic : std::uint8_t { kRead, kWrite, kCopy, kUpdate };
+
+// Bytes per second that all threads (or a GPU) together move to or from memory, in blocks far
+// larger than the caches; the fastest of a few.
+double measured_bandwidth(MemoryTraffic traffic, Context& ctx);
+
 // y [m, n] = x [m, k] w [n, k]^T
 struct GemmShape {
   std::int64_t m = 0;

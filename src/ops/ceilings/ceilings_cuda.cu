@@ -10,10 +10,10 @@
 namespace mamba3 {
 namespace {
 
-constexpr std::int64_t kReadBytes = std::int64_t{1} << 30;
+constexpr std::int64_t kBlockBytes = std::int64_t{1} << 30;
 constexpr int kRuns = 5;
-constexpr int kThreads = 512;
-constexpr int kBlocksPerMultiprocessor = 4;
+constexpr int kThreads = 256;
+constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int kLoads = 4;  // of each thread before it waits for the first
 
 __global__ void fill_random(std::uint32_t* out, std::int64_t count, bool bf16) {
@@ -27,16 +27,30 @@ __global__ void fill_random(std::uint32_t* out, std::int64_t count, bool bf16) {
   }
 }
 
-__global__ void sum_all(const uint4* data, std::int64_t count, std::uint32_t* out) {
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+// Blocks take pieces of kThreads * kLoads vectors in turn. kUpdate is a copy to where it came from;
+// every number changes, so that nothing can be left out.
+template <MemoryTraffic kTraffic, bool kStreaming>
+__global__ void __launch_bounds__(kThreads)
+    move_all(const uint4* from, uint4* to, std::int64_t pieces, std::uint32_t* out) {
+  constexpr bool kReads = kTraffic != MemoryTraffic::kWrite;
+  constexpr bool kWrites = kTraffic != MemoryTraffic::kRead;
   std::uint32_t sum = 0;
-  for (; i + (kLoads - 1) * step < count; i += kLoads * step) {
+  for (std::int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+    const std::int64_t at = piece * kThreads * kLoads + threadIdx.x;
     uint4 values[kLoads];
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) values[j] = __ldcs(data + i + j * step);
+    for (int j = 0; j < kLoads; ++j) {
+      values[j] = make_uint4(threadIdx.x, blockIdx.x, threadIdx.x, blockIdx.x);
+      if (kReads)
+        values[j] = kStreaming ? __ldcs(from + at + j * kThreads) : from[at + j * kThreads];
+    }
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) sum += values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
+    for (int j = 0; j < kLoads; ++j) {
+      values[j].x ^= 1u;
+      if (!kWrites) sum += values[j].x ^ values[j].y ^ values[j].z ^ values[j].w;
+      if (kWrites && kStreaming) __stcs(to + at + j * kThreads, values[j]);
+      if (kWrites && !kStreaming) to[at + j * kThreads] = values[j];
+    }
   }
   if (sum == 1) *out = sum;  // keeps the loads
 }
@@ -63,19 +77,46 @@ std::uint32_t* random_numbers(std::int64_t bytes, bool bf16, ArenaScope& scope, 
   return out;
 }
 
+template <MemoryTraffic kTraffic>
+double bandwidth(Context& ctx) {
+  constexpr int kRepeats = 8;
+  constexpr std::int64_t kPieces = kBlockBytes / (16 * kThreads * kLoads);
+  constexpr bool kBoth = kTraffic == MemoryTraffic::kCopy || kTraffic == MemoryTraffic::kUpdate;
+  ArenaScope scope(ctx.workspace());
+  auto* from = reinterpret_cast<uint4*>(random_numbers(kBlockBytes, false, scope, ctx));
+  uint4* to = from;
+  if (kTraffic == MemoryTraffic::kCopy) to = scope.allocate<uint4>(kBlockBytes / 16);
+  auto* sum = scope.allocate<std::uint32_t>(1);
+  double best = 0;
+  // Few blocks that stay, or one for each piece; with and without a trace in the cache.
+  for (const std::int64_t blocks :
+       {std::int64_t{kBlocksPerMultiprocessor} * ctx.gpu()->info().multiprocessors, kPieces}) {
+    for (const auto kernel : {move_all<kTraffic, true>, move_all<kTraffic, false>}) {
+      const double seconds = fastest_seconds(ctx, kRepeats, [&] {
+        kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(ctx)>>>(from, to, kPieces,
+                                                                               sum);
+        check_launch("moving memory");
+      });
+      best = std::max(best, static_cast<double>(kBoth ? 2 * kBlockBytes : kBlockBytes) / seconds);
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
-double measured_read_bandwidth_cuda(Context& ctx) {
-  constexpr int kRepeats = 8;
-  ArenaScope scope(ctx.workspace());
-  const auto* data = reinterpret_cast<const uint4*>(random_numbers(kReadBytes, false, scope, ctx));
-  auto* sum = scope.allocate<std::uint32_t>(1);
-  const int blocks = kBlocksPerMultiprocessor * ctx.gpu()->info().multiprocessors;
-  const double seconds = fastest_seconds(ctx, kRepeats, [&] {
-    sum_all<<<blocks, kThreads, 0, stream_of(ctx)>>>(data, kReadBytes / 16, sum);
-    check_launch("reading");
-  });
-  return static_cast<double>(kReadBytes) / seconds;
+double measured_bandwidth_cuda(MemoryTraffic traffic, Context& ctx) {
+  switch (traffic) {
+    case MemoryTraffic::kWrite:
+      return bandwidth<MemoryTraffic::kWrite>(ctx);
+    case MemoryTraffic::kCopy:
+      return bandwidth<MemoryTraffic::kCopy>(ctx);
+    case MemoryTraffic::kUpdate:
+      return bandwidth<MemoryTraffic::kUpdate>(ctx);
+    case MemoryTraffic::kRead:
+      break;
+  }
+  return bandwidth<MemoryTraffic::kRead>(ctx);
 }
 
 double measured_gemm_rate_cuda(const GemmShape& shape, Compute compute, Context& ctx) {

@@ -5,7 +5,7 @@
 
 namespace mamba3 {
 
-double measured_read_bandwidth_cuda(Context& ctx);
+double measured_bandwidth_cuda(MemoryTraffic traffic, Context& ctx);
 // cuBLASLt on bf16 operands, without the rounding of x that linear adds.
 double measured_gemm_rate_cuda(const GemmShape& shape, Compute compute, Context& ctx);
 

@@ -243,10 +243,17 @@ std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx)
 }
 
 bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx) {
-  constexpr int kHopper = 90;
-  const bool rank = dims.mimo ? dims.rank == 2 || dims.rank == 4 : dims.rank == 1;
-  return ctx.gpu() && ctx.gpu()->info().compute_capability == kHopper && rank &&
-         dims.head_dim == 64 && (dims.state == 64 || dims.state == 128);
+  return ctx.gpu() && mamba3_scan_path(dims, ctx.gpu()->info().compute_capability, true).tuned;
+}
+
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products) {
+  KernelPath path = tuned_for(dims, compute_capability);
+  if (path.tuned && dims.mimo && dims.rank == 1) {
+    path = {false, "MIMO of r = 1; the tuned kernels are for SISO and for 2 and 4"};
+  }
+  if (path.tuned && !bf16_products)
+    path = {false, "products in fp32; the tuned kernels are for bf16"};
+  return path;
 }
 
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx) {

@@ -9,6 +9,7 @@
 
 #include "core/matrix.h"
 #include "mamba3/context.h"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
@@ -39,6 +40,10 @@ std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx)
 // may then be bf16, all three, with rows that begin on 16 bytes. Every other layer and every other
 // GPU takes its tokens one by one, in fp32.
 bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx);
+
+// The kernels that a GPU of this compute capability (90 for 9.0) takes, with Mamba3ScanArgs's
+// bf16_products or without.
+KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products);
 
 // Workspace taken from ctx.workspace() during the call.
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);

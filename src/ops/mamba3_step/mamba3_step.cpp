@@ -34,6 +34,15 @@ StepScratch take_step_scratch(ArenaScope& scope, const Mamba3Dims& dims) {
   return out;
 }
 
+KernelPath mamba3_step_path(const Mamba3Dims& dims, int compute_capability) {
+  KernelPath path = tuned_for(dims, compute_capability);
+  if (path.tuned && dims.out_norm) path = {false, "out-norm; the tuned kernels are without"};
+  if (path.tuned && dims.angles % 4 != 0) {
+    path = {false, str("s = ", dims.angles, "; the tuned kernels are for multiples of 4")};
+  }
+  return path;
+}
+
 std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx) {
   const std::size_t workers = static_cast<std::size_t>(ctx.threads());
   return workers * (step_scratch_bytes(args.dims) + sizeof(StepScratch)) +

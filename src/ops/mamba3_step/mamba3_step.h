@@ -5,6 +5,7 @@
 #include <span>
 
 #include "mamba3/context.h"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
@@ -20,6 +21,9 @@ struct Mamba3StepArgs {
   // made the columns), so the step may begin to read them before that kernel has ended.
   bool states_are_old = false;
 };
+
+// The kernels that a GPU of this compute capability (90 for 9.0) takes.
+KernelPath mamba3_step_path(const Mamba3Dims& dims, int compute_capability);
 
 std::size_t mamba3_step_workspace_bytes(const Mamba3StepArgs& args, const Context& ctx);
 

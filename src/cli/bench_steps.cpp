@@ -1,0 +1,87 @@
+#include "cli/bench_steps.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cli/bench_timing.h"
+#include "mamba3/sampling.h"
+
+namespace mamba3::cli {
+namespace {
+
+std::vector<std::int32_t> slots_of(std::int64_t batch) {
+  std::vector<std::int32_t> slots(static_cast<std::size_t>(batch));
+  std::iota(slots.begin(), slots.end(), 0);
+  return slots;
+}
+
+std::size_t logits_count(const Model& model, std::int64_t batch) {
+  return static_cast<std::size_t>(batch * model.config().padded_vocab());
+}
+
+}  // namespace
+
+DecodeRun::DecodeRun(const Model& model, std::int64_t batch, Context& ctx)
+    : model_(model),
+      ctx_(ctx),
+      states_(model.config(), batch, ctx),
+      slots_(slots_of(batch)),
+      ids_(slots_.size()),
+      logits_(logits_count(model, batch)) {}
+
+double DecodeRun::seconds(std::int64_t count) {
+  return time_once(ctx_, [&] {
+    for (std::int64_t i = 0; i < count; ++i) step();
+  });
+}
+
+void DecodeRun::step() {
+  const std::int64_t v = model_.config().padded_vocab();
+  const auto batch = static_cast<std::int64_t>(ids_.size());
+  model_.step(ids_, slots_, states_, {logits_.data(), {batch, v}}, ctx_);
+  const SamplingParams greedy{.temperature = 0};
+  for (std::int64_t i = 0; i < batch; ++i) {
+    const std::span<const float> row(logits_.data() + i * v,
+                                     static_cast<std::size_t>(model_.config().vocab));
+    ids_[static_cast<std::size_t>(i)] = sample_token(row, {}, greedy, 0).id;
+  }
+}
+
+double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,
+                    const std::function<void()>& between) {
+  // Single steps are short: a few for each repetition.
+  const std::int64_t cycles = repeat * std::max<std::int64_t>(1, 8 / cycle_steps);
+  run.seconds(cycle_steps);
+  std::vector<double> seconds;
+  for (std::int64_t i = 0; i < cycles; ++i) {
+    seconds.push_back(run.seconds(cycle_steps));
+    if (between) between();
+  }
+  return median(seconds) / static_cast<double>(cycle_steps);
+}
+
+PrefillRun::PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx)
+    : model_(model),
+      ctx_(ctx),
+      states_(model.config(), batch, ctx),
+      slots_(slots_of(batch)),
+      logits_(logits_count(model, batch)) {
+  for (std::int64_t i = 0; i <= batch; ++i) cu_seqlens_.push_back(i * tokens);
+  const auto vocab = static_cast<double>(model.config().vocab);
+  for (std::int64_t i = 0; i < batch * tokens; ++i) {
+    const double draw = uniform_draw(ctx.seed(), 0, static_cast<std::uint64_t>(i));
+    ids_.push_back(static_cast<std::int32_t>(draw * vocab));
+  }
+}
+
+double PrefillRun::seconds() {
+  for (const std::int32_t slot : slots_) states_.reset(slot);
+  PrefillArgs args;
+  args.ids = ids_;
+  args.cu_seqlens = cu_seqlens_;
+  args.slots = slots_;
+  args.last_logits = {logits_.data(), {std::ssize(slots_), model_.config().padded_vocab()}};
+  return time_once(ctx_, [&] { model_.prefill(args, states_, ctx_); });
+}
+
+}  // namespace mamba3::cli

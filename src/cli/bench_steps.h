@@ -1,0 +1,54 @@
+// Decoding and reading prompts as benchmarks do: whole cycles of steps, whole prompts.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "mamba3/model.h"
+
+namespace mamba3::cli {
+
+// One token after the other for each of `batch` sequences; each is the best one of the step before.
+class DecodeRun {
+ public:
+  DecodeRun(const Model& model, std::int64_t batch, Context& ctx);
+
+  // Seconds of `count` steps.
+  double seconds(std::int64_t count);
+
+ private:
+  void step();
+
+  const Model& model_;
+  Context& ctx_;
+  StatePool states_;
+  std::vector<std::int32_t> slots_, ids_;
+  std::vector<float> logits_;  // [b, padded vocabulary]
+};
+
+// Seconds of one step: the median of the cycles of `repeat` measurements, each of `cycle_steps`
+// steps, after one that warms up. Where steps differ, as with states that are written back every k
+// tokens, a cycle is a multiple of k, so that none of the work is left out. `between` is called
+// after each cycle.
+double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,
+                    const std::function<void()>& between = {});
+
+// Random prompts of `tokens` tokens each.
+class PrefillRun {
+ public:
+  PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx);
+
+  // Seconds from the ids to the logits of each prompt's last token.
+  double seconds();
+
+ private:
+  const Model& model_;
+  Context& ctx_;
+  StatePool states_;
+  std::vector<std::int32_t> ids_, slots_;
+  std::vector<std::int64_t> cu_seqlens_;
+  std::vector<float> logits_;  // [b, padded vocabulary]
+};
+
+}  // namespace mamba3::cli

@@ -1,0 +1,82 @@
+// Which shapes the tuned kernels of a GPU are for.
+#include "ops/mamba3_common/kernel_path.h"
+
+#include <gtest/gtest.h>
+
+#include "ops/mamba3_scan/mamba3_scan.h"
+#include "ops/mamba3_step/mamba3_step.h"
+
+namespace mamba3 {
+namespace {
+
+Mamba3Dims tuned_dims() {
+  Mamba3Dims dims;
+  dims.heads = 4;
+  dims.head_dim = 64;
+  dims.state = 128;
+  dims.rank = 4;
+  dims.mimo = true;
+  dims.angles = 32;
+  return dims;
+}
+
+// Both ops, on an H100.
+void expect_general(const Mamba3Dims& dims, const std::string& because) {
+  for (const KernelPath& path : {mamba3_scan_path(dims, 90, true), mamba3_step_path(dims, 90)}) {
+    EXPECT_FALSE(path.tuned);
+    EXPECT_NE(path.because.find(because), std::string::npos) << path.because;
+  }
+}
+
+TEST(KernelPath, TunedForTheAuthorsShapesOnHopper) {
+  for (const std::int64_t state : {64, 128}) {
+    for (const std::int64_t rank : {1, 2, 4}) {
+      Mamba3Dims dims = tuned_dims();
+      dims.state = state;
+      dims.rank = rank;
+      dims.mimo = rank > 1;
+      EXPECT_TRUE(mamba3_scan_path(dims, 90, true).tuned);
+      EXPECT_TRUE(mamba3_step_path(dims, 90).tuned);
+    }
+  }
+  EXPECT_EQ(mamba3_scan_path(tuned_dims(), 90, true).because, "n = 128, p = 64, r = 4");
+}
+
+TEST(KernelPath, OtherShapesAndCardsAreGeneralAndSayWhy) {
+  Mamba3Dims dims = tuned_dims();
+  dims.state = 96;
+  expect_general(dims, "n = 96");
+  dims = tuned_dims();
+  dims.head_dim = 128;
+  expect_general(dims, "p = 128");
+  dims = tuned_dims();
+  dims.rank = 3;
+  expect_general(dims, "r = 3");
+  for (const int capability : {80, 89, 100}) {
+    EXPECT_FALSE(mamba3_scan_path(tuned_dims(), capability, true).tuned) << capability;
+    EXPECT_FALSE(mamba3_step_path(tuned_dims(), capability).tuned) << capability;
+  }
+  EXPECT_NE(mamba3_scan_path(tuned_dims(), 89, true).because.find("8.9"), std::string::npos);
+}
+
+TEST(KernelPath, StepsWithOutNormOrOddAnglesAreGeneral) {
+  Mamba3Dims dims = tuned_dims();
+  dims.out_norm = true;
+  EXPECT_FALSE(mamba3_step_path(dims, 90).tuned);
+  EXPECT_TRUE(mamba3_scan_path(dims, 90, true).tuned);
+  dims = tuned_dims();
+  dims.angles = 30;
+  EXPECT_FALSE(mamba3_step_path(dims, 90).tuned);
+}
+
+TEST(KernelPath, ScansInFp32AndOfMimoOfRankOneAreGeneral) {
+  Mamba3Dims dims = tuned_dims();
+  EXPECT_NE(mamba3_scan_path(dims, 90, false).because.find("fp32"), std::string::npos);
+  EXPECT_FALSE(mamba3_scan_path(dims, 90, false).tuned);
+  dims.rank = 1;
+  EXPECT_FALSE(mamba3_scan_path(dims, 90, true).tuned);
+  EXPECT_TRUE(mamba3_step_path(dims, 90).tuned);
+}
+
+}  // namespace
+}  // namespace mamba3
