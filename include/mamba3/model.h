@@ -123,7 +123,7 @@ class Model {
   void step_and_sample(const SampledStep& step, StatePool& states, Context& ctx) const;
 
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;  // pools keep it, to settle what steps have left
 };
 
 // One sequence in a decoding step: `id` is read, then the next one is sampled from what the model

@@ -91,6 +91,14 @@ Run add_bench(CLI::App& app) {
                  "decoding steps that are timed together (default: 16 on a GPU, 1 on a CPU)")
       ->type_name("N")
       ->check(whole_number(1, 1'000'000));
+  app.add_option(
+         "--ring", options.states.ring_tokens,
+         "tokens that wait beside a state before it is rewritten (default: 16 where a GPU has "
+         "it); 1: every token, 0: no ring")
+      ->type_name("N")
+      ->check(whole_number(0, 16));
+  app.add_flag("--stagger", options.states.stagger,
+               "sequences rewrite their states at different steps");
   app.add_flag("--full", options.full, "table: decode every token instead of a few cycles");
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");

@@ -8,6 +8,7 @@
 
 #include "cli/bench_report.h"
 #include "cli/common.h"
+#include "mamba3/model.h"
 #include "ops/linear/linear.h"
 
 namespace mamba3::cli {
@@ -18,8 +19,9 @@ struct BenchOptions {
   std::vector<std::int64_t> batches;
   std::vector<std::int64_t> tokens;
   std::int64_t repeat = 5;
-  std::int64_t cycle = 0;  // steps that are timed together; 0: see cycle_steps()
-  bool full = false;       // tables: decode every token
+  std::int64_t cycle = 0;   // steps that are timed together; 0: see cycle_steps()
+  bool full = false;        // tables: decode every token
+  StatePoolOptions states;  // of decoding
   std::string out;
   std::string compare;   // a file of rows to show beside what is measured
   std::string baseline;  // a file of rows, as --out or bench/baselines/eager_torch.py write it

@@ -9,17 +9,26 @@
 #include "cli/bench_steps.h"
 #include "cli/bench_timing.h"
 #include "core/check.h"
+#include "model/mixer.h"
+#include "ops/mamba3_common/mamba3_ring.h"
 
 namespace mamba3::cli {
 namespace {
 
 constexpr std::int64_t kManyRows = 2048;  // products of so many rows run at their best rate
 
-// Weights are read once a step, states are read and written for each sequence.
-Traffic step_traffic(const Model& model, std::int64_t batch) {
+// Weights are read once a step. States are read and written for each sequence; with a ring of k
+// tokens they are written every k steps, one entry is written and (k - 1) / 2 are read on average.
+Traffic step_traffic(const Model& model, std::int64_t batch, std::int64_t ring_tokens) {
+  const ModelConfig& config = model.config();
+  const auto rows = static_cast<double>(batch);
   const auto weights = static_cast<double>(model.weights_bytes());
-  const auto states = static_cast<double>(batch * model.config().state_bytes());
-  return {weights + states, states};
+  const double states = rows * static_cast<double>(config.state_bytes());
+  if (ring_tokens <= 1) return {weights + states, states};
+  const auto k = static_cast<double>(ring_tokens);
+  const double entry =
+      rows * static_cast<double>(config.layers * ring_bytes(mixer_dims(config), 1));
+  return {weights + states + entry * (k - 1) / 2, states / k + entry};
 }
 
 double step_flops(const ModelConfig& config, std::int64_t batch) {
@@ -37,8 +46,8 @@ struct Ceilings {
 void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilings,
              double gemm_rate, const BenchOptions& options, BenchReport& report, Context& ctx) {
   const Model& model = *named.model;
-  const Traffic traffic = step_traffic(model, batch);
-  DecodeRun run(model, batch, ctx);
+  DecodeRun run(model, batch, options.states, ctx);
+  const Traffic traffic = step_traffic(model, batch, run.ring_tokens());
   std::vector<double> rates;
   const auto measure_memory = [&] {
     if (ceilings.cpu) rates.push_back(ceilings.cpu->measure());
@@ -50,14 +59,17 @@ void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilin
   const auto rows = static_cast<double>(batch);
   const double flops = step_flops(model.config(), batch);
   BenchRow row;
-  row.name = str("decode/", named.name, "/", compute_name(model), "/batch=", batch);
+  row.name = str("decode/", named.name, "/", compute_name(model), "/batch=", batch,
+                 options.states.ring_tokens < 0 ? "" : str("/ring=", run.ring_tokens()));
   row.value = rows / seconds;
   row.unit = "tokens/s";
   row.bytes = traffic.bytes() / rows;
   row.flops = flops / rows;
   row.ceiling = rows / std::max(floor, flops / gemm_rate);
   report.add(row);
-  add_op_shares(row.name, report, ctx, [&] { run.seconds(8); });
+  add_op_shares(row.name, report, ctx, [&] {
+    for (int i = 0; i < 8; ++i) run.step_op_by_op();
+  });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "cli/bench_timing.h"
 #include "core/check.h"
 #include "ops/embedding/embedding.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/swiglu/swiglu.h"
 
@@ -22,8 +23,19 @@ struct Bound {
   double seconds = 0;
 };
 
-TensorRef matrix(const Bf16* numbers, const GemmShape& gemm) {
-  return {reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {gemm.n, gemm.k}};
+// A linear of a block with what a step on a GPU does in the same kernel: the norm before it, SwiGLU
+// or the residual's sum behind it. The first `narrow_outs` outputs are bf16.
+struct Product {
+  const char* name;
+  GemmShape gemm;
+  bool norm, swiglu, adds;
+  bool narrow_x;  // x is bf16 even in a step
+  std::int64_t narrow_outs;
+};
+
+// Rows [begin, end) of weights [n, k].
+TensorRef rows_of(const Bf16* numbers, std::int64_t begin, std::int64_t end, std::int64_t k) {
+  return {reinterpret_cast<const std::byte*>(numbers + begin * k), DType::kBf16, {end - begin, k}};
 }
 
 class KernelBench {
@@ -41,12 +53,19 @@ class KernelBench {
 
   // As prefill (many rows) or a step (few) calls them.
   void run_linears(std::int64_t rows, LinearPath path) {
-    const std::int64_t d = model_config_.width;
-    std::vector<GemmShape> gemms = layer_gemms(model_config_, rows);
-    const char* const names[] = {"in_proj", "out_proj", "fc1", "fc2"};
-    for (std::size_t i = 0; i < gemms.size(); ++i) run_linear(names[i], gemms[i], path);
+    const std::int64_t d = model_config_.width, inner = model_config_.inner();
+    const std::vector<GemmShape> gemms = layer_gemms(model_config_, rows);
+    const bool narrow = layer_.has_bf16_activations();
+    const bool step = path == LinearPath::kSkinny;
+    run_linear({"in_proj", gemms[0], step, false, false, false, narrow && !step ? 2 * inner : 0},
+               path);
+    run_linear({"out_proj", gemms[1], false, false, true, false, 0}, path);
+    if (gemms.size() > 2) {
+      run_linear({"fc1", gemms[2], step, step, false, false, narrow ? gemms[2].n : 0}, path);
+      run_linear({"fc2", gemms[3], false, false, true, step && narrow, 0}, path);
+    }
     const GemmShape head{rows, model_config_.padded_vocab(), d};
-    if (path == LinearPath::kSkinny) run_linear("head", head, path);
+    if (step) run_linear({"head", head, false, false, false, false, 0}, path);
   }
 
   void run_scan(const std::string& what, const std::vector<std::int64_t>& lengths) {
@@ -74,10 +93,12 @@ class KernelBench {
     report_.add(row);
   }
 
+  // Without deferring anything, and with the rings that a card has: each over whole cycles.
   void run_step(std::int64_t batch) {
-    Bound bound{layer_.step_traffic(batch), 0, 0};
-    bound.seconds = ceilings_.memory_seconds(bound.traffic);
-    add(str("mamba3_step/batch=", batch), layer_.step_seconds(batch, options_.repeat), bound);
+    constexpr std::int64_t kSmallest = 64;  // batches for which a ring is worth it
+    run_step(batch, layer_.has_ring() ? 1 : 0, "");
+    if (!layer_.has_ring() || batch < kSmallest) return;
+    for (const std::int64_t ring : {8, 16}) run_step(batch, ring, str("/ring=", ring));
   }
 
   void run_rows(std::int64_t rows) {
@@ -87,52 +108,86 @@ class KernelBench {
   }
 
  private:
-  void run_linear(const char* name, const GemmShape& gemm, LinearPath path) {
-    const double weights = 2.0 * static_cast<double>(gemm.n * gemm.k);
-    Bound bound{{weights + 4.0 * static_cast<double>(gemm.m * gemm.k),
-                 4.0 * static_cast<double>(gemm.m * gemm.n)},
-                gemm.flops(),
-                0};
+  void run_step(std::int64_t batch, std::int64_t ring, const std::string& suffix) {
+    Bound bound{layer_.step_traffic(batch, ring), 0, 0};
+    bound.seconds = ceilings_.memory_seconds(bound.traffic);
+    add(str("mamba3_step/batch=", batch, suffix), layer_.step_seconds(batch, ring, options_.repeat),
+        bound);
+  }
+
+  void run_linear(const Product& product, LinearPath path) {
+    const GemmShape& gemm = product.gemm;
+    const bool step = path == LinearPath::kSkinny, gpu = ctx_.gpu() != nullptr;
+    const bool narrow_x = product.narrow_x || (!step && layer_.has_bf16_activations());
+    const std::int64_t outs = gpu && product.swiglu ? gemm.n / 2 : gemm.n;
+    const std::int64_t narrow_outs = std::min(product.narrow_outs, outs);
+    const std::int64_t copies = copies_beyond_caches(2 * gemm.n * gemm.k);
+    BenchMemory memory(ctx_);
+    const Bf16* const matrices = memory.random_bf16(copies * gemm.n * gemm.k);
+    const float* const norm = memory.random_floats(gemm.k);
+    const ConstMatrix x = memory.random_matrix(gemm.m, gemm.k, narrow_x);
+    const Matrix narrow = memory.random_matrix(gemm.m, narrow_outs, true);
+    const Matrix wide = memory.random_matrix(gemm.m, outs - narrow_outs, false);
+    const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
+      const Bf16* const w = matrices + call % copies * gemm.n * gemm.k;
+      if (step && gpu) {
+        const Matrix& y = narrow_outs > 0 ? narrow : wide;
+        return fused_linear({x, product.norm ? norm : nullptr, 1e-5f, rows_of(w, 0, gemm.n, gemm.k),
+                             y, product.swiglu, product.adds, compute_, path},
+                            ctx_);
+      }
+      const TensorRef last = rows_of(w, narrow_outs, gemm.n, gemm.k);
+      if (narrow_outs > 0) {
+        linear({x, rows_of(w, 0, narrow_outs, gemm.k), narrow, compute_, path}, ctx_);
+      }
+      if (narrow_outs < outs) linear({x, last, wide, compute_, path, gpu && product.adds}, ctx_);
+    });
+    const auto m = static_cast<double>(gemm.m), k = static_cast<double>(gemm.k);
+    const double out_bytes = m * (2.0 * static_cast<double>(narrow_outs) +
+                                  4.0 * static_cast<double>(outs - narrow_outs));
+    const double read_back = gpu && product.adds ? out_bytes : 0;
+    Bound bound{
+        {2.0 * static_cast<double>(gemm.n) * k + m * k * (narrow_x ? 2 : 4) + read_back, out_bytes},
+        gemm.flops(),
+        0};
     bound.seconds = gemm.m >= kManyRows ? ceilings_.product_seconds(gemm)
                                         : std::max(ceilings_.memory_seconds(bound.traffic),
                                                    ceilings_.product_seconds(bound.flops));
-    BenchMemory memory(ctx_);
-    const TensorView<float, 2> x = memory.random_rows(gemm.m, gemm.k);
-    const TensorView<float, 2> y(memory.floats(gemm.m * gemm.n), {gemm.m, gemm.n});
-    const std::int64_t copies = copies_beyond_caches(2 * gemm.n * gemm.k);
-    const Bf16* const matrices = memory.random_bf16(copies * gemm.n * gemm.k);
-    const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
-      linear({x, matrix(matrices + call % copies * gemm.n * gemm.k, gemm), y, compute_, path},
-             ctx_);
-    });
-    add(str("linear/", name, "/rows=", gemm.m), seconds, bound);
+    add(str("linear/", product.name, "/rows=", gemm.m), seconds, bound);
   }
 
+  // With bf16 activations nothing waits to be added: products have added it themselves.
   void run_rms_norm(std::int64_t rows, std::int64_t d) {
     const std::int64_t copies = copies_beyond_caches(8 * rows * d);
+    const bool narrow = layer_.has_bf16_activations();
     BenchMemory memory(ctx_);
     const float* const weight = memory.random_floats(d);
     const TensorView<float, 2> residual = memory.random_rows(copies * rows, d);
-    const TensorView<float, 2> hidden = memory.random_rows(copies * rows, d);
+    TensorView<float, 2> hidden;
+    if (!narrow) hidden = memory.random_rows(copies * rows, d);
+    const Matrix out = narrow ? memory.random_matrix(copies * rows, d, true) : Matrix(hidden);
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
       const std::int64_t at = call % copies * rows;
-      const TensorView<float, 2> y = hidden.slice(at, at + rows);
-      rms_norm({residual.slice(at, at + rows), y, weight, 1e-5f, y}, ctx_);
+      const auto added = narrow ? hidden : hidden.slice(at, at + rows);
+      rms_norm({residual.slice(at, at + rows), added, weight, 1e-5f, out.slice(at, at + rows)},
+               ctx_);
     });
-    const double bytes = 8.0 * static_cast<double>(rows * d);
-    add_moved(str("rms_norm/rows=", rows), seconds, {bytes, bytes});
+    const auto elements = static_cast<double>(rows * d);
+    add_moved(str("rms_norm/rows=", rows), seconds,
+              narrow ? Traffic{4 * elements, 2 * elements} : Traffic{8 * elements, 8 * elements});
   }
 
   void run_swiglu(std::int64_t rows, std::int64_t f) {
     const std::int64_t copies = copies_beyond_caches(12 * rows * f);
+    const bool narrow = layer_.has_bf16_activations();
     BenchMemory memory(ctx_);
-    const TensorView<float, 2> wide = memory.random_rows(copies * rows, 2 * f);
-    const TensorView<float, 2> gated(memory.floats(copies * rows * f), {copies * rows, f});
+    const Matrix wide = memory.random_matrix(copies * rows, 2 * f, narrow);
+    const Matrix gated = memory.random_matrix(copies * rows, f, narrow);
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
       const std::int64_t at = call % copies * rows;
       swiglu({wide.slice(at, at + rows), gated.slice(at, at + rows)}, ctx_);
     });
-    const double bytes = 4.0 * static_cast<double>(rows * f);
+    const double bytes = (narrow ? 2.0 : 4.0) * static_cast<double>(rows * f);
     add_moved(str("swiglu/rows=", rows), seconds, {2 * bytes, bytes});
   }
 

@@ -25,17 +25,23 @@ class BenchLayer {
   const BlockWeights& block() const { return weights_.blocks[0]; }
   Mamba3Params params() const;
 
+  // Activations that pass between ops in bf16, as a model keeps them for prompts on such a card.
+  bool has_bf16_activations() const;
+
   // Seconds of mamba3_scan over sequences of these lengths.
   double scan_seconds(const std::vector<std::int64_t>& lengths, std::int64_t repeat);
   Traffic scan_traffic(const std::vector<std::int64_t>& lengths) const;
   // The fewest products of a chunked scan.
   double scan_flops(std::int64_t tokens) const;
 
-  // Seconds of mamba3_step for one token of each of `batch` sequences.
-  double step_seconds(std::int64_t batch, std::int64_t repeat);
+  // Seconds of mamba3_step for one token of each of `batch` sequences, with a ring of so many
+  // tokens (0: none) over whole cycles.
+  double step_seconds(std::int64_t batch, std::int64_t ring_tokens, std::int64_t repeat);
   // Of the whole mixer for such a token: in_proj, step, out_proj.
   double mixer_step_seconds(std::int64_t batch, std::int64_t repeat);
-  Traffic step_traffic(std::int64_t batch) const;
+  Traffic step_traffic(std::int64_t batch, std::int64_t ring_tokens) const;
+  // Whether steps may have a ring here.
+  bool has_ring() const;
 
  private:
   ModelConfig config_;

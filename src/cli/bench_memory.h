@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "core/matrix.h"
 #include "core/memory.h"
 #include "mamba3/context.h"
 #include "mamba3/tensor.h"
@@ -24,6 +25,11 @@ class BenchMemory {
   Bf16* random_bf16(std::int64_t count);     // in [-1, 1)
   TensorView<float, 2> random_rows(std::int64_t rows, std::int64_t columns) {
     return {random_floats(rows * columns), {rows, columns}};
+  }
+  // fp32, or bf16: what an op takes either way.
+  Matrix random_matrix(std::int64_t rows, std::int64_t columns, bool bf16) {
+    if (!bf16) return random_rows(rows, columns);
+    return TensorView<Bf16, 2>(random_bf16(rows * columns), {rows, columns});
   }
 
   template <class T>

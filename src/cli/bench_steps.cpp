@@ -21,13 +21,18 @@ std::size_t logits_count(const Model& model, std::int64_t batch) {
 
 }  // namespace
 
-DecodeRun::DecodeRun(const Model& model, std::int64_t batch, Context& ctx)
+DecodeRun::DecodeRun(const Model& model, std::int64_t batch, const StatePoolOptions& options,
+                     Context& ctx)
     : model_(model),
       ctx_(ctx),
-      states_(model.config(), batch, ctx),
-      slots_(slots_of(batch)),
-      ids_(slots_.size()),
-      logits_(logits_count(model, batch)) {}
+      states_(model.config(), batch, ctx, options),
+      decode_(model, states_, batch, ctx),
+      rows_(static_cast<std::size_t>(batch)) {
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    rows_[i].slot = static_cast<std::int32_t>(i);
+    rows_[i].sampling.temperature = 0;
+  }
+}
 
 double DecodeRun::seconds(std::int64_t count) {
   return time_once(ctx_, [&] {
@@ -36,15 +41,20 @@ double DecodeRun::seconds(std::int64_t count) {
 }
 
 void DecodeRun::step() {
-  const std::int64_t v = model_.config().padded_vocab();
-  const auto batch = static_cast<std::int64_t>(ids_.size());
-  model_.step(ids_, slots_, states_, {logits_.data(), {batch, v}}, ctx_);
-  const SamplingParams greedy{.temperature = 0};
-  for (std::int64_t i = 0; i < batch; ++i) {
-    const std::span<const float> row(logits_.data() + i * v,
-                                     static_cast<std::size_t>(model_.config().vocab));
-    ids_[static_cast<std::size_t>(i)] = sample_token(row, {}, greedy, 0).id;
+  const std::span<const SampledToken> sampled = decode_.step(rows_);
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    rows_[i].id = sampled[i].id;
+    ++rows_[i].position;
   }
+}
+
+void DecodeRun::step_op_by_op() {
+  const std::int64_t batch = std::ssize(rows_);
+  std::vector<std::int32_t> ids;
+  for (const DecodeRow& row : rows_) ids.push_back(row.id);
+  std::vector<float> logits(logits_count(model_, batch));
+  model_.step(ids, slots_of(batch), states_,
+              {logits.data(), {batch, model_.config().padded_vocab()}}, ctx_);
 }
 
 double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,

@@ -9,13 +9,20 @@
 
 namespace mamba3::cli {
 
-// One token after the other for each of `batch` sequences; each is the best one of the step before.
+// One token after the other for each of `batch` sequences; each is the best one of the step before,
+// chosen where it is computed.
 class DecodeRun {
  public:
-  DecodeRun(const Model& model, std::int64_t batch, Context& ctx);
+  DecodeRun(const Model& model, std::int64_t batch, const StatePoolOptions& options, Context& ctx);
+  DecodeRun(const DecodeRun&) = delete;
+  DecodeRun& operator=(const DecodeRun&) = delete;
+
+  std::int64_t ring_tokens() const { return states_.ring_tokens(); }
 
   // Seconds of `count` steps.
   double seconds(std::int64_t count);
+  // One step whose ops are called one by one: a recorded graph would hide them from an OpTimer.
+  void step_op_by_op();
 
  private:
   void step();
@@ -23,8 +30,8 @@ class DecodeRun {
   const Model& model_;
   Context& ctx_;
   StatePool states_;
-  std::vector<std::int32_t> slots_, ids_;
-  std::vector<float> logits_;  // [b, padded vocabulary]
+  DecodeBatch decode_;
+  std::vector<DecodeRow> rows_;
 };
 
 // Seconds of one step: the median of the cycles of `repeat` measurements, each of `cycle_steps`

@@ -42,7 +42,7 @@ Table6Row measure_state(const std::string& mixer, std::int64_t state, std::int64
   row.mixer = mixer;
   row.dtype = "fp32";
   row.state = state;
-  row.kernel = 1e3 * layer.step_seconds(batch, options.repeat);
+  row.kernel = 1e3 * layer.step_seconds(batch, layer.has_ring() ? 1 : 0, options.repeat);
   row.layer = 1e3 * layer.mixer_step_seconds(batch, options.repeat);
   const std::string name = str("table6/", mixer, "/state=", state, "/fp32/",
                                batch == kPaperBatch ? "" : str("batch=", batch, "/"));
@@ -111,7 +111,7 @@ void run_table7(std::int64_t batch, const BenchOptions& options, BenchReport& re
   const std::int64_t cycle = cycle_steps(options, ctx);
   std::vector<Table7Row> rows;
   for_each_model(options, ctx, [&](const NamedModel& named) {
-    DecodeRun decode(*named.model, batch, ctx);
+    DecodeRun decode(*named.model, batch, options.states, ctx);
     const double step_s = step_seconds(decode, cycle, options.repeat);
     const std::string name = table7_prefix(named.name, batch) + "/step";
     add_row(name, step_s, "s", authors_figure(name), report);

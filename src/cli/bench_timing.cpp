@@ -35,7 +35,7 @@ double time_once(Context& ctx, const std::function<void()>& body) {
 }
 
 double time_calls(Context& ctx, std::int64_t repeat,
-                  const std::function<void(std::int64_t call)>& body) {
+                  const std::function<void(std::int64_t call)>& body, std::int64_t cycle) {
   std::int64_t call = 0;
   const auto burst = [&](std::int64_t calls) {
     const double seconds = time_once(ctx, [&] {
@@ -43,11 +43,12 @@ double time_calls(Context& ctx, std::int64_t repeat,
     });
     return seconds / static_cast<double>(calls);
   };
-  burst(1);  // loads kernels, chooses algorithms, grows the workspace
-  std::int64_t calls = 1;
+  burst(cycle);  // loads kernels, chooses algorithms, grows the workspace
+  std::int64_t calls = cycle;
   if (ctx.gpu()) {
-    const double once = burst(3);
+    const double once = burst(3 * cycle);
     calls = static_cast<std::int64_t>(std::clamp(std::ceil(kBurstSeconds / once), 3.0, kMostCalls));
+    calls = (calls + cycle - 1) / cycle * cycle;
   }
   std::vector<double> seconds;
   for (std::int64_t i = 0; i < repeat; ++i) seconds.push_back(burst(calls));

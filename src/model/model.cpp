@@ -122,8 +122,7 @@ void Model::Impl::read_step(std::span<const std::int32_t> ids, const Batch& batc
 }
 
 void Model::Impl::head_in_place(TensorView<const float, 2> hidden, const float* norm,
-                                TensorView<float, 2> logits, LinearPath path,
-                                Context& ctx) const {
+                                TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
   FusedLinearArgs args;
   args.x = hidden;
   args.norm_weight = norm;
@@ -318,7 +317,7 @@ void Model::step_and_sample(const SampledStep& step, StatePool& states, Context&
   sample_rows({logits, impl_->config.vocab, step.sampling, step.ids, step.out}, ctx);
 }
 
-Model::Model() : impl_(std::make_unique<Impl>()) {}
+Model::Model() : impl_(std::make_shared<Impl>()) {}
 Model::~Model() = default;
 
 std::shared_ptr<const Model> Model::create(ModelConfig config,
