@@ -92,7 +92,7 @@ struct BatchOptions {
   // Most prompt tokens that one turn reads, which bounds how long decoding waits for it; rounded to
   // where a cut changes no bit. 0: as many as the device reads at once.
   std::int64_t prefill_tokens = 0;
-  StatePoolOptions pool;  // how states are kept while decoding
+  StatePoolOptions pool = {};  // how states are kept while decoding
 };
 
 using Ticket = std::int64_t;

@@ -123,7 +123,7 @@ class Model {
   void step_and_sample(const SampledStep& step, StatePool& states, Context& ctx) const;
 
   struct Impl;
-  std::shared_ptr<Impl> impl_;  // pools keep it, to settle what steps have left
+  std::shared_ptr<Impl> impl_;  // pools keep it for what their rings need of its weights
 };
 
 // One sequence in a decoding step: `id` is read, then the next one is sampled from what the model
@@ -154,7 +154,7 @@ class DecodeBatch {
 
  private:
   struct Impl;
-  std::shared_ptr<Impl> impl_;  // pools keep it for what their rings need of its weights
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace mamba3

@@ -46,7 +46,7 @@ class RequestRun {
         checkpoint_(checkpoint),
         text_(read_text(options.requests)),
         rest_(text_),
-        batch_(checkpoint, {options.batch, 0}, ctx),
+        batch_(checkpoint, {options.batch, 0, options.pool}, ctx),
         bar_(options.common, "requests", "requests") {
     std::string_view rest = text_, line;
     for (std::int64_t number = 0; next_line(rest, number, line);) ++lines_;
@@ -81,8 +81,8 @@ class RequestRun {
       defaults.seed += static_cast<std::uint64_t>(answer.index);
       const GenerateLine parsed =
           parse_generate_line(line, str(options_.requests, " line ", line_number_));
-      GenerateRequest request = to_generate_request(
-          parsed, defaults, checkpoint_.tokenizer.get(), checkpoint_.model->config().vocab);
+      GenerateRequest request = to_generate_request(parsed, defaults, checkpoint_.tokenizer.get(),
+                                                    checkpoint_.model->config().vocab);
       answer.seed = request.seed;
       tickets_[batch_.submit(std::move(request))] = answer.index;
     } catch (const Error& error) {

@@ -34,10 +34,10 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
 
 // Arrives, and keeps the phase open until copies have brought so many bytes.
 __device__ __forceinline__ void barrier_arrive_expecting(Barrier* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // Returns when the phase of that parity is over.

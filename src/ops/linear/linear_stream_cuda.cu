@@ -165,8 +165,7 @@ struct Operand {
 
   __device__ void load(const StreamJob& job, const float (&factor)[kTiles]) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-    const int first =
-        static_cast<int>(threadIdx.x) / kWarpLanes * kWarpChunk + lane % 4 * 8;
+    const int first = static_cast<int>(threadIdx.x) / kWarpLanes * kWarpChunk + lane % 4 * 8;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int row = tile * kColumns + lane / 4;
@@ -206,8 +205,7 @@ struct Operand {
 // sum += 16 rows of weights by 8 rows of x, 16 numbers along k.
 __device__ __forceinline__ void multiply(float (&sum)[4], std::uint32_t upper0,
                                          std::uint32_t lower0, std::uint32_t upper1,
-                                         std::uint32_t lower1, std::uint32_t x0,
-                                         std::uint32_t x1) {
+                                         std::uint32_t lower1, std::uint32_t x0, std::uint32_t x1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
       " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

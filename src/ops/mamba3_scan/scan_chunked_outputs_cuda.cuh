@@ -1,0 +1,215 @@
+// From the read-outs of a chunk to y: skip, out-norm, gates, the sum over ranks, the rows.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan/scan_chunked_products_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+// Between the warpgroups, one of which waits: barriers by number; 0 is __syncthreads.
+enum Event { kStateRead = 1, kGatesMade = 2 };
+
+__device__ __forceinline__ void wait_for(Event event) {
+  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
+}
+__device__ __forceinline__ void tell(Event event) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
+}
+
+// Where the outputs of a chunk are made: what most functions below need. kWide: z, x and y are
+// fp32.
+template <class S, bool kWide>
+struct Outputs {
+  using Shape = S;
+  static constexpr bool kIsWide = kWide;
+  const ChunkedScanJob& job;
+  const ChunkPlace& at;
+  ChunkMemory<S>& m;
+  Fragment own;
+  int begin;
+
+  __device__ __forceinline__ float2 x(int token, int p) const {
+    return column_pair<kWide>(job, at, job.columns.x, m.x, begin, token, p);
+  }
+  __device__ __forceinline__ float2 z(int token, int p) const {
+    return column_pair<kWide>(job, at, job.columns.z, m.z, begin, token, p);
+  }
+  // y in bf16 waits in the place of z, which the same thread has read, until whole rows go out.
+  __device__ __forceinline__ void put_y(int token, int p, float a, float b) const {
+    if (job.y_bf16) {
+      *reinterpret_cast<std::uint32_t*>(m.z + swizzled(token, p)) = pack_bf16(a, b);
+      return;
+    }
+    if (begin + token >= at.end) return;
+    float* to =
+        static_cast<float*>(job.y) + (begin + token) * job.y_stride + at.head * kChunkHeadDim + p;
+    to[0] = a;
+    to[1] = b;
+  }
+};
+
+// o += skip X, normalised over the head where the layer does.
+template <class Out>
+__device__ __forceinline__ void finish_read_out(const Out& out, int token, int r, int half,
+                                                float (&o)[kAccumulators]) {
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < kColumnSteps; ++j) {
+    const int p = 8 * j + out.own.column;
+    const float2 x = out.x(token, p);
+    const float2 skip = *reinterpret_cast<const float2*>(&out.m.skip_x[r][p]);
+    float* to = &o[4 * j + 2 * half];
+    to[0] = fmaf(skip.x, x.x, to[0]);
+    to[1] = fmaf(skip.y, x.y, to[1]);
+    squares = fmaf(to[0], to[0], fmaf(to[1], to[1], squares));
+  }
+  if (!out.job.sizes.out_norm) return;
+  squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+  squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+  const float scale = 1.0f / sqrtf(squares / kChunkHeadDim + static_cast<float>(kBcNormEps));
+#pragma unroll
+  for (int j = 0; j < kColumnSteps; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      o[4 * j + 2 * half + e] *= scale * out.m.out_norm[8 * j + out.own.column + e];
+    }
+  }
+}
+
+__device__ __forceinline__ float fast_silu(float v) {
+  constexpr float kLog2e = 1.44269504f;
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(-kLog2e * v)));
+  return v * inverse;
+}
+
+// The rank of the thread's row `half`.
+template <class S>
+__device__ __forceinline__ int rank_of(const Fragment& own, int half) {
+  if (S::kRank == 1) return 0;
+  return S::kRank == 2 ? half : own.row % 2 + 2 * half;
+}
+
+// The place of four gates of this thread, for columns 16 i + `column` and 16 i + 8 + `column`.
+template <class S>
+__device__ __forceinline__ float4* gates(ChunkMemory<S>& m, int half, int i) {
+  return reinterpret_cast<float4*>(m.h) + (half * kColumnSteps / 2 + i) * kGroupThreads +
+         threadIdx.x % kGroupThreads;
+}
+
+// What the read-outs are multiplied with, by the warpgroup that has the state: each thread for the
+// one with the same fragment of them.
+template <class Out>
+__device__ __forceinline__ void make_gates(const Out& out) {
+  using S = typename Out::Shape;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = Weights<S>::row_token(out.own, half);
+    const int r = rank_of<S>(out.own, half);
+#pragma unroll
+    for (int i = 0; i < kColumnSteps / 2; ++i) {
+      float4 gate;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int p = 16 * i + 8 * j + out.own.column;
+        float2 z = out.z(token, p);
+        float2 weight = make_float2(1, 1);
+        if constexpr (S::kRank > 1) {
+          const float2 z_weight = *reinterpret_cast<const float2*>(&out.m.mimo_z[r][p]);
+          weight = *reinterpret_cast<const float2*>(&out.m.mimo_o[r][p]);
+          z = make_float2(z.x * z_weight.x, z.y * z_weight.y);
+        }
+        (j == 0 ? gate.x : gate.z) = weight.x * fast_silu(z.x);
+        (j == 0 ? gate.y : gate.w) = weight.y * fast_silu(z.y);
+      }
+      *gates(out.m, half, i) = gate;
+    }
+  }
+}
+
+// y where a row is a token.
+template <class Out>
+__device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccumulators]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = out.own.row + 8 * half;
+#pragma unroll
+    for (int i = 0; i < kColumnSteps / 2; ++i) {
+      const float4 gate = *gates(out.m, half, i);
+      const float* from = &o[8 * i + 2 * half];
+      const int p = 16 * i + out.own.column;
+      out.put_y(token, p, from[0] * gate.x, from[1] * gate.y);
+      out.put_y(token, p + 8, from[4] * gate.z, from[5] * gate.w);
+    }
+  }
+}
+
+// The same where a token has several rows: two of them in this thread, with rank 4 two more in the
+// lane four further.
+template <class Out>
+__device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAccumulators]) {
+  using S = typename Out::Shape;
+  const int token = Weights<S>::row_token(out.own, 0);
+#pragma unroll
+  for (int i = 0; i < kColumnSteps / 2; ++i) {
+    float4 y = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 gate = *gates(out.m, half, i);
+      const float* from = &o[8 * i + 2 * half];
+      y.x = fmaf(from[0], gate.x, y.x);
+      y.y = fmaf(from[1], gate.y, y.y);
+      y.z = fmaf(from[4], gate.z, y.z);
+      y.w = fmaf(from[5], gate.w, y.w);
+    }
+    if constexpr (S::kRank == 4) {
+      y.x += __shfl_xor_sync(0xffffffffu, y.x, 4);
+      y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
+      y.z += __shfl_xor_sync(0xffffffffu, y.z, 4);
+      y.w += __shfl_xor_sync(0xffffffffu, y.w, 4);
+    }
+    if (S::kRank == 4 && out.own.row % 2 != 0) continue;
+    const int p = 16 * i + out.own.column;
+    out.put_y(token, p, y.x, y.y);
+    out.put_y(token, p + 8, y.z, y.w);
+  }
+}
+
+// The rows of y that this warp has made.
+template <class Out>
+__device__ __forceinline__ void store_y(const Out& out) {
+  const ChunkPlace& at = out.at;
+#pragma unroll
+  for (int i = at.lane; i < 2 * Out::Shape::kWarpTokens * kRowPieces; i += kWarpLanes) {
+    const int token = at.warp * 2 * Out::Shape::kWarpTokens + i / kRowPieces;
+    const int p = i % kRowPieces * 8;
+    if (out.begin + token >= at.end) continue;
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.job.y) +
+                              (out.begin + token) * out.job.y_stride + at.head * kChunkHeadDim +
+                              p) = *reinterpret_cast<const uint4*>(out.m.z + swizzled(token, p));
+  }
+}
+
+template <class Out>
+__device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumulators]) {
+  using S = typename Out::Shape;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    finish_read_out(out, Weights<S>::row_token(out.own, half), rank_of<S>(out.own, half), half, o);
+  }
+  wait_for(kGatesMade);
+  if constexpr (S::kRank == 1) {
+    gate_rows(out, o);
+  } else {
+    gate_ranks(out, o);
+  }
+  if constexpr (!Out::kIsWide) {
+    __syncwarp();
+    store_y(out);
+  }
+}
+
+}  // namespace
+}  // namespace mamba3

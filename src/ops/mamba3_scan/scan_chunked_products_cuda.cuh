@@ -1,0 +1,207 @@
+// The state and the scores of the chunked scan in the accumulators of a warpgroup: how they come
+// there and leave, and what happens to them between products.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan/scan_chunked_tile_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+constexpr int kAccumulators = 32;  // of a thread, in a product of 64 by 64
+constexpr int kColumnSteps = 8;    // of eight columns each
+
+// Which rows and columns of a 64 by 64 product this thread has: rows `row` and `row` + 8, columns
+// 8 j + `column` and the next, in d[4 j], d[4 j + 1] and d[4 j + 2], d[4 j + 3].
+struct Fragment {
+  int row;
+  int column;
+  __device__ Fragment()
+      : row(static_cast<int>(threadIdx.x) % kGroupThreads / kWarpLanes * 16 +
+            static_cast<int>(threadIdx.x) % kWarpLanes / 4),
+        column(static_cast<int>(threadIdx.x) % 4 * 2) {}
+  // See Walk::forget_lane.
+  __device__ __forceinline__ void forget() { asm volatile("" : "+r"(row), "+r"(column)); }
+};
+
+template <class S>
+using State = float[S::kTiles][kAccumulators];  // [p, n] transposed products: rows are p
+
+template <class S>
+__device__ __forceinline__ void load_state(const ChunkedScanJob& job, const float* ssm,
+                                           const Fragment& own, State<S>& h) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * kAccumulators; ++i) {
+    const int j = i % kAccumulators / 4;
+    const int at = i / kAccumulators * kTileColumns + 8 * j + own.column + i % 2;
+    const int p = own.row + i % 4 / 2 * 8;
+    h[i / kAccumulators][i % kAccumulators] =
+        ssm[canonical_place(job.sizes, at) * kChunkHeadDim + p];
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void store_state(const ChunkedScanJob& job, const Fragment& own,
+                                            const State<S>& h, float* ssm) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * kAccumulators; ++i) {
+    const int j = i % kAccumulators / 4;
+    const int at = i / kAccumulators * kTileColumns + 8 * j + own.column + i % 2;
+    const int p = own.row + i % 4 / 2 * 8;
+    ssm[canonical_place(job.sizes, at) * kChunkHeadDim + p] =
+        h[i / kAccumulators][i % kAccumulators];
+  }
+}
+
+// The share of the token before: h += weight * sum of X K^T over ranks, in fp32.
+template <class S>
+__device__ __forceinline__ void add_before(const ChunkMemory<S>& m, float weight,
+                                           const Fragment& own, State<S>& h) {
+#pragma unroll
+  for (int r = 0; r < S::kRank; ++r) {
+    const float x[2] = {weight * (m.x_before[own.row] * m.mimo_x[r][own.row]),
+                        weight * (m.x_before[own.row + 8] * m.mimo_x[r][own.row + 8])};
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile) {
+#pragma unroll
+      for (int j = 0; j < kColumnSteps; ++j) {
+        const float2 k = m.k_before[r][(tile * kTileColumns + 8 * j + own.column) / 2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float* to = &h[tile][4 * j + 2 * half];
+          to[0] = fmaf(x[half], k.x, to[0]);
+          to[1] = fmaf(x[half], k.y, to[1]);
+        }
+      }
+    }
+  }
+}
+
+// The state as products read it.
+template <class S>
+__device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
+                                           ChunkMemory<S>& m) {
+#pragma unroll
+  for (int tile = 0; tile < S::kTiles; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* from = &h[tile][4 * j + 2 * half];
+        *reinterpret_cast<std::uint32_t*>(m.h[tile] +
+                                          swizzled(own.row + 8 * half, 8 * j + own.column)) =
+            pack_bf16(from[0], from[1]);
+      }
+    }
+  }
+}
+
+// d = A B^T over n, both [64, n].
+template <class S>
+__device__ __forceinline__ void multiply_rows(const unsigned char (*a)[kTileBytes],
+                                              const unsigned char (*b)[kTileBytes],
+                                              float (&d)[kAccumulators]) {
+#pragma unroll
+  for (int tile = 0; tile < S::kTiles; ++tile) {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      wgmma_k16<0, 0>(d, wgmma_operand(shared_address(a[tile]) + step * 32),
+                      wgmma_operand(shared_address(b[tile]) + step * 32), tile + step > 0);
+    }
+  }
+}
+
+// Tokens whose decays a thread needs: one or two of rows, and of each 16 columns one to four.
+template <class S>
+struct Weights {
+  static constexpr int kRowTokens = S::kRank == 1 ? 2 : 1;
+  static constexpr int kColumnTokens = S::kRank == 1 ? 4 : S::kRank == 2 ? 2 : 1;
+
+  static __device__ __forceinline__ int row_token(const Fragment& own, int half) {
+    if (S::kRank == 1) return own.row + 8 * half;
+    if (S::kRank == 2) return own.row / 16 * 8 + own.row % 8;
+    return own.row / 16 * 4 + own.row % 8 / 2;
+  }
+  // `i`: which of the thread's columns among the 16 with number `group`.
+  static __device__ __forceinline__ int column_token(const Fragment& own, int group, int i) {
+    if (S::kRank == 1) return 16 * group + i / 2 * 8 + own.column + i % 2;
+    if (S::kRank == 2) return 8 * group + own.column + i;
+    return 4 * group + own.column / 2;
+  }
+  static __device__ __forceinline__ int column_index(int j, int e) {
+    return S::kRank == 1 ? 2 * j + e : S::kRank == 2 ? e : 0;
+  }
+};
+
+// The weight of an earlier token's outer product for a later one's read-out.
+__device__ __forceinline__ float pair_weight(const TokenTerms& row, const TokenTerms& column) {
+  return fast_exp2((row.decay_high - column.decay_high) + (row.decay_low - column.decay_low)) *
+         column.fill;
+}
+
+// 16 columns of the scores with their weights, as the next product takes them. kDiagonal: those of
+// the rows' own tokens, where what is later counts for nothing, whatever it is.
+template <class S, bool kDiagonal>
+__device__ __forceinline__ void weigh_columns(const ChunkMemory<S>& m, const Fragment& own,
+                                              const TokenTerms (&rows)[Weights<S>::kRowTokens],
+                                              int group, const float* scores,
+                                              std::uint32_t (&out)[4]) {
+  using W = Weights<S>;
+  float weights[W::kRowTokens][W::kColumnTokens];
+  bool later[W::kRowTokens][W::kColumnTokens];
+#pragma unroll
+  for (int c = 0; c < W::kColumnTokens; ++c) {
+    const int token = W::column_token(own, group, c);
+    const TokenTerms column = m.terms[token];
+#pragma unroll
+    for (int i = 0; i < W::kRowTokens; ++i) {
+      weights[i][c] = pair_weight(rows[i], column);
+      later[i][c] = false;
+      if constexpr (kDiagonal) {
+        const int row_token = W::row_token(own, i);
+        later[i][c] = token > row_token;
+        if (token == row_token) weights[i][c] = rows[i].now;
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float weighted[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int i = W::kRowTokens == 2 ? half : 0;
+        const int c = W::column_index(j, e);
+        weighted[e] = later[i][c] ? 0.0f : weights[i][c] * scores[4 * j + 2 * half + e];
+      }
+      out[2 * j + half] = pack_bf16(weighted[0], weighted[1]);
+    }
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void weigh_scores(const ChunkMemory<S>& m, const Fragment& own,
+                                             const float (&scores)[kAccumulators],
+                                             std::uint32_t (&out)[4][4]) {
+  using W = Weights<S>;
+  TokenTerms rows[W::kRowTokens];
+#pragma unroll
+  for (int i = 0; i < W::kRowTokens; ++i) rows[i] = m.terms[W::row_token(own, i)];
+  const int diagonal = own.row / 16;
+#pragma unroll
+  for (int group = 0; group < 4; ++group) {
+    if (group < diagonal) {
+      weigh_columns<S, false>(m, own, rows, group, &scores[8 * group], out[group]);
+    } else if (group == diagonal) {
+      weigh_columns<S, true>(m, own, rows, group, &scores[8 * group], out[group]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[group][i] = 0;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mamba3
