@@ -81,8 +81,8 @@ class RequestRun {
       defaults.seed += static_cast<std::uint64_t>(answer.index);
       const GenerateLine parsed =
           parse_generate_line(line, str(options_.requests, " line ", line_number_));
-      GenerateRequest request = to_generate_request(
-          parsed, defaults, checkpoint_.tokenizer.get(), checkpoint_.model->config().vocab);
+      GenerateRequest request = to_generate_request(parsed, defaults, checkpoint_.tokenizer.get(),
+                                                    checkpoint_.model->config().vocab);
       answer.seed = request.seed;
       tickets_[batch_.submit(std::move(request))] = answer.index;
     } catch (const Error& error) {

@@ -1,5 +1,5 @@
-// Requests to generate, as users write them: one JSON object a line. Hostile until checked; an error
-// names the place.
+// Requests to generate, as users write them: one JSON object a line. Hostile until checked; an
+// error names the place.
 #pragma once
 
 #include <cstdint>

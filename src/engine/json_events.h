@@ -1,5 +1,5 @@
-// The base of parsers that fill a request while a line of JSON is read, without building a document:
-// memory stays near the line's own size, however deep it is nested.
+// The base of parsers that fill a request while a line of JSON is read, without building a
+// document: memory stays near the line's own size, however deep it is nested.
 #pragma once
 
 #include <cstdint>

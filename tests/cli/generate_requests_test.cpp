@@ -93,8 +93,13 @@ TEST(GenerateRequests, BadLinesAreAnsweredWithAnErrorAndTheOthersGoOn) {
   EXPECT_EQ(outcome.code, 1);
   const std::vector<json> lines = outcome.json_lines();
   ASSERT_EQ(lines.size(), 7u);
-  const char* reasons[] = {"",      "line 2 is not valid JSON", "top-p is 7", "prompt is empty",
-                           "99999", "stop text is empty",     ""};
+  const char* reasons[] = {"",
+                           "line 2 is not valid JSON",
+                           "top-p is 7",
+                           "prompt is empty",
+                           "99999",
+                           "stop text is empty",
+                           ""};
   for (int i = 0; i < 7; ++i) {
     EXPECT_EQ(lines[i]["index"], i);
     const std::string reason = reasons[i];
@@ -133,8 +138,8 @@ TEST(GenerateRequests, AnEmptyFileHasNoAnswers) {
 TEST(GenerateRequests, AnInterruptAnswersWithWhatIsThere) {
   RunOptions options;
   for (int i = 0; i < 40; ++i) {
-    options.input += "{\"prompt\": \"a\", \"max_tokens\": " + std::string(i == 0 ? "3" : "100000000") +
-                     "}\n";
+    options.input +=
+        "{\"prompt\": \"a\", \"max_tokens\": " + std::string(i == 0 ? "3" : "100000000") + "}\n";
   }
   options.on_output = [](pid_t process, const std::string& so_far) {
     // The first answer is there: the others are under way.
