@@ -81,7 +81,8 @@ __device__ inline void sort_list(Word* list, int count) {
 
 // The sums in front of each of a thread's weights; returns the sum of all.
 template <int N>
-__device__ inline double sums_before(RowShared& s, const double (&weights)[N], double (&before)[N]) {
+__device__ inline double sums_before(RowShared& s, const double (&weights)[N],
+                                     double (&before)[N]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   double mine = 0;
@@ -111,7 +112,8 @@ __device__ inline double sums_before(RowShared& s, const double (&weights)[N], d
 
 // What the filters drop becomes 0; what they keep is turned round, so that sorting once more gives
 // the order of ids.
-__device__ inline void filter_list(RowShared& s, const Row& row, int count, int most, double total) {
+__device__ inline void filter_list(RowShared& s, const Row& row, int count, int most,
+                                   double total) {
   const int first = static_cast<int>(threadIdx.x) * kListParts;
   double weights[kListParts], before[kListParts];
 #pragma unroll
@@ -133,7 +135,8 @@ __device__ inline void filter_list(RowShared& s, const Row& row, int count, int 
 
 // A thread for each candidate: their order is counted out.
 __device__ inline void choose_from_few(const SampleJob& job, const Row& row, std::int64_t index,
-                                RowShared& s, int count, int most, double total, double draw) {
+                                       RowShared& s, int count, int most, double total,
+                                       double draw) {
   static_assert(3 * kMostFew <= kMostListed);
   const int t = static_cast<int>(threadIdx.x);
   Word* const sorted = s.list + kMostFew;
@@ -177,7 +180,8 @@ __device__ inline void choose_from_few(const SampleJob& job, const Row& row, std
 
 // `total`: the weight of all tokens, or negative where the list holds all that count.
 __device__ inline void choose_from_list(const SampleJob& job, const Row& row, std::int64_t index,
-                                 RowShared& s, int count, int most, double total, double draw) {
+                                        RowShared& s, int count, int most, double total,
+                                        double draw) {
   if (count <= kMostFew) return choose_from_few(job, row, index, s, count, most, total, draw);
   int padded = 2;
   while (padded < count) padded *= 2;

@@ -7,8 +7,8 @@
 namespace mamba3 {
 
 // Of the tokens at one key that `among` keeps, this block's share of the first `wanted`.
-__device__ inline Cut cut_among_equals(const Slice& slice, RowShared& s, const Cut& among, unsigned key,
-                                double wanted, int& turn) {
+__device__ inline Cut cut_among_equals(const Slice& slice, RowShared& s, const Cut& among,
+                                       unsigned key, double wanted, int& turn) {
   double equals[1] = {0};
   slice.each([&](float logit, int id) {
     equals[0] += key_of(logit) == key && among.keeps(key, id) ? 1.0 : 0.0;
@@ -42,8 +42,9 @@ __device__ inline Cut cut_among_equals(const Slice& slice, RowShared& s, const C
 // The fewest first tokens of `among` whose measures add up to `limit`. Keys from `low` on are
 // looked at. `measure` of a logit, the same for equal ones.
 template <class Measure>
-__device__ inline Cut fewest_that_reach(const Slice& slice, RowShared& s, const Cut& among, unsigned low,
-                                 unsigned high, double limit, const Measure& measure, int& turn) {
+__device__ inline Cut fewest_that_reach(const Slice& slice, RowShared& s, const Cut& among,
+                                        unsigned low, unsigned high, double limit,
+                                        const Measure& measure, int& turn) {
   double above = 0;  // of all keys over `high`
   while (low < high) {
     const unsigned step = (high - low) / (kPivots + 1) + 1;
@@ -77,7 +78,7 @@ __device__ inline Cut fewest_that_reach(const Slice& slice, RowShared& s, const 
 // and weight. Returns the highest of these logits from which on `top_p` is reached by tokens that
 // fit into the list; +infinity: there is none.
 __device__ inline float weigh_row(const Slice& slice, RowShared& s, const Row& row, const Cut& cut,
-                           double& total, int& turn) {
+                                  double& total, int& turn) {
   float pivots[kPivots];
 #pragma unroll
   for (int j = 0; j < kPivots; ++j) {
@@ -110,8 +111,9 @@ __device__ inline float weigh_row(const Slice& slice, RowShared& s, const Row& r
 
 // A token of those that `cut` and min-p keep, by the running sum of their weights in the order of
 // ids: first the block that it is in, then the warp, then a piece of the warp's elements.
-__device__ inline void walk(const SampleJob& job, const Row& row, std::int64_t index, const Slice& slice,
-                     RowShared& s, const Cut& cut, double draw, int& turn) {
+__device__ inline void walk(const SampleJob& job, const Row& row, std::int64_t index,
+                            const Slice& slice, RowShared& s, const Cut& cut, double draw,
+                            int& turn) {
   const auto weight_of = [&](int i) {
     const float logit = slice.at(i);
     if (!cut.keeps(key_of(logit), slice.first_id + i)) return 0.0;
