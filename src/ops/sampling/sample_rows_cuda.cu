@@ -238,7 +238,7 @@ void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx) {
   const std::size_t staged_bytes = sizeof(float) * static_cast<std::size_t>(job.slice);
   const bool staged =
       sizeof(RowShared) + staged_bytes <= (clusters ? kMostClusterStagedBytes : kMostStagedBytes);
-  job.vectors = takes_float4(job.logits, job.stride);
+  job.vectors = takes_vectors(job.logits, job.stride);
   job.rows = args.rows;
   job.next_ids = args.next_ids;
   job.out = args.out;
