@@ -1,0 +1,236 @@
+// Products with what stands around them on a GPU. Skipped where there is no GPU.
+#include "fused_linear_case.h"
+#include "gpu_case.h"
+#include "ops/rms_norm/rms_norm.h"
+
+namespace mamba3 {
+namespace {
+
+using testing::all;
+using testing::FusedCase;
+using testing::FusedData;
+using testing::GpuArray;
+using testing::on_gpu;
+
+// Rows of either type in a GPU's memory, with a gap of NaNs behind each.
+class Rows {
+ public:
+  Rows(Context& ctx, const std::vector<float>& values, std::int64_t rows, std::int64_t columns,
+       std::int64_t gap, bool bf16)
+      : bf16_(bf16),
+        padded_(values, rows, columns, gap),
+        floats_(ctx, bf16 ? std::span<const float>() : all(padded_.storage)),
+        halves_(ctx, all(bf16 ? rounded(padded_.storage) : std::vector<Bf16>())) {}
+
+  Matrix matrix() const {
+    if (bf16_) return TensorView<Bf16, 2>(halves_.data(), padded_.view.shape, padded_.view.stride);
+    return TensorView<float, 2>(floats_.data(), padded_.view.shape, padded_.view.stride);
+  }
+  std::vector<float> values() {
+    if (bf16_) {
+      std::vector<Bf16> halves;
+      halves_.copy_to(halves);
+      for (std::size_t i = 0; i < halves.size(); ++i) padded_.storage[i] = to_float(halves[i]);
+    } else {
+      floats_.copy_to(padded_.storage);
+    }
+    EXPECT_TRUE(padded_.gap_untouched());
+    return padded_.values();
+  }
+
+ private:
+  static std::vector<Bf16> rounded(const std::vector<float>& values) {
+    std::vector<Bf16> out;
+    for (const float value : values) out.push_back(to_bf16(value));
+    return out;
+  }
+  bool bf16_;
+  PaddedRows padded_;
+  GpuArray<float> floats_;
+  GpuArray<Bf16> halves_;
+};
+
+constexpr std::int64_t kGap = 8;  // rows still begin on 16 bytes
+
+// Rows [first, first + fused.rows) of the data.
+std::vector<float> run(const FusedCase& fused, const FusedData& data, std::int64_t first,
+                       Context& ctx, std::int64_t gap = kGap) {
+  const auto rows_of = [&](const std::vector<float>& v, std::int64_t columns) {
+    return std::vector<float>(v.begin() + first * columns,
+                              v.begin() + (first + fused.rows) * columns);
+  };
+  Rows x(ctx, rows_of(data.x, fused.k), fused.rows, fused.k, gap, fused.x_is_bf16);
+  Rows y(ctx, rows_of(data.before, fused.n), fused.rows, fused.n, gap, fused.y_is_bf16);
+  const GpuArray<float> norm(ctx, all(data.norm));
+  const GpuArray<std::byte> w(ctx, data.weight_bytes(fused.weights));
+  FusedLinearArgs args;
+  args.x = x.matrix();
+  if (fused.norm) args.norm_weight = norm.data();
+  args.w = {w.data(), fused.weights, {fused.swiglu ? 2 * fused.n : fused.n, fused.k}};
+  args.y = y.matrix();
+  args.swiglu = fused.swiglu;
+  args.accumulate = fused.accumulate;
+  args.compute = fused.compute;
+  args.path = LinearPath::kSkinny;
+  fused_linear(args, ctx);
+  return y.values();
+}
+
+FusedCase streamed(std::int64_t rows, std::int64_t n, std::int64_t k) {
+  FusedCase fused{rows, n, k};
+  fused.compute = Compute::kBf16;
+  fused.weights = DType::kBf16;
+  return fused;
+}
+
+// Norm or not, by SwiGLU, a sum or nothing, by the types of x and y.
+std::vector<FusedCase> kinds(const FusedCase& shape) {
+  std::vector<FusedCase> out;
+  for (const bool norm : {false, true}) {
+    for (const bool x_is_bf16 : {false, true}) {
+      for (int after = 0; after < 3; ++after) {
+        for (const bool y_is_bf16 : {false, true}) {
+          FusedCase fused = shape;
+          fused.norm = norm;
+          fused.x_is_bf16 = x_is_bf16;
+          fused.swiglu = after == 1;
+          fused.accumulate = after == 2;
+          fused.y_is_bf16 = y_is_bf16;
+          const bool fp32 = shape.compute == Compute::kF32;
+          if ((norm && x_is_bf16) || (fused.accumulate && y_is_bf16)) continue;
+          if (fp32 && (x_is_bf16 || y_is_bf16)) continue;
+          out.push_back(fused);
+        }
+      }
+    }
+  }
+  return out;
+}
+
+void expect_all_kinds(const FusedCase& shape, Context& ctx) {
+  for (const FusedCase& fused : kinds(shape)) {
+    const FusedData data(fused);
+    testing::expect_fused(run(fused, data, 0, ctx), data, fused);
+    testing::expect_fused(run(fused, data, 0, ctx, 3), data, fused);
+  }
+}
+
+TEST(CudaFusedLinear, EqualsTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  // Sizes around a half, a stage and the ends of what the kernel for few rows takes.
+  for (const std::int64_t k : {7, 8, 32, 96, 1024, 1056, 2048, 3840, 4096, 4128}) {
+    for (const std::int64_t rows : {1, 3, 16}) expect_all_kinds(streamed(rows, 24, k), gpu);
+  }
+  for (const std::int64_t n : {1, 8, 17, 1500}) expect_all_kinds(streamed(2, n, 64), gpu);
+  for (std::int64_t rows = 1; rows <= 17; ++rows) expect_all_kinds(streamed(rows, 40, 160), gpu);
+}
+
+TEST(CudaFusedLinear, ManyRowsEqualTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t rows : {17, 63, 64, 65, 128, 129, 256, 257}) {
+    expect_all_kinds(streamed(rows, 88, 200), gpu);
+  }
+  for (const std::int64_t n : {8, 80, 168, 1360}) expect_all_kinds(streamed(33, n, 328), gpu);
+}
+
+TEST(CudaFusedLinear, OtherTypesEqualTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const DType weights : {DType::kF32, DType::kBf16}) {
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      for (const std::int64_t rows : {1, 9, 33}) {
+        FusedCase shape{rows, 40, 96};
+        shape.weights = weights;
+        shape.compute = compute;
+        expect_all_kinds(shape, gpu);
+      }
+    }
+  }
+}
+
+// Of up to 16 rows, and of 17 to 256.
+TEST(CudaFusedLinear, ARowsBitsDoNotDependOnTheOthers) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const auto expect_same = [&](std::int64_t most, std::initializer_list<std::int64_t> fewer) {
+    for (FusedCase fused : kinds(streamed(most, 400, 1056))) {
+      const FusedData data(fused);
+      const auto together = run(fused, data, 0, gpu);
+      for (const std::int64_t rows : fewer) {
+        fused.rows = rows;
+        const std::int64_t first = most - rows;
+        const std::vector<float> want(together.begin() + first * fused.n, together.end());
+        EXPECT_TRUE(same_bits(run(fused, data, first, gpu), want)) << fused.name();
+      }
+    }
+  };
+  expect_same(16, {1, 2, 3, 8, 9});
+  expect_same(200, {17, 64, 65, 128});
+}
+
+TEST(CudaFusedLinear, ANormInTheKernelChangesNoBit) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t k : {32, 1056, 2048, 4096}) {
+    FusedCase fused = streamed(1, 200, k);
+    fused.norm = true;
+    FusedData data(fused);
+    const auto together = run(fused, data, 0, gpu);
+    Rows x(gpu, data.x, 1, k, kGap, false), normed(gpu, data.x, 1, k, kGap, false);
+    const GpuArray<float> weight(gpu, all(data.norm));
+    RmsNormArgs norm;
+    const Matrix from = x.matrix();
+    norm.residual = {from.floats(), from.shape, from.stride};
+    norm.weight = weight.data();
+    norm.y = normed.matrix();
+    rms_norm(norm, gpu);
+    data.x = normed.values();
+    fused.norm = false;
+    EXPECT_TRUE(same_bits(run(fused, data, 0, gpu), together)) << k;
+  }
+}
+
+// Kernels that begin before the ones they read from have ended read what those have written.
+TEST(CudaFusedLinear, AChainOfProductsWaitsForEachOther) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const std::int64_t d = 512, f = 1024;
+  for (const std::int64_t rows : {1, 5, 16, 40}) {
+    const GpuArray<Bf16> up(gpu, all(FusedData(streamed(1, 2 * f, d)).w_bf16));
+    const GpuArray<Bf16> down(gpu, all(FusedData(streamed(1, d, f)).w_bf16));
+    const GpuArray<float> norm(gpu, all(std::vector<float>(d, 0.5f)));
+    const auto start = random_floats(rows * d, 9);
+    const auto chain = [&](bool one_by_one) {
+      Rows residual(gpu, start, rows, d, 0, false),
+          gated(gpu, random_floats(rows * f, 8), rows, f, 0, true);
+      FusedLinearArgs first;
+      first.x = residual.matrix();
+      first.norm_weight = norm.data();
+      first.w = {reinterpret_cast<const std::byte*>(up.data()), DType::kBf16, {2 * f, d}};
+      first.y = gated.matrix();
+      first.swiglu = true;
+      first.compute = Compute::kBf16;
+      FusedLinearArgs second;
+      second.x = gated.matrix();
+      second.w = {reinterpret_cast<const std::byte*>(down.data()), DType::kBf16, {d, f}};
+      second.y = residual.matrix();
+      second.accumulate = true;
+      second.compute = Compute::kBf16;
+      first.path = second.path = LinearPath::kSkinny;
+      for (int i = 0; i < 50; ++i) {
+        for (const FusedLinearArgs* args : {&first, &second}) {
+          fused_linear(*args, gpu);
+          if (one_by_one) gpu.gpu()->synchronize();
+        }
+      }
+      return residual.values();
+    };
+    const auto want = chain(true);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(same_bits(chain(false), want)) << rows;
+  }
+}
+
+}  // namespace
+}  // namespace mamba3
