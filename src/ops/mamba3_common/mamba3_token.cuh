@@ -128,8 +128,8 @@ __device__ __forceinline__ TokenWeights token_weights(const TokenSizes& sizes, f
   return out;
 }
 
-__device__ __forceinline__ float half_tanh(float angle_raw) {
-  return static_cast<float>(__dmul_rn(0.5, tanh(static_cast<double>(angle_raw))));
+__device__ __forceinline__ double half_tanh(float angle_raw) {
+  return __dmul_rn(0.5, tanh(static_cast<double>(angle_raw)));
 }
 
 // How far a phase moves, in units of 2^-32 turns modulo a turn. A step that is not finite does not

@@ -37,7 +37,7 @@ TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, 
 
 void half_tanh_row(const float* angle_raw, std::int64_t count, double* half_tanh) {
   for (std::int64_t i = 0; i < count; ++i) {
-    half_tanh[i] = static_cast<float>(0.5 * std::tanh(static_cast<double>(angle_raw[i])));
+    half_tanh[i] = 0.5 * std::tanh(static_cast<double>(angle_raw[i]));
   }
 }
 

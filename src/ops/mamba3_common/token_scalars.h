@@ -21,7 +21,7 @@ TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, 
                            float trap_raw);
 
 // tanh(angle) / 2, the part of the turns that all heads share. A head's phase moves by
-// half_tanh * dt turns. Rounded to fp32 on every path, so that a path may keep it as such.
+// half_tanh * dt turns.
 void half_tanh_row(const float* angle_raw, std::int64_t count, double* half_tanh);
 
 }  // namespace mamba3

@@ -257,8 +257,9 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
 template <int kState, int kRank, int kTurned>
 void launch(const ChunkedScanJob& job, cudaStream_t stream) {
   constexpr int kBytes = sizeof(ChunkMemory<ChunkShape<kState, kRank, kTurned>>);
-  // Two blocks share a multiprocessor, but where twice as many pairs are rotated as usual.
-  static_assert(2 * (kBytes + 1024) <= 228 * 1024 || kTurned == 2);
+  // Two blocks share a multiprocessor, but where a chunk has many tokens with large states, or
+  // twice as many pairs are rotated as usual.
+  static_assert(2 * (kBytes + 1024) <= 228 * 1024 || (kState == 128 && kRank <= 2) || kTurned == 2);
   const auto kernel = scan_chunked_kernel<kState, kRank, kTurned>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "mamba3_scan's shared memory");

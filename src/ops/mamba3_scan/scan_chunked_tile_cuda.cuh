@@ -80,7 +80,7 @@ struct alignas(1024) ChunkMemory {
   double dt[S::kTokens];
   double log_decay[S::kTokens];
   float2 weights[S::kTokens + 1];  // gamma and (1 - lam) dt; the latter of the next token too
-  alignas(16) float half_tanh[S::kTokens][S::kTurned * kWarpLanes];
+  alignas(16) double half_tanh[S::kTokens][S::kTurned * kWarpLanes];
   std::uint32_t turns[kChunkWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
   alignas(16) TokenTerms terms[S::kTokens];
   float start_decay[S::kTokens];  // of the state before the chunk
@@ -206,10 +206,10 @@ __device__ __forceinline__ void request_rows(const ChunkedScanJob& job, const Ch
     request_piece<kPieceBytes>(c_to + i * kStep, is ? out_c + i * kStep : job.nothing, is);
   }
   constexpr int kAngles = S::kTurned * kWarpLanes;
-  constexpr int kAnglePieces = kAngles * static_cast<int>(sizeof(float)) / kPieceBytes;
+  constexpr int kAnglePieces = kAngles * static_cast<int>(sizeof(double)) / kPieceBytes;
   const int token = at.lane / kAnglePieces;
-  const int angle = at.lane % kAnglePieces * 4;
-  const float* angles = job.half_tanh + std::int64_t{first + token} * (S::kState / 2) + angle;
+  const int angle = at.lane % kAnglePieces * 2;
+  const double* angles = job.half_tanh + std::int64_t{first + token} * (S::kState / 2) + angle;
   constexpr int kTokensAtOnce = kWarpLanes / kAnglePieces;
 #pragma unroll
   for (int i = 0; i < S::kWarpTokens; i += kTokensAtOnce) {

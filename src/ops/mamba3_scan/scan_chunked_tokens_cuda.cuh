@@ -38,7 +38,7 @@ struct ChunkedScanJob {
   double* dt;           // [h, t]
   double* log_decay;    // [h, t]
   float2* weights;      // [h, t]  gamma, and (1 - lam) dt
-  float* half_tanh;     // [t, n / 2]  zero where nothing is rotated
+  double* half_tanh;    // [t, n / 2]  zero where nothing is rotated
   std::int32_t* order;  // [q]  the longest sequence first
   const void* nothing;  // an address, where zeros are asked for
 };
@@ -100,20 +100,14 @@ __global__ void __launch_bounds__(kPrepareThreads) normalise_rows_kernel(const C
 }
 
 __device__ void weigh_token(const ChunkedScanJob& job, std::int64_t token, int head) {
-  const TokenSizes& sizes = job.sizes;
   const std::int64_t from = token * job.columns.row_stride + head;
   const std::int64_t to = head * job.tokens + token;
-  const double dt = device_softplus(__dadd_rn(job.columns.dt_raw[from], job.params.dt_bias[head]));
-  const double act = decay_activation(job.columns.decay_raw[from], sizes.softplus);
-  const float trap = job.columns.trap_raw[from];
-  const double e = exp(-fabs(static_cast<double>(trap)));
-  const double large = dt / __dadd_rn(1.0, e);
-  const double small = __dmul_rn(large, e);
-  job.dt[to] = dt;
-  // Written so that a NaN stays one.
-  job.log_decay[to] = __dmul_rn(-(act < sizes.a_floor ? sizes.a_floor : act), dt);
-  job.weights[to] = make_float2(static_cast<float>(trap >= 0 ? large : small),
-                                static_cast<float>(trap >= 0 ? small : large));
+  const TokenNumbers numbers =
+      token_numbers(job.sizes, job.columns.dt_raw[from], job.params.dt_bias[head],
+                    job.columns.decay_raw[from], job.columns.trap_raw[from]);
+  job.dt[to] = numbers.dt;
+  job.log_decay[to] = numbers.log_decay;
+  job.weights[to] = make_float2(static_cast<float>(numbers.now), static_cast<float>(numbers.carry));
 }
 
 // A block takes 32 tokens of eight heads, which read one piece of memory; the blocks after those
@@ -136,7 +130,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
   const std::int64_t token = i / half;
   const int angle = static_cast<int>(i - token * half);
   const float* row = job.columns.angle_raw + token * job.columns.row_stride;
-  job.half_tanh[i] = angle < sizes.angles ? half_tanh(row[angle]) : 0.0f;
+  job.half_tanh[i] = angle < sizes.angles ? half_tanh(row[angle]) : 0.0;
 }
 
 // z and x of an op that has them in fp32.
@@ -187,7 +181,7 @@ void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
   job.dt = scope.allocate<double>(pairs);
   job.log_decay = scope.allocate<double>(pairs);
   job.weights = scope.allocate<float2>(pairs);
-  job.half_tanh = scope.allocate<float>(job.tokens * (sizes.state / 2));
+  job.half_tanh = scope.allocate<double>(job.tokens * (sizes.state / 2));
   job.order = scope.allocate<std::int32_t>(job.sequences);
 }
 
