@@ -3,7 +3,10 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "model/mixer.h"
 #include "model/segments.h"
+#include "ops/mamba3_common/mamba3_ring.h"
+#include "ops/mamba3_step/mamba3_step.h"
 
 namespace mamba3 {
 namespace {
@@ -58,6 +61,18 @@ std::int64_t slot_bytes(const ModelConfig& config) {
   return config.state_bytes() + config.layers * kParts * kPadBytes;
 }
 
+namespace {
+
+// Where the tuned step defers the writing of states: the longest ring, on the card that has one.
+std::int64_t ring_slot_bytes(const ModelConfig& config) {
+  constexpr int kHopper = 90;
+  const Mamba3Dims dims = mixer_dims(config);
+  if (!mamba3_step_path(dims, kHopper).tuned) return 0;
+  return config.layers * ring_bytes(dims, kMostRingTokens);
+}
+
+}  // namespace
+
 MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind device) {
   check_input(batch >= 1 && batch <= kMostBatch, "the batch is ", batch, "; expected 1 to ",
               kMostBatch);
@@ -68,7 +83,7 @@ MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind d
   MemoryNeed need;
   need.batch = batch;
   need.weights_bytes = size.weights_bytes;
-  need.states_bytes = batch * slot_bytes(config);
+  need.states_bytes = batch * (slot_bytes(config) + (gpu ? ring_slot_bytes(config) : 0));
   need.workspace_bytes =
       kArenaGrowth * (token * (gpu ? kGpuSegmentTokens : kSegmentTokens) + token * batch + logits) +
       (gpu ? kGpuLibraryBytes : 0);

@@ -34,7 +34,7 @@ struct MemoryNeed {
   std::int64_t total_bytes() const { return weights_bytes + states_bytes + workspace_bytes; }
 };
 
-// Of one slot of a StatePool, all layers.
+// Of one slot of a StatePool without a ring, all layers.
 std::int64_t slot_bytes(const ModelConfig& config);
 
 MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind device);

@@ -26,7 +26,6 @@ void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx);
 void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx);  // without a ring
-bool mamba3_ring_fits_cuda(const Mamba3Dims& dims, const Gpu& gpu);
 void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx);
 void mamba3_ring_advance_cuda(const RingCursorArgs& args, Gpu& gpu);
 void mamba3_ring_roll_back_cuda(const RingCursorArgs& args, std::span<const std::int32_t> tokens,

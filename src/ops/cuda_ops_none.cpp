@@ -39,9 +39,6 @@ void mamba3_scan_cuda(const Mamba3ScanArgs&, Context&) {
 void mamba3_step_cuda(const Mamba3StepArgs&, Context&) {
   refuse();
 }
-bool mamba3_ring_fits_cuda(const Mamba3Dims&, const Gpu&) {
-  return false;
-}
 void mamba3_ring_step_cuda(const Mamba3StepArgs&, Context&) {
   refuse();
 }

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include "mamba3/error.h"
+#include "model/mixer.h"
 #include "model/state_pool.h"
+#include "ops/mamba3_common/mamba3_ring.h"
 #include "tiny_models.h"
 
 namespace mamba3 {
@@ -35,6 +37,18 @@ TEST(MemoryNeeded, ASlotIsNoSmallerThanWhatAPoolTakes) {
     EXPECT_GE(slot_bytes(tiny.config), taken) << tiny.name;
     EXPECT_LE(slot_bytes(tiny.config), taken + tiny.config.layers * 4 * 64) << tiny.name;
   }
+}
+
+TEST(MemoryNeeded, RingsAreCountedOnAGpu) {
+  const ModelConfig config = preset("siso-1.5b");
+  const ModelSize size{config, 0};
+  const auto states = [&](DeviceKind device) {
+    return memory_needed(size, 2, device).states_bytes -
+           memory_needed(size, 1, device).states_bytes;
+  };
+  EXPECT_EQ(states(DeviceKind::kCpu), slot_bytes(config));
+  EXPECT_EQ(states(DeviceKind::kCuda) - states(DeviceKind::kCpu),
+            config.layers * ring_bytes(mixer_dims(config), kMostRingTokens));
 }
 
 TEST(MemoryNeeded, WeightsAreCountedAsTheDeviceHoldsThem) {

@@ -14,7 +14,7 @@ void check_has_ring(const Mamba3Ring& ring) {
 }  // namespace
 
 bool mamba3_ring_fits(const Mamba3Dims& dims, const Gpu& gpu) {
-  return mamba3_ring_fits_cuda(dims, gpu);
+  return mamba3_step_path(dims, gpu.info().compute_capability).tuned;
 }
 
 void mamba3_ring_advance(const RingCursorArgs& args, Gpu& gpu) {

@@ -546,14 +546,6 @@ RingJob ring_job(const Mamba3Dims& dims, const Mamba3Params& params,
 
 }  // namespace
 
-bool mamba3_ring_fits_cuda(const Mamba3Dims& dims, const Gpu& gpu) {
-  // Compiled for this one card; others get the plain step.
-  return gpu.info().compute_capability == 90 && dims.head_dim == kHeadDim &&
-         (dims.state == 64 || dims.state == 128) &&
-         (dims.rank == 1 || dims.rank == 2 || dims.rank == 4) && dims.angles % 4 == 0 &&
-         !dims.out_norm;
-}
-
 void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx) {
   RingJob job = ring_job(args.dims, args.params, args.slots, args.states);
   job.columns = args.columns;
