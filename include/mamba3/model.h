@@ -34,7 +34,7 @@ struct ModelOptions {
 // halves what a step moves. It changes no result beyond rounding. A ring takes memory: per layer
 // and slot about heads * (4 head_dim + 32) bytes a token.
 struct StatePoolOptions {
-  // 1 rewrites states at every token. 0: no ring. Negative: 16 where the GPU and the shape have it
+  // 1 rewrites states at every token. 0: no ring. Negative: 8 where the GPU and the shape have it
   // (compute capability 9.0; head dim 64, state size 64 or 128, rank 1, 2 or 4, no out-norm), else
   // 0. More than 16, or more than 0 where there is none, is refused.
   std::int64_t ring_tokens = -1;

@@ -9,11 +9,14 @@
 namespace mamba3 {
 namespace {
 
+// As fast as longer ones with one rank, faster with four, and half the memory.
+constexpr std::int64_t kUsualTokens = 8;
+
 std::int64_t chosen_tokens(const Mamba3Dims& dims, const Gpu* gpu,
                            const StatePoolOptions& options) {
   const std::int64_t wanted = options.ring_tokens;
   const bool fits = gpu != nullptr && mamba3_ring_fits(dims, *gpu);
-  if (wanted < 0) return fits ? kMostRingTokens : 0;
+  if (wanted < 0) return fits ? kUsualTokens : 0;
   check_input(wanted <= kMostRingTokens, "a ring of ", wanted, " tokens; expected at most ",
               kMostRingTokens);
   if (wanted > 0 && !fits) {
