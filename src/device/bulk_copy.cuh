@@ -6,13 +6,9 @@
 
 #include <cstdint>
 
+#include "device/shared_address.cuh"
+
 namespace mamba3 {
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-#if __CUDA_ARCH__ >= 900
 
 using Barrier = std::uint64_t;
 
@@ -69,7 +65,5 @@ __device__ __forceinline__ void bulk_copy(void* to_shared, const void* from, std
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-
-#endif
 
 }  // namespace mamba3

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "device/shared_address.cuh"
+
 namespace mamba3 {
 
 constexpr int kTileColumns = 64;
@@ -16,10 +18,6 @@ constexpr int kTileRowBytes = 128;
 // The byte of column `column` (bf16) of row `row` in a tile.
 __device__ __forceinline__ int swizzled(int row, int column) {
   return row * kTileRowBytes + ((((column >> 3) ^ row) & 7) << 4) + (column & 7) * 2;
-}
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // An operand that begins at `address`. `group_bytes`: from eight rows to the next eight;

@@ -15,37 +15,37 @@
 namespace mamba3 {
 namespace {
 
-// Of a thread in each warpgroup; together those of 2 x 128 threads with 128 each.
-constexpr int kOutputRegisters = 104;
-constexpr int kStateRegisters = 152;
+// Of a thread; what the compiler gives all of them is between.
+constexpr int kStateRegisters = 160;
+constexpr int kRotatingRegisters = 112;
 
 // O = decayed Q h + weighted scores X.
 template <class S>
-__device__ __forceinline__ void read_out(const Fragment& own, const ChunkMemory<S>& m,
-                                         float (&o)[kAccumulators]) {
+__device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage, int lane,
+                                         Barrier* read, float (&o)[kAccumulators]) {
   float scores[kAccumulators];
   wgmma_fence();
-  multiply_rows<S>(m.q, m.k, scores);
+  multiply_rows<S>(stage.q, stage.k, scores);
   wgmma_commit();
-  multiply_rows<S>(m.q, m.h, o);
+  multiply_rows<S>(stage.q, stage.h, o);
   wgmma_commit();
   wgmma_wait<1>();
   wgmma_hold(scores);
   std::uint32_t weighted[4][4];
-  weigh_scores<S>(m, own, scores, weighted);
+  weigh_scores<S>(stage, own, scores, weighted);
   wgmma_wait<0>();
   wgmma_hold(o);
-  tell(kStateRead);
+  arrive_warp(read, lane);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float decay = m.start_decay[Weights<S>::row_token(own, half)];
+    const float decay = stage.start_decay[Weights<S>::row_token(own, half)];
 #pragma unroll
     for (int j = 0; j < kColumnSteps; ++j) {
       o[4 * j + 2 * half] *= decay;
       o[4 * j + 2 * half + 1] *= decay;
     }
   }
-  const std::uint32_t x = shared_address(S::kRank == 1 ? m.x : m.own_x);
+  const std::uint32_t x = stage.x_rows();
   wgmma_hold(o);
   wgmma_fence();
 #pragma unroll
@@ -59,20 +59,19 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkMemory<
 
 // Column p of X, times the weights at the chunk's end, for 16 rows: the first factor of h'.
 template <class S>
-__device__ __forceinline__ void load_faded(const ChunkMemory<S>& m, const Fragment& own, int step,
+__device__ __forceinline__ void load_faded(const ChunkStage<S>& stage, const Fragment& own, int step,
                                            std::uint32_t (&out)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int row = 16 * step + lane / 16 * 8 + lane % 8;
   const int p = own.row / 16 * 16 + lane / 8 % 2 * 8;
-  const std::uint32_t from =
-      shared_address(S::kRank == 1 ? m.x : m.own_x) + static_cast<std::uint32_t>(swizzled(row, p));
+  const std::uint32_t from = stage.x_rows() + static_cast<std::uint32_t>(swizzled(row, p));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(from));
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 fade =
-        *reinterpret_cast<const float2*>(&m.fade[16 * step + i / 2 * 8 + own.column]);
+        *reinterpret_cast<const float2*>(&stage.fade[16 * step + i / 2 * 8 + own.column]);
     float a;
     float b;
     unpack_bf16(out[i], a, b);
@@ -82,12 +81,12 @@ __device__ __forceinline__ void load_faded(const ChunkMemory<S>& m, const Fragme
 
 // h' = decay h + (faded X)^T K
 template <class S>
-__device__ __forceinline__ void update_state(const Fragment& own, const ChunkMemory<S>& m,
+__device__ __forceinline__ void update_state(const Fragment& own, const ChunkStage<S>& stage,
                                              State<S>& h) {
   std::uint32_t faded[4][4];
 #pragma unroll
-  for (int step = 0; step < 4; ++step) load_faded<S>(m, own, step, faded[step]);
-  const float decay = m.chunk_decay;
+  for (int step = 0; step < 4; ++step) load_faded<S>(stage, own, step, faded[step]);
+  const float decay = stage.chunk_decay;
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
@@ -99,7 +98,7 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkMem
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      wgmma_k16<1>(h[tile], faded[step], wgmma_operand(shared_address(m.k[tile]) + step * 2048));
+      wgmma_k16<1>(h[tile], faded[step], wgmma_operand(shared_address(stage.k[tile]) + step * 2048));
     }
   }
   wgmma_commit();
@@ -108,148 +107,192 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkMem
   for (int tile = 0; tile < S::kTiles; ++tile) wgmma_hold(h[tile]);
 }
 
-// A block's way through its chunks. Both warpgroups prepare(); what else they do differs.
+// Addresses are cheap to find anew and dear to keep: a register that is spilled costs a trip to
+// the second-level cache, so nothing that depends on the lane may move out of a loop over chunks.
+__device__ __forceinline__ void forget_lane(ChunkPlace& at) {
+  asm volatile("" : "+r"(at.lane), "+r"(at.warp));
+}
+
+// The token of a chunk that is kept in fp32, or -1.
 template <class S>
-struct Walk {
-  const ChunkedScanJob& job;
-  ChunkMemory<S>& m;
-  ChunkPlace at;
+__device__ __forceinline__ int kept_token(const ChunkPlace& at, int begin) {
+  const int next = begin + S::kTokens;
+  const bool ends = (next - at.begin) % kGridTokens == 0 || next >= at.end;
+  return ends ? min(next, at.end) - begin - 1 : -1;
+}
+
+template <class S>
+__device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPlace at,
+                                              ChunkMemory<S>& m) {
+  at.warp -= kRotatingThread / kWarpLanes;
   std::uint32_t turns[S::kTurned];  // before the chunk
-
-  __device__ __forceinline__ Walk(const ChunkedScanJob& job_in, ChunkMemory<S>& memory)
-      : job(job_in), m(memory), at(job_in) {}
-
-  __device__ __forceinline__ void start() {
-    request_shared(at.begin);
-    load_head<S>(job, at, m);
 #pragma unroll
-    for (int j = 0; j < S::kTurned; ++j) {
-      const int i = j * kWarpLanes + at.lane;
-      turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
-    }
-    __syncthreads();
+  for (int j = 0; j < S::kTurned; ++j) {
+    const int i = j * kWarpLanes + at.lane;
+    turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
   }
-
-  // Addresses are cheap to find anew and dear to keep: a register that is spilled costs a trip to
-  // the second-level cache, so nothing that depends on the lane may move out of the loop.
-  __device__ __forceinline__ void forget_lane() {
-    asm volatile("" : "+r"(at.lane), "+r"(at.warp));
-  }
-
-  __device__ __forceinline__ void request_shared(int begin) {
-    if (begin + S::kTokens <= at.end) {
-      request_rows<S, true>(job, at, m, begin);
-    } else {
-      request_rows<S, false>(job, at, m, begin);
-    }
-    if (at.warp == 0) request_terms<S>(job, at, m, begin);
-    __pipeline_commit();
-  }
-
-  // The former chunk's are not read any more.
-  __device__ __forceinline__ void request_zx(int begin, bool with_z) {
-    request_columns<S::kWarpTokens>(job, at, job.x, m.x, begin, at.warp * S::kWarpTokens);
-    if (with_z) {
-      request_columns<2 * S::kWarpTokens>(job, at, job.z, m.z, begin, at.warp * 2 * S::kWarpTokens);
-    }
-    __pipeline_commit();
-  }
-
-  // Q, K, X and all weights of the chunk, ready for the products; asks for the next chunk's rows.
-  __device__ __forceinline__ void prepare(int begin) {
+  RawRows<S> raw;
+  RankRows<S> x;
+  Phases<S> phases;
+  raw.load(job, at, at.begin);
+  if constexpr (S::kRank > 1) x.load(job, at, at.begin);
+  phases.load(job, at, at.begin);
+  StageCursor cursor;
+  int odd = 0;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    forget_lane(at);
     const int next = begin + S::kTokens;
-    const bool ends_stretch = (next - at.begin) % kGridTokens == 0;
-    const int kept = ends_stretch || next >= at.end ? min(next, at.end) - begin - 1 : -1;
-    __pipeline_wait_prior(1);  // all but x and z
-    __syncwarp();
-    Phases<S> phases;
-    phases.sum(at, m);
-    if (at.warp == 0) weigh_chunk<S>(at.lane, !ends_stretch, m);
-    __syncthreads();
+    phases.sum(at, m.dt[at.warp], m.turns[odd][at.warp]);
+    sync_rotating();
     std::uint32_t own_turns[S::kTurned];
-    sum_turns<S>(m, at, turns, own_turns, turns);
-    rotate_chunk<S>(phases, at, own_turns, kept, m);
-    __syncwarp();
-    request_shared(next);
-    __pipeline_wait_prior(1);  // x and z
-    __syncwarp();
-    spread_x<S>(job, at, begin, kept, m);
+    sum_turns<S>(m.turns[odd], at, turns, own_turns);
+    odd ^= 1;
+    barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
+    ChunkStage<S>& stage = m.stages[cursor.stage];
+    rotate_rows(raw, phases, at, own_turns, m, stage);
+    if constexpr (S::kRank > 1) x.spread(at, m, stage);
+    const int kept = kept_token<S>(at, begin) - at.warp * S::kWarpTokens;
+    if (kept >= 0 && kept < S::kWarpTokens) {
+      keep_k(job, phases, at, own_turns, begin, kept, m, stage);
+    }
     fence_async_proxy();
-    __syncthreads();
-  }
-
-  __device__ __forceinline__ void make_outputs() {
-    Fragment own;
-    for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
-      forget_lane();
-      own.forget();
-      request_zx(begin, true);
-      prepare(begin);
-      float o[kAccumulators];
-      read_out<S>(own, m, o);
-      if (job.y_bf16) {
-        write_chunk(Outputs<S, false>{job, at, m, own, begin}, o);
-      } else {
-        write_chunk(Outputs<S, true>{job, at, m, own, begin}, o);
-      }
-      __syncthreads();
+    arrive_warp(&m.filled[cursor.stage], at.lane);
+    if (next < at.end) {
+      raw.load(job, at, next);
+      if constexpr (S::kRank > 1) x.load(job, at, next);
+      phases.load(job, at, next);
     }
-    if (at.warp == 0) store_turns();
+    cursor.next();
   }
-
-  __device__ __forceinline__ void carry_state() {
-    Fragment own;
-    State<S> h;
-    load_state<S>(job, at.ssm(job), own, h);
-    for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
-      forget_lane();
-      own.forget();
-      request_zx(begin, false);
-      if ((begin - at.begin) % kGridTokens == 0) {
-        add_before<S>(m, job.weights[at.head * job.tokens + begin].y, own, h);
-      }
-      show_state<S>(own, h, m);
-      prepare(begin);
-      update_state<S>(own, m, h);
-      wait_for(kStateRead);
-      if (job.y_bf16) {
-        make_gates(Outputs<S, false>{job, at, m, own, begin});
-      } else {
-        make_gates(Outputs<S, true>{job, at, m, own, begin});
-      }
-      tell(kGatesMade);
-      __syncthreads();
-    }
-    const ChunkPlace end(job);
-    store_state<S>(job, own, h, end.ssm(job));
-    store_end<S>(job, end, m);
-  }
-
-  __device__ __forceinline__ void store_turns() const {
-    std::uint32_t* to = ChunkPlace(job).turns(job);
+  if (at.warp != 0) return;
 #pragma unroll
-    for (int j = 0; j < S::kTurned; ++j) {
-      const int i = j * kWarpLanes + at.lane;
-      if (i < job.sizes.angles) to[i] = turns[j];
-    }
+  for (int j = 0; j < S::kTurned; ++j) {
+    const int i = j * kWarpLanes + at.lane;
+    if (i < job.sizes.angles) at.turns(job)[i] = turns[j];
   }
-};
+}
+
+template <class S>
+__device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPlace at,
+                                             ChunkMemory<S>& m) {
+  Fragment own;
+  StageCursor cursor;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    forget_lane(at);
+    own.forget();
+    const int s = cursor.stage;
+    ChunkStage<S>& stage = m.stages[s];
+    barrier_wait(&m.filled[s], cursor.parity);
+    barrier_wait(&m.shown[s], cursor.parity);
+    float o[kAccumulators];
+    read_out<S>(own, stage, at.lane, &m.read[s], o);
+    if (job.y_bf16) {
+      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, &m.gated[s], cursor.parity, o);
+    } else {
+      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, &m.gated[s], cursor.parity, o);
+    }
+    arrive_warp(&m.emptied[s], at.lane);
+    cursor.next();
+  }
+}
+
+// Which warp of the group with the state does what no other does.
+constexpr int kWeighingWarp = 1;
+constexpr int kKeepingWarp = 2;
+
+template <class S>
+__device__ __forceinline__ void finish_columns(const ChunkPlace& at, Barrier* filled) {
+  __pipeline_wait_prior(0);
+  fence_async_proxy();
+  arrive_warp(filled, at.lane);
+}
+
+// The state before the chunk from `begin` on, x, z and weights go into its stage. finish_columns says
+// so when x and z are there. `decays`: those of the chunk, and then of the next one.
+template <class S>
+__device__ __forceinline__ void begin_chunk(const ChunkedScanJob& job, const ChunkPlace& at,
+                                            const Fragment& own, int begin,
+                                            const TokenBefore<S>& before,
+                                            const StageCursor& cursor, ChunkMemory<S>& m,
+                                            Decays<S>& decays, State<S>& h) {
+  if ((begin - at.begin) % kGridTokens == 0) {
+    add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
+  }
+  barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
+  ChunkStage<S>& stage = m.stages[cursor.stage];
+  request_zx(job, at, begin, stage);
+  show_state<S>(own, h, stage);
+  fence_async_proxy();
+  arrive_warp(&m.shown[cursor.stage], at.lane);
+  if (at.warp % kGroupWarps != kWeighingWarp) return;
+  const int next = begin + S::kTokens;
+  decays.weigh(at.lane, (next - at.begin) % kGridTokens != 0, stage);
+  decays.load(job, at, next);
+}
+
+template <class S>
+__device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlace at,
+                                            ChunkMemory<S>& m) {
+  Fragment own;
+  State<S> h;
+  load_state<S>(job, at.ssm(job), own, h);
+  Decays<S> decays;
+  if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
+  StageCursor cursor;
+  begin_chunk(job, at, own, at.begin, m.before, cursor, m, decays, h);
+  finish_columns<S>(at, &m.filled[0]);
+  int last = 0;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    forget_lane(at);
+    own.forget();
+    const int s = last = cursor.stage;
+    const std::uint32_t parity = cursor.parity;
+    ChunkStage<S>& stage = m.stages[s];
+    barrier_wait(&m.filled[s], parity);
+    update_state<S>(own, stage, h);
+    const int kept = kept_token<S>(at, begin);
+    if (kept >= 0) {
+      if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, stage);
+      sync_state();
+    }
+    cursor.next();
+    const int next = begin + S::kTokens;
+    if (next < at.end) begin_chunk(job, at, own, next, stage.kept, cursor, m, decays, h);
+    barrier_wait(&m.read[s], parity);
+    if (job.y_bf16) {
+      make_gates(Outputs<S, false>{job, at, m, stage, own, begin});
+    } else {
+      make_gates(Outputs<S, true>{job, at, m, stage, own, begin});
+    }
+    arrive_warp(&m.gated[s], at.lane);
+    arrive_warp(&m.emptied[s], at.lane);
+    if (next < at.end) finish_columns<S>(at, &m.filled[cursor.stage]);
+  }
+  const ChunkPlace end(job);
+  store_state<S>(job, own, h, end.ssm(job));
+  store_end<S>(job, end, m.stages[last].kept);
+}
 
 template <int kState, int kRank, int kTurned>
-__global__ void __launch_bounds__(kChunkThreads, 2)
+__global__ void __launch_bounds__(kChunkThreads, 1)
     scan_chunked_kernel(const __grid_constant__ ChunkedScanJob job) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // no other card has these products
   using S = ChunkShape<kState, kRank, kTurned>;
   extern __shared__ __align__(1024) unsigned char memory[];
-  Walk<S> walk(job, *reinterpret_cast<ChunkMemory<S>*>(memory));
-  if (walk.at.begin >= walk.at.end) return;
-  walk.start();
-  if (threadIdx.x < kGroupThreads) {
-    wgmma_give_registers<kOutputRegisters>();
-    walk.make_outputs();
-  } else {
+  auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
+  const ChunkPlace at(job);
+  if (at.begin >= at.end) return;
+  load_head<S>(job, at, m);
+  if (threadIdx.x == 0) m.init_barriers();
+  __syncthreads();
+  if (threadIdx.x < kStateThread) {
+    make_outputs(job, at, m);
+  } else if (threadIdx.x < kRotatingThread) {
     wgmma_take_registers<kStateRegisters>();
-    walk.carry_state();
+    carry_state(job, at, m);
+  } else {
+    wgmma_give_registers<kRotatingRegisters>();
+    rotate_chunks(job, at, m);
   }
 #endif
 }
@@ -257,9 +300,7 @@ __global__ void __launch_bounds__(kChunkThreads, 2)
 template <int kState, int kRank, int kTurned>
 void launch(const ChunkedScanJob& job, cudaStream_t stream) {
   constexpr int kBytes = sizeof(ChunkMemory<ChunkShape<kState, kRank, kTurned>>);
-  // Two blocks share a multiprocessor, but where a chunk has many tokens with large states, or
-  // twice as many pairs are rotated as usual.
-  static_assert(2 * (kBytes + 1024) <= 228 * 1024 || (kState == 128 && kRank <= 2) || kTurned == 2);
+  static_assert(kBytes <= 227 * 1024);
   const auto kernel = scan_chunked_kernel<kState, kRank, kTurned>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "mamba3_scan's shared memory");

@@ -8,16 +8,6 @@
 namespace mamba3 {
 namespace {
 
-// Between the warpgroups, one of which waits: barriers by number; 0 is __syncthreads.
-enum Event { kStateRead = 1, kGatesMade = 2 };
-
-__device__ __forceinline__ void wait_for(Event event) {
-  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
-}
-__device__ __forceinline__ void tell(Event event) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(event)), "n"(kChunkThreads) : "memory");
-}
-
 // Where the outputs of a chunk are made: what most functions below need. kWide: z, x and y are
 // fp32.
 template <class S, bool kWide>
@@ -27,19 +17,20 @@ struct Outputs {
   const ChunkedScanJob& job;
   const ChunkPlace& at;
   ChunkMemory<S>& m;
+  ChunkStage<S>& stage;
   Fragment own;
   int begin;
 
   __device__ __forceinline__ float2 x(int token, int p) const {
-    return column_pair<kWide>(job, at, job.columns.x, m.x, begin, token, p);
+    return column_pair<kWide>(job, at, job.columns.x, stage.x, begin, token, p);
   }
   __device__ __forceinline__ float2 z(int token, int p) const {
-    return column_pair<kWide>(job, at, job.columns.z, m.z, begin, token, p);
+    return column_pair<kWide>(job, at, job.columns.z, stage.z, begin, token, p);
   }
   // y in bf16 waits in the place of z, which the same thread has read, until whole rows go out.
   __device__ __forceinline__ void put_y(int token, int p, float a, float b) const {
     if (job.y_bf16) {
-      *reinterpret_cast<std::uint32_t*>(m.z + swizzled(token, p)) = pack_bf16(a, b);
+      *reinterpret_cast<std::uint32_t*>(stage.z + swizzled(token, p)) = pack_bf16(a, b);
       return;
     }
     if (begin + token >= at.end) return;
@@ -94,8 +85,8 @@ __device__ __forceinline__ int rank_of(const Fragment& own, int half) {
 
 // The place of four gates of this thread, for columns 16 i + `column` and 16 i + 8 + `column`.
 template <class S>
-__device__ __forceinline__ float4* gates(ChunkMemory<S>& m, int half, int i) {
-  return reinterpret_cast<float4*>(m.h) + (half * kColumnSteps / 2 + i) * kGroupThreads +
+__device__ __forceinline__ float4* gates(ChunkStage<S>& stage, int half, int i) {
+  return reinterpret_cast<float4*>(stage.h) + (half * kColumnSteps / 2 + i) * kGroupThreads +
          threadIdx.x % kGroupThreads;
 }
 
@@ -124,7 +115,7 @@ __device__ __forceinline__ void make_gates(const Out& out) {
         (j == 0 ? gate.x : gate.z) = weight.x * fast_silu(z.x);
         (j == 0 ? gate.y : gate.w) = weight.y * fast_silu(z.y);
       }
-      *gates(out.m, half, i) = gate;
+      *gates(out.stage, half, i) = gate;
     }
   }
 }
@@ -137,7 +128,7 @@ __device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccu
     const int token = out.own.row + 8 * half;
 #pragma unroll
     for (int i = 0; i < kColumnSteps / 2; ++i) {
-      const float4 gate = *gates(out.m, half, i);
+      const float4 gate = *gates(out.stage, half, i);
       const float* from = &o[8 * i + 2 * half];
       const int p = 16 * i + out.own.column;
       out.put_y(token, p, from[0] * gate.x, from[1] * gate.y);
@@ -157,7 +148,7 @@ __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAcc
     float4 y = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 gate = *gates(out.m, half, i);
+      const float4 gate = *gates(out.stage, half, i);
       const float* from = &o[8 * i + 2 * half];
       y.x = fmaf(from[0], gate.x, y.x);
       y.y = fmaf(from[1], gate.y, y.y);
@@ -181,25 +172,28 @@ __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAcc
 template <class Out>
 __device__ __forceinline__ void store_y(const Out& out) {
   const ChunkPlace& at = out.at;
+  const int warp = at.warp % kGroupWarps;
 #pragma unroll
   for (int i = at.lane; i < 2 * Out::Shape::kWarpTokens * kRowPieces; i += kWarpLanes) {
-    const int token = at.warp * 2 * Out::Shape::kWarpTokens + i / kRowPieces;
+    const int token = warp * 2 * Out::Shape::kWarpTokens + i / kRowPieces;
     const int p = i % kRowPieces * 8;
     if (out.begin + token >= at.end) continue;
     *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.job.y) +
                               (out.begin + token) * out.job.y_stride + at.head * kChunkHeadDim +
-                              p) = *reinterpret_cast<const uint4*>(out.m.z + swizzled(token, p));
+                              p) = *reinterpret_cast<const uint4*>(out.stage.z + swizzled(token, p));
   }
 }
 
+// `o` becomes y, when the gates are made.
 template <class Out>
-__device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumulators]) {
+__device__ __forceinline__ void write_chunk(const Out& out, Barrier* gated, std::uint32_t parity,
+                                            float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     finish_read_out(out, Weights<S>::row_token(out.own, half), rank_of<S>(out.own, half), half, o);
   }
-  wait_for(kGatesMade);
+  barrier_wait(gated, parity);
   if constexpr (S::kRank == 1) {
     gate_rows(out, o);
   } else {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "ops/mamba3_scan/scan_chunked_tile_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_columns_cuda.cuh"
 
 namespace mamba3 {
 namespace {
@@ -21,7 +21,7 @@ struct Fragment {
       : row(static_cast<int>(threadIdx.x) % kGroupThreads / kWarpLanes * 16 +
             static_cast<int>(threadIdx.x) % kWarpLanes / 4),
         column(static_cast<int>(threadIdx.x) % 4 * 2) {}
-  // See Walk::forget_lane.
+  // See forget_lane.
   __device__ __forceinline__ void forget() { asm volatile("" : "+r"(row), "+r"(column)); }
 };
 
@@ -56,17 +56,17 @@ __device__ __forceinline__ void store_state(const ChunkedScanJob& job, const Fra
 
 // The share of the token before: h += weight * sum of X K^T over ranks, in fp32.
 template <class S>
-__device__ __forceinline__ void add_before(const ChunkMemory<S>& m, float weight,
-                                           const Fragment& own, State<S>& h) {
+__device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenBefore<S>& before,
+                                           float weight, const Fragment& own, State<S>& h) {
 #pragma unroll
   for (int r = 0; r < S::kRank; ++r) {
-    const float x[2] = {weight * (m.x_before[own.row] * m.mimo_x[r][own.row]),
-                        weight * (m.x_before[own.row + 8] * m.mimo_x[r][own.row + 8])};
+    const float x[2] = {weight * (before.x[own.row] * m.mimo_x[r][own.row]),
+                        weight * (before.x[own.row + 8] * m.mimo_x[r][own.row + 8])};
 #pragma unroll
     for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
       for (int j = 0; j < kColumnSteps; ++j) {
-        const float2 k = m.k_before[r][(tile * kTileColumns + 8 * j + own.column) / 2];
+        const float2 k = before.k[r][(tile * kTileColumns + 8 * j + own.column) / 2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float* to = &h[tile][4 * j + 2 * half];
@@ -81,7 +81,7 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, float weight
 // The state as products read it.
 template <class S>
 __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
-                                           ChunkMemory<S>& m) {
+                                           ChunkStage<S>& stage) {
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
@@ -89,7 +89,7 @@ __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float* from = &h[tile][4 * j + 2 * half];
-        *reinterpret_cast<std::uint32_t*>(m.h[tile] +
+        *reinterpret_cast<std::uint32_t*>(stage.h[tile] +
                                           swizzled(own.row + 8 * half, 8 * j + own.column)) =
             pack_bf16(from[0], from[1]);
       }
@@ -143,7 +143,7 @@ __device__ __forceinline__ float pair_weight(const TokenTerms& row, const TokenT
 // 16 columns of the scores with their weights, as the next product takes them. kDiagonal: those of
 // the rows' own tokens, where what is later counts for nothing, whatever it is.
 template <class S, bool kDiagonal>
-__device__ __forceinline__ void weigh_columns(const ChunkMemory<S>& m, const Fragment& own,
+__device__ __forceinline__ void weigh_columns(const ChunkStage<S>& stage, const Fragment& own,
                                               const TokenTerms (&rows)[Weights<S>::kRowTokens],
                                               int group, const float* scores,
                                               std::uint32_t (&out)[4]) {
@@ -153,7 +153,7 @@ __device__ __forceinline__ void weigh_columns(const ChunkMemory<S>& m, const Fra
 #pragma unroll
   for (int c = 0; c < W::kColumnTokens; ++c) {
     const int token = W::column_token(own, group, c);
-    const TokenTerms column = m.terms[token];
+    const TokenTerms column = stage.terms[token];
 #pragma unroll
     for (int i = 0; i < W::kRowTokens; ++i) {
       weights[i][c] = pair_weight(rows[i], column);
@@ -182,20 +182,20 @@ __device__ __forceinline__ void weigh_columns(const ChunkMemory<S>& m, const Fra
 }
 
 template <class S>
-__device__ __forceinline__ void weigh_scores(const ChunkMemory<S>& m, const Fragment& own,
+__device__ __forceinline__ void weigh_scores(const ChunkStage<S>& stage, const Fragment& own,
                                              const float (&scores)[kAccumulators],
                                              std::uint32_t (&out)[4][4]) {
   using W = Weights<S>;
   TokenTerms rows[W::kRowTokens];
 #pragma unroll
-  for (int i = 0; i < W::kRowTokens; ++i) rows[i] = m.terms[W::row_token(own, i)];
+  for (int i = 0; i < W::kRowTokens; ++i) rows[i] = stage.terms[W::row_token(own, i)];
   const int diagonal = own.row / 16;
 #pragma unroll
   for (int group = 0; group < 4; ++group) {
     if (group < diagonal) {
-      weigh_columns<S, false>(m, own, rows, group, &scores[8 * group], out[group]);
+      weigh_columns<S, false>(stage, own, rows, group, &scores[8 * group], out[group]);
     } else if (group == diagonal) {
-      weigh_columns<S, true>(m, own, rows, group, &scores[8 * group], out[group]);
+      weigh_columns<S, true>(stage, own, rows, group, &scores[8 * group], out[group]);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[group][i] = 0;

@@ -1,0 +1,238 @@
+// The shared memory of one block of the chunked scan, and how its warps hand chunks to each other.
+// A chunk has 64 rows: one for each rank of each of its tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "device/bulk_copy.cuh"
+#include "device/wgmma.cuh"
+#include "ops/cuda_ops.h"
+#include "ops/mamba3_scan/scan_chunked_tokens_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+constexpr int kGroupThreads = 128;
+constexpr int kGroupWarps = kGroupThreads / kWarpLanes;
+// Warpgroups in the order of their threads: one makes outputs, one has the state, two rotate rows of
+// K and Q.
+constexpr int kStateThread = kGroupThreads;
+constexpr int kRotatingThread = 2 * kGroupThreads;
+constexpr int kRotatingThreads = 2 * kGroupThreads;
+constexpr int kRotatingWarps = kRotatingThreads / kWarpLanes;
+constexpr int kChunkThreads = kRotatingThread + kRotatingThreads;
+
+constexpr int kStages = 2;  // chunks in shared memory: one is read while the next is prepared
+constexpr int kChunkRows = 64;
+constexpr int kChunkHeadDim = 64;
+constexpr int kTileBytes = kChunkRows * kTileRowBytes;
+constexpr int kPieceBytes = 16;
+constexpr int kRowPieces = kTileRowBytes / kPieceBytes;
+// At multiples of so many tokens from the start of a call the last token's K and x are taken into
+// the state in fp32, as they are where a call begins: a cut there changes no bit.
+constexpr int kGridTokens = static_cast<int>(kScanGridTokensCuda);
+
+// kTurned: of a lane's pairs, those that may be rotated.
+template <int kStateIn, int kRankIn, int kTurnedIn>
+struct ChunkShape {
+  static constexpr int kState = kStateIn;
+  static constexpr int kRank = kRankIn;
+  static constexpr int kTurned = kTurnedIn;
+  static constexpr int kTokens = kChunkRows / kRank;
+  static constexpr int kWarpTokens = kTokens / kRotatingWarps;  // rotated by one warp
+  static constexpr int kWarpRows = kChunkRows / kRotatingWarps;
+  static constexpr int kTiles = kState / kTileColumns;        // side by side in a row of K
+  static constexpr int kLanePairs = kState / 2 / kWarpLanes;  // of a row, rotated by one lane
+
+  // An accumulator gives a thread rows i and i + 8 of its warp's 16: two ranks of one token.
+  static __device__ constexpr int row(int token, int rank) {
+    if (kRank == 1) return token;
+    if (kRank == 2) return token / 8 * 16 + rank * 8 + token % 8;
+    return token / 4 * 16 + rank / 2 * 8 + token % 4 * 2 + rank % 2;
+  }
+};
+
+// What a chunk's products need to know of a token. Decays are base-2 logarithms from the chunk's
+// start on, in two floats: what a strong decay leaves of the small ones after it is in the second.
+struct TokenTerms {
+  float decay_high;
+  float decay_low;
+  float fill;  // s: the weight of its outer product when a later token reads it
+  float now;   // gamma: when it reads its own
+};
+
+// The last token before a stretch of the grid, in fp32: what the first one adds its share of.
+template <class S>
+struct TokenBefore {
+  float2 k[S::kRank][S::kState / 2];
+  float x[kChunkHeadDim];
+};
+
+template <class S>
+struct alignas(1024) ChunkStage {
+  unsigned char q[S::kTiles][kTileBytes];  // [row, n]
+  unsigned char k[S::kTiles][kTileBytes];  // [row, n]
+  // [p, n] the state before the chunk; when it was read, the gates, 32 of each output thread.
+  unsigned char h[2][kTileBytes];
+  unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
+  unsigned char z[S::kTokens * kTileRowBytes];                    // [t, p] and then y
+  unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
+  alignas(16) TokenTerms terms[S::kTokens];
+  float start_decay[S::kTokens];  // of the state before the chunk
+  float fade[kChunkRows];         // [row] the weight of an outer product at the chunk's end
+  float chunk_decay;
+  TokenBefore<S> kept;  // of the chunk's last token, where a stretch or the sequence ends
+
+  __device__ std::uint32_t x_rows() const {
+    return shared_address(S::kRank == 1 ? x : own_x);
+  }
+};
+
+template <class S>
+struct ChunkMemory {
+  ChunkStage<S> stages[kStages];
+  float2 in_b_bias[S::kRank][S::kState / 2];
+  float2 out_c_bias[S::kRank][S::kState / 2];
+  float2 in_b_norm[S::kState / 2];
+  float2 out_c_norm[S::kState / 2];
+  TokenBefore<S> before;  // the call
+  float mimo_x[S::kRank][kChunkHeadDim];
+  float skip_x[S::kRank][kChunkHeadDim];  // D mimo_x
+  float mimo_z[S::kRank][kChunkHeadDim];
+  float mimo_o[S::kRank][kChunkHeadDim];
+  float out_norm[kChunkHeadDim];
+  alignas(16) double dt[kRotatingWarps][S::kWarpTokens];
+  std::uint32_t turns[2][kRotatingWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
+
+  Barrier filled[kStages];  // everything of a chunk but h and the gates
+  Barrier shown[kStages];   // h
+  Barrier read[kStages];    // h is not needed any more
+  Barrier gated[kStages];   // the gates
+  Barrier emptied[kStages];
+
+  __device__ void init_barriers() {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
+      barrier_init(&shown[i], kGroupWarps);
+      barrier_init(&read[i], kGroupWarps);
+      barrier_init(&gated[i], kGroupWarps);
+      barrier_init(&emptied[i], 2 * kGroupWarps);
+    }
+    barrier_init_done();
+  }
+};
+
+// Which stage a chunk has, and how often stages were used before.
+struct StageCursor {
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// Of some warps alone.
+__device__ __forceinline__ void sync_rotating() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kRotatingThreads) : "memory");
+}
+__device__ __forceinline__ void sync_state() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kGroupThreads) : "memory");
+}
+
+// Everything that this warp has written and read comes before what others do after the barrier.
+__device__ __forceinline__ void arrive_warp(Barrier* barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) barrier_arrive(barrier);
+}
+
+// One block's part of the work, and one thread's in it.
+struct ChunkPlace {
+  std::int64_t sequence;
+  std::int64_t slot;
+  int begin;  // tokens
+  int end;
+  int head;
+  int group;
+  int warp;
+  int lane;
+
+  __device__ explicit ChunkPlace(const ChunkedScanJob& job) {
+    head = static_cast<int>(blockIdx.x % job.sizes.heads);
+    sequence = job.order[blockIdx.x / job.sizes.heads];
+    slot = job.slots[sequence];
+    begin = static_cast<int>(job.cu_seqlens[sequence]);
+    end = static_cast<int>(job.cu_seqlens[sequence + 1]);
+    group = head / (job.sizes.heads / job.sizes.groups);
+    warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+    lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  }
+  __device__ float* ssm(const ChunkedScanJob& job) const {
+    return job.states.ssm + slot * job.states.ssm_stride +
+           std::int64_t{head} * job.sizes.state * kChunkHeadDim;
+  }
+  __device__ float* v(const ChunkedScanJob& job) const {
+    return job.states.v + slot * job.states.v_stride + head * kChunkHeadDim;
+  }
+  __device__ float* k(const ChunkedScanJob& job, int r) const {
+    return job.states.k + slot * job.states.k_stride +
+           (std::int64_t{r} * job.sizes.heads + head) * job.sizes.state;
+  }
+  __device__ std::uint32_t* turns(const ChunkedScanJob& job) const {
+    return job.states.turns + slot * job.states.turns_stride +
+           std::int64_t{head} * job.sizes.angles;
+  }
+};
+
+// A head's parameters and the end of what came before, pairs side by side.
+template <class S>
+__device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, ChunkMemory<S>& m) {
+  const TokenSizes& sizes = job.sizes;
+  const Mamba3Params& params = job.params;
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto pair = [&](const float* row, int i) {
+    return make_float2(row[canonical_place(sizes, 2 * i)], row[canonical_place(sizes, 2 * i + 1)]);
+  };
+  for (int i = thread; i < S::kState / 2; i += kChunkThreads) {
+    m.in_b_norm[i] = pair(params.in_b_norm, i);
+    m.out_c_norm[i] = pair(params.out_c_norm, i);
+    for (int r = 0; r < S::kRank; ++r) {
+      const std::int64_t row = (std::int64_t{at.head} * S::kRank + r) * S::kState;
+      m.in_b_bias[r][i] = pair(params.in_b_bias + row, i);
+      m.out_c_bias[r][i] = pair(params.out_c_bias + row, i);
+      m.before.k[r][i] = pair(at.k(job, r), i);
+    }
+  }
+  for (int p = thread; p < kChunkHeadDim; p += kChunkThreads) {
+    m.before.x[p] = at.v(job)[p];
+    if (sizes.out_norm) m.out_norm[p] = params.out_norm[at.head * kChunkHeadDim + p];
+    for (int r = 0; r < S::kRank; ++r) {
+      const int from = (at.head * S::kRank + r) * kChunkHeadDim + p;
+      m.mimo_x[r][p] = S::kRank == 1 ? 1.0f : params.mimo_x[from];
+      m.skip_x[r][p] = params.skip[at.head] * m.mimo_x[r][p];
+      if constexpr (S::kRank > 1) {
+        m.mimo_z[r][p] = params.mimo_z[from];
+        m.mimo_o[r][p] = params.mimo_o[from];
+      }
+    }
+  }
+}
+
+// By the warpgroup that has the state.
+template <class S>
+__device__ void store_end(const ChunkedScanJob& job, const ChunkPlace& at,
+                          const TokenBefore<S>& last) {
+  const int thread = static_cast<int>(threadIdx.x) - kStateThread;
+  for (int i = thread; i < S::kState / 2; i += kGroupThreads) {
+    for (int r = 0; r < S::kRank; ++r) {
+      float* to = at.k(job, r);
+      to[canonical_place(job.sizes, 2 * i)] = last.k[r][i].x;
+      to[canonical_place(job.sizes, 2 * i + 1)] = last.k[r][i].y;
+    }
+  }
+  for (int p = thread; p < kChunkHeadDim; p += kGroupThreads) at.v(job)[p] = last.x[p];
+}
+
+}  // namespace
+}  // namespace mamba3
