@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "device/shared_address.cuh"
+#include "device/shared_memory.cuh"
 
 namespace mamba3 {
 

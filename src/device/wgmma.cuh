@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "device/shared_address.cuh"
+#include "device/shared_memory.cuh"
 
 namespace mamba3 {
 
@@ -18,6 +18,11 @@ constexpr int kTileRowBytes = 128;
 // The byte of column `column` (bf16) of row `row` in a tile.
 __device__ __forceinline__ int swizzled(int row, int column) {
   return row * kTileRowBytes + ((((column >> 3) ^ row) & 7) << 4) + (column & 7) * 2;
+}
+
+// From the address of one of the first eight columns of a row, that of the one 8 * `piece` further.
+__device__ __forceinline__ std::uint32_t at_piece(std::uint32_t address, int piece) {
+  return address ^ (static_cast<std::uint32_t>(piece) << 4);
 }
 
 // An operand that begins at `address`. `group_bytes`: from eight rows to the next eight;

@@ -46,33 +46,16 @@ __device__ __forceinline__ void request_zx(const ChunkedScanJob& job, const Chun
   __pipeline_commit();
 }
 
-// Two neighbours of a column that the products read as bf16, of token `token` of the chunk: as the
-// op was given them.
-template <bool kWide>
-__device__ __forceinline__ float2 column_pair(const ChunkedScanJob& job, const ChunkPlace& at,
-                                              const float* wide, const unsigned char* tile,
-                                              int begin, int token, int p) {
-  float2 out = make_float2(0, 0);
-  if constexpr (!kWide) {
-    unpack_bf16(*reinterpret_cast<const std::uint32_t*>(tile + swizzled(token, p)), out.x, out.y);
-  } else if (begin + token < at.end) {
-    const float* from =
-        wide + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim + p;
-    out = make_float2(from[0], from[1]);
-  }
-  return out;
-}
-
-// x of the chunk's token `kept`, in fp32, by the warp that has brought it.
+// x of the chunk's token `kept`, in fp32, as the op was given it.
 template <class S>
 __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
                                        int kept, ChunkStage<S>& stage) {
-  const int p = 2 * at.lane;
-  const float2 x = job.y_bf16
-                       ? column_pair<false>(job, at, nullptr, stage.x, begin, kept, p)
-                       : column_pair<true>(job, at, job.columns.x, stage.x, begin, kept, p);
-  stage.kept.x[p] = x.x;
-  stage.kept.x[p + 1] = x.y;
+  for (int p = at.lane; p < kChunkHeadDim; p += kWarpLanes) {
+    const std::int64_t token = begin + kept;
+    const int column = at.head * kChunkHeadDim + p;
+    stage.kept.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
+                                 : job.columns.x[token * job.columns.row_stride + column];
+  }
 }
 
 __device__ __forceinline__ float fast_exp2(float v) {

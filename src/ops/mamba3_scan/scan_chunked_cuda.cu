@@ -21,8 +21,8 @@ constexpr int kRotatingRegisters = 112;
 
 // O = decayed Q h + weighted scores X.
 template <class S>
-__device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage, int lane,
-                                         Barrier* read, float (&o)[kAccumulators]) {
+__device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage,
+                                         float (&o)[kAccumulators]) {
   float scores[kAccumulators];
   wgmma_fence();
   multiply_rows<S>(stage.q, stage.k, scores);
@@ -35,7 +35,6 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S
   weigh_scores<S>(stage, own, scores, weighted);
   wgmma_wait<0>();
   wgmma_hold(o);
-  arrive_warp(read, lane);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float decay = stage.start_decay[Weights<S>::row_token(own, half)];
@@ -131,37 +130,29 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     const int i = j * kWarpLanes + at.lane;
     turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
   }
-  RawRows<S> raw;
-  RankRows<S> x;
-  Phases<S> phases;
-  raw.load(job, at, at.begin);
-  if constexpr (S::kRank > 1) x.load(job, at, at.begin);
-  phases.load(job, at, at.begin);
+  RotatedInputs<S> in;
+  in.load(job, at, at.begin);
   StageCursor cursor;
   int odd = 0;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
     const int next = begin + S::kTokens;
-    phases.sum(at, m.dt[at.warp], m.turns[odd][at.warp]);
+    in.phases.sum(at, m.dt[at.warp], m.turns[odd][at.warp]);
     sync_rotating();
     std::uint32_t own_turns[S::kTurned];
     sum_turns<S>(m.turns[odd], at, turns, own_turns);
     odd ^= 1;
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     ChunkStage<S>& stage = m.stages[cursor.stage];
-    rotate_rows(raw, phases, at, own_turns, m, stage);
-    if constexpr (S::kRank > 1) x.spread(at, m, stage);
+    rotate_rows(in.rows, in.phases, at, own_turns, m, stage);
+    if constexpr (S::kRank > 1) in.x.spread(at, m, stage);
     const int kept = kept_token<S>(at, begin) - at.warp * S::kWarpTokens;
     if (kept >= 0 && kept < S::kWarpTokens) {
-      keep_k(job, phases, at, own_turns, begin, kept, m, stage);
+      keep_k(job, in.phases, at, own_turns, begin, kept, m, stage);
     }
     fence_async_proxy();
     arrive_warp(&m.filled[cursor.stage], at.lane);
-    if (next < at.end) {
-      raw.load(job, at, next);
-      if constexpr (S::kRank > 1) x.load(job, at, next);
-      phases.load(job, at, next);
-    }
+    if (next < at.end) in.load(job, at, next);
     cursor.next();
   }
   if (at.warp != 0) return;
@@ -180,12 +171,12 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
     own.forget();
-    const int s = cursor.stage;
+    const int s = cursor.uniform_stage();
     ChunkStage<S>& stage = m.stages[s];
     barrier_wait(&m.filled[s], cursor.parity);
     barrier_wait(&m.shown[s], cursor.parity);
     float o[kAccumulators];
-    read_out<S>(own, stage, at.lane, &m.read[s], o);
+    read_out<S>(own, stage, o);
     if (job.y_bf16) {
       write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, &m.gated[s], cursor.parity, o);
     } else {
@@ -245,10 +236,9 @@ __device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlac
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
     own.forget();
-    const int s = last = cursor.stage;
-    const std::uint32_t parity = cursor.parity;
+    const int s = last = cursor.uniform_stage();
     ChunkStage<S>& stage = m.stages[s];
-    barrier_wait(&m.filled[s], parity);
+    barrier_wait(&m.filled[s], cursor.parity);
     update_state<S>(own, stage, h);
     const int kept = kept_token<S>(at, begin);
     if (kept >= 0) {
@@ -258,7 +248,6 @@ __device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlac
     cursor.next();
     const int next = begin + S::kTokens;
     if (next < at.end) begin_chunk(job, at, own, next, stage.kept, cursor, m, decays, h);
-    barrier_wait(&m.read[s], parity);
     if (job.y_bf16) {
       make_gates(Outputs<S, false>{job, at, m, stage, own, begin});
     } else {

@@ -45,7 +45,7 @@ struct ChunkShape {
   static constexpr int kLanePairs = kState / 2 / kWarpLanes;  // of a row, rotated by one lane
 
   // An accumulator gives a thread rows i and i + 8 of its warp's 16: two ranks of one token.
-  static __device__ constexpr int row(int token, int rank) {
+  static __host__ __device__ constexpr int row(int token, int rank) {
     if (kRank == 1) return token;
     if (kRank == 2) return token / 8 * 16 + rank * 8 + token % 8;
     return token / 4 * 16 + rank / 2 * 8 + token % 4 * 2 + rank % 2;
@@ -72,8 +72,8 @@ template <class S>
 struct alignas(1024) ChunkStage {
   unsigned char q[S::kTiles][kTileBytes];  // [row, n]
   unsigned char k[S::kTiles][kTileBytes];  // [row, n]
-  // [p, n] the state before the chunk; when it was read, the gates, 32 of each output thread.
-  unsigned char h[2][kTileBytes];
+  unsigned char h[S::kTiles][kTileBytes];  // [p, n] the state before the chunk
+  float gates[kChunkRows * kChunkHeadDim];  // 32 of each output thread
   unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
   unsigned char z[S::kTokens * kTileRowBytes];                    // [t, p] and then y
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
@@ -106,7 +106,6 @@ struct ChunkMemory {
 
   Barrier filled[kStages];  // everything of a chunk but h and the gates
   Barrier shown[kStages];   // h
-  Barrier read[kStages];    // h is not needed any more
   Barrier gated[kStages];   // the gates
   Barrier emptied[kStages];
 
@@ -114,7 +113,6 @@ struct ChunkMemory {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
       barrier_init(&shown[i], kGroupWarps);
-      barrier_init(&read[i], kGroupWarps);
       barrier_init(&gated[i], kGroupWarps);
       barrier_init(&emptied[i], 2 * kGroupWarps);
     }
@@ -126,6 +124,10 @@ struct ChunkMemory {
 struct StageCursor {
   int stage = 0;
   std::uint32_t parity = 0;
+  // The compiler shall know that all lanes have the same: addresses of products are made for warps.
+  __device__ __forceinline__ int uniform_stage() const {
+    return __shfl_sync(0xffffffffu, stage, 0);
+  }
   __device__ __forceinline__ void next() {
     if (++stage < kStages) return;
     stage = 0;

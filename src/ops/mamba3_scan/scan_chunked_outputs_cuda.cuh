@@ -8,11 +8,31 @@
 namespace mamba3 {
 namespace {
 
+// A token's row of x or z, as a thread reads the columns of its fragment: of a tile in bf16, or, as
+// the op was given it, in fp32. Behind the end are zeros.
+template <bool kWide>
+struct ColumnRow {
+  std::uint32_t tile;  // address of the thread's first columns
+  const float* wide;   // the same; null behind the end
+
+  // Columns 8 j + `column` and the next.
+  __device__ __forceinline__ float2 pair(int j) const {
+    float2 out = make_float2(0, 0);
+    if constexpr (!kWide) {
+      unpack_bf16(load_shared(at_piece(tile, j)), out.x, out.y);
+    } else if (wide != nullptr) {
+      out = make_float2(wide[8 * j], wide[8 * j + 1]);
+    }
+    return out;
+  }
+};
+
 // Where the outputs of a chunk are made: what most functions below need. kWide: z, x and y are
 // fp32.
 template <class S, bool kWide>
 struct Outputs {
   using Shape = S;
+  using Row = ColumnRow<kWide>;
   static constexpr bool kIsWide = kWide;
   const ChunkedScanJob& job;
   const ChunkPlace& at;
@@ -21,23 +41,35 @@ struct Outputs {
   Fragment own;
   int begin;
 
-  __device__ __forceinline__ float2 x(int token, int p) const {
-    return column_pair<kWide>(job, at, job.columns.x, stage.x, begin, token, p);
+  __device__ __forceinline__ Row x(int token) const {
+    return row(stage.x, job.columns.x, token);
   }
-  __device__ __forceinline__ float2 z(int token, int p) const {
-    return column_pair<kWide>(job, at, job.columns.z, stage.z, begin, token, p);
+  __device__ __forceinline__ Row z(int token) const {
+    return row(stage.z, job.columns.z, token);
   }
-  // y in bf16 waits in the place of z, which the same thread has read, until whole rows go out.
-  __device__ __forceinline__ void put_y(int token, int p, float a, float b) const {
-    if (job.y_bf16) {
-      *reinterpret_cast<std::uint32_t*>(stage.z + swizzled(token, p)) = pack_bf16(a, b);
-      return;
+  // y in bf16 waits in the place of z, which was read, until whole rows go out.
+  __device__ __forceinline__ void put_y(int token, int j, float a, float b) const {
+    if constexpr (!kWide) {
+      store_shared(at_piece(tile_address(stage.z, token), j), pack_bf16(a, b));
+    } else if (begin + token < at.end) {
+      float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
+                  at.head * kChunkHeadDim + 8 * j + own.column;
+      to[0] = a;
+      to[1] = b;
     }
-    if (begin + token >= at.end) return;
-    float* to =
-        static_cast<float*>(job.y) + (begin + token) * job.y_stride + at.head * kChunkHeadDim + p;
-    to[0] = a;
-    to[1] = b;
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
+                                                        int token) const {
+    return shared_address(tile) + swizzled(token, own.column);
+  }
+  __device__ __forceinline__ Row row(const unsigned char* tile, const float* wide,
+                                     int token) const {
+    if constexpr (!kWide) return {tile_address(tile, token), nullptr};
+    if (begin + token >= at.end) return {0, nullptr};
+    return {0, wide + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
+                   own.column};
   }
 };
 
@@ -46,11 +78,12 @@ template <class Out>
 __device__ __forceinline__ void finish_read_out(const Out& out, int token, int r, int half,
                                                 float (&o)[kAccumulators]) {
   float squares = 0;
+  const typename Out::Row x_row = out.x(token);
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
-    const int p = 8 * j + out.own.column;
-    const float2 x = out.x(token, p);
-    const float2 skip = *reinterpret_cast<const float2*>(&out.m.skip_x[r][p]);
+    const float2 x = x_row.pair(j);
+    const float2 skip =
+        *reinterpret_cast<const float2*>(&out.m.skip_x[r][8 * j + out.own.column]);
     float* to = &o[4 * j + 2 * half];
     to[0] = fmaf(skip.x, x.x, to[0]);
     to[1] = fmaf(skip.y, x.y, to[1]);
@@ -86,7 +119,7 @@ __device__ __forceinline__ int rank_of(const Fragment& own, int half) {
 // The place of four gates of this thread, for columns 16 i + `column` and 16 i + 8 + `column`.
 template <class S>
 __device__ __forceinline__ float4* gates(ChunkStage<S>& stage, int half, int i) {
-  return reinterpret_cast<float4*>(stage.h) + (half * kColumnSteps / 2 + i) * kGroupThreads +
+  return reinterpret_cast<float4*>(stage.gates) + (half * kColumnSteps / 2 + i) * kGroupThreads +
          threadIdx.x % kGroupThreads;
 }
 
@@ -97,17 +130,17 @@ __device__ __forceinline__ void make_gates(const Out& out) {
   using S = typename Out::Shape;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int token = Weights<S>::row_token(out.own, half);
+    const typename Out::Row z_row = out.z(Weights<S>::row_token(out.own, half));
     const int r = rank_of<S>(out.own, half);
 #pragma unroll
     for (int i = 0; i < kColumnSteps / 2; ++i) {
       float4 gate;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int p = 16 * i + 8 * j + out.own.column;
-        float2 z = out.z(token, p);
+        float2 z = z_row.pair(2 * i + j);
         float2 weight = make_float2(1, 1);
         if constexpr (S::kRank > 1) {
+          const int p = 16 * i + 8 * j + out.own.column;
           const float2 z_weight = *reinterpret_cast<const float2*>(&out.m.mimo_z[r][p]);
           weight = *reinterpret_cast<const float2*>(&out.m.mimo_o[r][p]);
           z = make_float2(z.x * z_weight.x, z.y * z_weight.y);
@@ -130,9 +163,8 @@ __device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccu
     for (int i = 0; i < kColumnSteps / 2; ++i) {
       const float4 gate = *gates(out.stage, half, i);
       const float* from = &o[8 * i + 2 * half];
-      const int p = 16 * i + out.own.column;
-      out.put_y(token, p, from[0] * gate.x, from[1] * gate.y);
-      out.put_y(token, p + 8, from[4] * gate.z, from[5] * gate.w);
+      out.put_y(token, 2 * i, from[0] * gate.x, from[1] * gate.y);
+      out.put_y(token, 2 * i + 1, from[4] * gate.z, from[5] * gate.w);
     }
   }
 }
@@ -162,26 +194,29 @@ __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAcc
       y.w += __shfl_xor_sync(0xffffffffu, y.w, 4);
     }
     if (S::kRank == 4 && out.own.row % 2 != 0) continue;
-    const int p = 16 * i + out.own.column;
-    out.put_y(token, p, y.x, y.y);
-    out.put_y(token, p + 8, y.z, y.w);
+    out.put_y(token, 2 * i, y.x, y.y);
+    out.put_y(token, 2 * i + 1, y.z, y.w);
   }
 }
 
-// The rows of y that this warp has made.
+// The rows of y that this warp has made: a lane takes a piece of a row, and of every fourth after
+// it.
 template <class Out>
 __device__ __forceinline__ void store_y(const Out& out) {
+  constexpr int kTokens = 2 * Out::Shape::kWarpTokens;
+  constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
   const ChunkPlace& at = out.at;
-  const int warp = at.warp % kGroupWarps;
-#pragma unroll
-  for (int i = at.lane; i < 2 * Out::Shape::kWarpTokens * kRowPieces; i += kWarpLanes) {
-    const int token = warp * 2 * Out::Shape::kWarpTokens + i / kRowPieces;
-    const int p = i % kRowPieces * 8;
-    if (out.begin + token >= at.end) continue;
-    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.job.y) +
-                              (out.begin + token) * out.job.y_stride + at.head * kChunkHeadDim +
-                              p) = *reinterpret_cast<const uint4*>(out.stage.z + swizzled(token, p));
-  }
+  const int first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
+  const int column = at.lane % kRowPieces * 8;
+  const std::uint32_t from = shared_address(out.stage.z) + swizzled(first, column);
+  auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
+             at.head * kChunkHeadDim + column;
+  for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
+    constexpr int kToken = decltype(number)::value * kTokensAtOnce;
+    const uint4 piece = load_shared_piece<kToken * kTileRowBytes>(at_piece(from, kToken % 8));
+    if (out.begin + first + kToken >= at.end) return;
+    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) = piece;
+  });
 }
 
 // `o` becomes y, when the gates are made.

@@ -82,19 +82,17 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenB
 template <class S>
 __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
                                            ChunkStage<S>& stage) {
-#pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
+  const std::uint32_t place = shared_address(stage.h) + swizzled(own.row, own.column);
+  for_each_number<S::kTiles>([&](auto tile) {
+    constexpr int kTile = decltype(tile)::value;
 #pragma unroll
     for (int j = 0; j < kColumnSteps; ++j) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float* from = &h[tile][4 * j + 2 * half];
-        *reinterpret_cast<std::uint32_t*>(stage.h[tile] +
-                                          swizzled(own.row + 8 * half, 8 * j + own.column)) =
-            pack_bf16(from[0], from[1]);
-      }
+      const std::uint32_t to = at_piece(place, j);
+      const float* from = &h[kTile][4 * j];
+      store_shared<kTile * kTileBytes>(to, pack_bf16(from[0], from[1]));
+      store_shared<kTile * kTileBytes + 8 * kTileRowBytes>(to, pack_bf16(from[2], from[3]));
     }
-  }
+  });
 }
 
 // d = A B^T over n, both [64, n].

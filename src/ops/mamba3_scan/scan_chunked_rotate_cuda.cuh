@@ -4,51 +4,60 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "device/kernel_helpers.cuh"
+#include "device/shared_memory.cuh"
 #include "ops/mamba3_scan/scan_chunked_memory_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
+// Calls f with the numbers from 0 on, as constants.
+template <int kCount, class F>
+__device__ __forceinline__ void for_each_number(const F& f) {
+  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) {
+    (f(std::integral_constant<int, kNumbers>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
+// Two numbers of each of a lane's pairs in a row, side by side in memory.
+template <class S>
+using LanePairs = std::conditional_t<S::kLanePairs == 2, uint2, std::uint32_t>;
+
+__device__ __forceinline__ __half2 raw_pair(uint2 pairs, int j) {
+  const std::uint32_t bits = j == 0 ? pairs.x : pairs.y;
+  return *reinterpret_cast<const __half2*>(&bits);
+}
+__device__ __forceinline__ __half2 raw_pair(std::uint32_t pairs, int) {
+  return *reinterpret_cast<const __half2*>(&pairs);
+}
+
 // What a warp's tokens bring into a chunk. Behind the sequence's end stand its last token's rows,
-// whose weights are zero.
+// whose weights are zero. kWhole: the end is not among the warp's tokens.
 template <class S>
 struct RawRows {
-  __half2 b[S::kWarpRows][S::kLanePairs];
-  __half2 c[S::kWarpRows][S::kLanePairs];
+  LanePairs<S> b[S::kWarpRows];
+  LanePairs<S> c[S::kWarpRows];
 
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
-    const int first = begin + at.warp * S::kWarpTokens;
-    if (first + S::kWarpTokens <= at.end) {
-      load_rows<true>(job, at, first);
-    } else {
-      load_rows<false>(job, at, first);
-    }
-  }
-
- private:
   template <bool kWhole>
-  __device__ __forceinline__ void load_rows(const ChunkedScanJob& job, const ChunkPlace& at,
-                                            int first) {
-    constexpr int kRowPairs = S::kState / 2;
-    const std::int64_t start = at.group * job.tokens;
-    const auto* in_b = reinterpret_cast<const __half2*>(job.in_b) + at.lane;
-    const auto* out_c = reinterpret_cast<const __half2*>(job.out_c) + at.lane;
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
+    const std::int64_t start = (at.group * job.tokens + (kWhole ? first : 0)) * S::kRank;
+    const auto* in_b = rows(job.in_b, at.lane) + start * kWarpLanes;
+    const auto* out_c = rows(job.out_c, at.lane) + start * kWarpLanes;
 #pragma unroll
     for (int t = 0; t < S::kWarpTokens; ++t) {
-      const int token = kWhole ? first : min(first + t, at.end - 1);
-      const std::int64_t from = (start + token) * (S::kRank * kRowPairs) +
-                                (kWhole ? t * S::kRank * kRowPairs : 0);
+      const int token = kWhole ? t : min(first + t, at.end - 1);
 #pragma unroll
       for (int r = 0; r < S::kRank; ++r) {
-#pragma unroll
-        for (int j = 0; j < S::kLanePairs; ++j) {
-          b[t * S::kRank + r][j] = __ldg(in_b + from + r * kRowPairs + j * kWarpLanes);
-          c[t * S::kRank + r][j] = __ldg(out_c + from + r * kRowPairs + j * kWarpLanes);
-        }
+        b[t * S::kRank + r] = __ldg(in_b + (token * S::kRank + r) * kWarpLanes);
+        c[t * S::kRank + r] = __ldg(out_c + (token * S::kRank + r) * kWarpLanes);
       }
     }
+  }
+  static __device__ __forceinline__ const LanePairs<S>* rows(const __half* from, int lane) {
+    return reinterpret_cast<const LanePairs<S>*>(from) + lane;
   }
 };
 
@@ -67,21 +76,21 @@ struct Phases {
   double half_tanh[S::kWarpTokens][S::kTurned];
   double dt;                                       // of the token with the lane's number
   std::uint32_t turns[S::kWarpTokens][S::kTurned];  // from the warp's first token on
-  std::uint32_t broken;  // bit t * kTurned + j: a step that is not finite
+  float broken[S::kTurned];  // 0, or NaN where a step is not finite
 
   // Tokens behind the end turn nothing.
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
-    const int first = begin + at.warp * S::kWarpTokens;
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
     const double* from = job.half_tanh + std::int64_t{first} * (S::kState / 2) + at.lane;
 #pragma unroll
     for (int t = 0; t < S::kWarpTokens; ++t) {
 #pragma unroll
       for (int j = 0; j < S::kTurned; ++j) {
         half_tanh[t][j] =
-            first + t < at.end ? __ldg(from + t * (S::kState / 2) + j * kWarpLanes) : 0.0;
+            kWhole || first + t < at.end ? __ldg(from + t * (S::kState / 2) + j * kWarpLanes) : 0.0;
       }
     }
-    dt = at.lane < S::kWarpTokens && first + at.lane < at.end
+    dt = at.lane < S::kWarpTokens && (kWhole || first + at.lane < at.end)
              ? __ldg(job.dt + at.head * job.tokens + first + at.lane)
              : 0.0;
   }
@@ -91,9 +100,9 @@ struct Phases {
                                       std::uint32_t (&sums)[S::kTurned * kWarpLanes]) {
     if (at.lane < S::kWarpTokens) dts[at.lane] = dt;
     __syncwarp();
-    broken = 0;
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
+      broken[j] = 0;
       std::uint32_t sum = 0;
       bool all_small = true;
 #pragma unroll
@@ -116,7 +125,7 @@ struct Phases {
       bool finite = true;
       sum += turns_moved(half_tanh[t][j], dts[t], finite);
       turns[t][j] = sum;
-      if (!finite) broken |= 1u << (t * S::kTurned + j);
+      if (!finite) broken[j] = nanf("");
     }
     return sum;
   }
@@ -148,19 +157,58 @@ __device__ __forceinline__ float2 turned(float2 v, float2 cos_sin) {
   return make_float2(fmaf(-v.y, cos_sin.y, v.x * cos_sin.x), fmaf(v.y, cos_sin.x, v.x * cos_sin.y));
 }
 
-// To about 2^-21, far within what rounding to bf16 takes.
-__device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns) {
+// To about 2^-21, far within what rounding to bf16 takes; NaN if `broken` is.
+__device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken) {
   constexpr float kRadians = 1.4629180792671596e-9f;  // 2 pi / 2^32
-  const float angle = static_cast<float>(static_cast<std::int32_t>(turns)) * kRadians;
+  const float angle =
+      fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
   return make_float2(__cosf(angle), __sinf(angle));
 }
 
+// A pair as the products take it. `j`: which of the lane's.
 template <class S>
-__device__ __forceinline__ float2 cos_sin_of(const Phases<S>& phases, int t, int j,
-                                             std::uint32_t start) {
-  if ((phases.broken >> (t * S::kTurned + j) & 1u) != 0) return make_float2(nanf(""), nanf(""));
-  return fast_cos_sin(start + phases.turns[t][j]);
+__device__ __forceinline__ float2 rotated(__half2 raw, float2 norm, float2 bias, int j,
+                                          const float2 (&cos_sin)[S::kTurned]) {
+  const float2 v = biased(raw, norm, bias);
+  return j < S::kTurned ? turned(v, cos_sin[j % S::kTurned]) : v;
 }
+
+// Where a lane's pairs of the warp's first row stand in a tile's address.
+template <class S>
+__device__ __forceinline__ std::uint32_t lane_place(const ChunkPlace& at) {
+  const int column = 2 * S::kLanePairs * at.lane;
+  return column / kTileColumns * kTileBytes +
+         swizzled(S::row(at.warp * S::kWarpTokens, 0), column % kTileColumns);
+}
+
+__device__ __forceinline__ uint2 packed_pairs(const float2 (&v)[2]) {
+  return make_uint2(pack_bf16(v[0].x, v[0].y), pack_bf16(v[1].x, v[1].y));
+}
+__device__ __forceinline__ std::uint32_t packed_pairs(const float2 (&v)[1]) {
+  return pack_bf16(v[0].x, v[0].y);
+}
+
+// One row of K or Q, number `kRow` of the warp's.
+template <class S, int kRow>
+__device__ __forceinline__ void put_row(LanePairs<S> raw, const float2* norm, const float2* bias,
+                                        const float2 (&cos_sin)[S::kTurned], std::uint32_t place) {
+  float2 out[S::kLanePairs];
+#pragma unroll
+  for (int j = 0; j < S::kLanePairs; ++j) {
+    out[j] = rotated<S>(raw_pair(raw, j), norm[j], bias[j], j, cos_sin);
+  }
+  store_shared<kRow * kTileRowBytes>(at_piece(place, kRow % 8), packed_pairs(out));
+}
+
+// So many neighbours of a row of parameters, by the lane.
+template <int kCount>
+struct LaneRow {
+  float2 at[kCount];
+  __device__ __forceinline__ LaneRow(const float2* row, int lane) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) at[j] = row[lane * kCount + j];
+  }
+};
 
 // Rows K and Q of the warp's tokens. `start`: turns before the first of them.
 template <class S>
@@ -168,36 +216,32 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const Phases<
                                             const ChunkPlace& at,
                                             const std::uint32_t (&start)[S::kTurned],
                                             const ChunkMemory<S>& m, ChunkStage<S>& stage) {
+  using Row = LaneRow<S::kLanePairs>;
+  const std::uint32_t place = lane_place<S>(at);
+  const std::uint32_t k_place = shared_address(stage.k) + place;
+  const std::uint32_t q_place = shared_address(stage.q) + place;
+  const Row b_norm(m.in_b_norm, at.lane);
+  const Row c_norm(m.out_c_norm, at.lane);
+  float2 cos_sin[S::kWarpTokens][S::kTurned];
 #pragma unroll
-  for (int j = 0; j < S::kLanePairs; ++j) {
-    const int pair = j * kWarpLanes + at.lane;
-    const float2 b_norm = m.in_b_norm[pair];
-    const float2 c_norm = m.out_c_norm[pair];
-    float2 b_bias[S::kRank];
-    float2 c_bias[S::kRank];
+  for (int t = 0; t < S::kWarpTokens; ++t) {
 #pragma unroll
-    for (int r = 0; r < S::kRank; ++r) {
-      b_bias[r] = m.in_b_bias[r][pair];
-      c_bias[r] = m.out_c_bias[r][pair];
-    }
-#pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-      float2 cos_sin;
-      if (j < S::kTurned) cos_sin = cos_sin_of(phases, t, j % S::kTurned, start[j % S::kTurned]);
-#pragma unroll
-      for (int r = 0; r < S::kRank; ++r) {
-        float2 k = biased(raw.b[t * S::kRank + r][j], b_norm, b_bias[r]);
-        float2 q = biased(raw.c[t * S::kRank + r][j], c_norm, c_bias[r]);
-        if (j < S::kTurned) {
-          k = turned(k, cos_sin);
-          q = turned(q, cos_sin);
-        }
-        const int to = swizzled(S::row(at.warp * S::kWarpTokens + t, r), 2 * at.lane);
-        *reinterpret_cast<std::uint32_t*>(stage.k[j] + to) = pack_bf16(k.x, k.y);
-        *reinterpret_cast<std::uint32_t*>(stage.q[j] + to) = pack_bf16(q.x, q.y);
-      }
+    for (int j = 0; j < S::kTurned; ++j) {
+      cos_sin[t][j] = fast_cos_sin(start[j] + phases.turns[t][j], phases.broken[j]);
     }
   }
+  for_each_number<S::kRank>([&](auto rank) {
+    constexpr int kRank = decltype(rank)::value;
+    const Row b_bias(m.in_b_bias[kRank], at.lane);
+    const Row c_bias(m.out_c_bias[kRank], at.lane);
+    for_each_number<S::kWarpTokens>([&](auto token) {
+      constexpr int kToken = decltype(token)::value;
+      constexpr int kFrom = kToken * S::kRank + kRank;
+      constexpr int kRow = S::row(kToken, kRank);
+      put_row<S, kRow>(raw.b[kFrom], b_norm.at, b_bias.at, cos_sin[kToken], k_place);
+      put_row<S, kRow>(raw.c[kFrom], c_norm.at, c_bias.at, cos_sin[kToken], q_place);
+    });
+  });
 }
 
 // K of the warp's token `kept`, in fp32.
@@ -207,22 +251,23 @@ __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const Phases<S
                                        const std::uint32_t (&start)[S::kTurned], int begin,
                                        int kept, const ChunkMemory<S>& m, ChunkStage<S>& stage) {
   const std::int64_t token = at.group * job.tokens + begin + at.warp * S::kWarpTokens + kept;
-  const auto* in_b = reinterpret_cast<const __half2*>(job.in_b + token * S::kRank * S::kState);
+  float2 cos_sin[S::kTurned];
 #pragma unroll
-  for (int j = 0; j < S::kLanePairs; ++j) {
-    const int pair = j * kWarpLanes + at.lane;
-    float2 cos_sin = make_float2(1, 0);
+  for (int t = 0; t < S::kWarpTokens; ++t) {
 #pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-      if (j < S::kTurned && t == kept) {
-        cos_sin = cos_sin_of(phases, t, j % S::kTurned, start[j % S::kTurned]);
-      }
+    for (int j = 0; j < S::kTurned; ++j) {
+      if (t == kept) cos_sin[j] = fast_cos_sin(start[j] + phases.turns[t][j], phases.broken[j]);
     }
+  }
 #pragma unroll
-    for (int r = 0; r < S::kRank; ++r) {
-      const float2 k = biased(in_b[r * (S::kState / 2) + pair], m.in_b_norm[pair],
-                              m.in_b_bias[r][pair]);
-      stage.kept.k[r][pair] = j < S::kTurned ? turned(k, cos_sin) : k;
+  for (int r = 0; r < S::kRank; ++r) {
+    const LanePairs<S> raw =
+        RawRows<S>::rows(job.in_b, at.lane)[(token * S::kRank + r) * kWarpLanes];
+#pragma unroll
+    for (int j = 0; j < S::kLanePairs; ++j) {
+      const int i = at.lane * S::kLanePairs + j;
+      stage.kept.k[r][i] =
+          rotated<S>(raw_pair(raw, j), m.in_b_norm[i], m.in_b_bias[r][i], j, cos_sin);
     }
   }
 }
@@ -238,12 +283,13 @@ struct RankRows {
   static constexpr int kPieces = S::kWarpRows * kRowPieces / kWarpLanes;
   uint4 x[kPieces];
 
+  template <bool kWhole>
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const Piece piece(at, i);
       const int token = begin + piece.token;
-      x[i] = token < at.end ? __ldg(reinterpret_cast<const uint4*>(
+      x[i] = kWhole || token < at.end ? __ldg(reinterpret_cast<const uint4*>(
                                   job.x + token * job.zx_stride + at.head * kChunkHeadDim +
                                   piece.column))
                             : make_uint4(0, 0, 0, 0);
@@ -284,6 +330,32 @@ struct RankRows {
       token = at.warp * S::kWarpTokens + index / kRowPieces / S::kRank;
     }
   };
+};
+
+// All of a warp's share of a chunk that comes from memory.
+template <class S>
+struct RotatedInputs {
+  RawRows<S> rows;
+  RankRows<S> x;
+  Phases<S> phases;
+
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
+    const int first = begin + at.warp * S::kWarpTokens;
+    if (first + S::kWarpTokens <= at.end) {
+      load<true>(job, at, begin, first);
+    } else {
+      load<false>(job, at, begin, first);
+    }
+  }
+
+ private:
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
+                                       int first) {
+    phases.template load<kWhole>(job, at, first);
+    rows.template load<kWhole>(job, at, first);
+    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, begin);
+  }
 };
 
 }  // namespace

@@ -32,7 +32,7 @@ struct ChunkedScanJob {
   bool y_bf16;
 
   // B and C divided by their root mean square, which makes them small enough for fp16: eight times
-  // the precision of bf16. The two numbers that are rotated together stand side by side.
+  // the precision of bf16. See canonical_place.
   __half* in_b;         // [g, t, r, n]
   __half* out_c;        // [g, t, r, n]
   double* dt;           // [h, t]
@@ -43,9 +43,12 @@ struct ChunkedScanJob {
   const void* nothing;  // an address, where zeros are asked for
 };
 
-// The place among the canonical n of number `at`, when rotated pairs stand side by side.
+// The place among the canonical n of number `at` of a row here, where the pairs that one lane of a
+// warp rotates stand side by side.
 __host__ __device__ inline int canonical_place(const TokenSizes& sizes, int at) {
-  return sizes.mimo ? at / 2 + at % 2 * (sizes.state / 2) : at;
+  const int lane_pairs = sizes.state / 2 / kWarpLanes;
+  const int pair = at / 2 % lane_pairs * kWarpLanes + at / 2 / lane_pairs;
+  return sizes.mimo ? pair + at % 2 * (sizes.state / 2) : 2 * pair + at % 2;
 }
 
 namespace {
@@ -74,6 +77,7 @@ __global__ void __launch_bounds__(kPrepareThreads) normalise_rows_kernel(const C
   const float* from = (is_b ? job.columns.in_b : job.columns.out_c) +
                       token * job.columns.row_stride + std::int64_t{in_token} * sizes.state;
   const int half = sizes.state / 2;
+  const int lane_pairs = half / kWarpLanes;
   float2 held[kMostLanePairs];
   float squares = 0;
 #pragma unroll
@@ -95,7 +99,9 @@ __global__ void __launch_bounds__(kPrepareThreads) normalise_rows_kernel(const C
 #pragma unroll
   for (int j = 0; j < kMostLanePairs; ++j) {
     const int pair = j * kWarpLanes + lane;
-    if (pair < half) to[pair] = __floats2half2_rn(held[j].x * scale, held[j].y * scale);
+    if (pair < half) {
+      to[lane * lane_pairs + j] = __floats2half2_rn(held[j].x * scale, held[j].y * scale);
+    }
   }
 }
 

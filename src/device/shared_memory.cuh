@@ -1,0 +1,42 @@
+// Shared memory by address: where places follow from each other by an offset that the compiler
+// knows or by flipping bits, which pointers cannot say.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace mamba3 {
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+template <int kOffset = 0>
+__device__ __forceinline__ std::uint32_t load_shared(std::uint32_t address) {
+  std::uint32_t bits;
+  asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(bits) : "r"(address), "n"(kOffset));
+  return bits;
+}
+
+template <int kOffset = 0>
+__device__ __forceinline__ uint4 load_shared_piece(std::uint32_t address) {
+  uint4 bits;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+               : "r"(address), "n"(kOffset));
+  return bits;
+}
+
+template <int kOffset = 0>
+__device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_t bits) {
+  asm volatile("st.shared.u32 [%0 + %2], %1;" ::"r"(address), "r"(bits), "n"(kOffset));
+}
+
+template <int kOffset = 0>
+__device__ __forceinline__ void store_shared(std::uint32_t address, uint2 bits) {
+  asm volatile("st.shared.v2.u32 [%0 + %3], {%1, %2};" ::"r"(address), "r"(bits.x), "r"(bits.y),
+               "n"(kOffset));
+}
+
+}  // namespace mamba3
