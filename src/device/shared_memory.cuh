@@ -20,6 +20,15 @@ __device__ __forceinline__ std::uint32_t load_shared(std::uint32_t address) {
 }
 
 template <int kOffset = 0>
+__device__ __forceinline__ float2 load_shared_pair(std::uint32_t address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2 + %3];"
+               : "=f"(v.x), "=f"(v.y)
+               : "r"(address), "n"(kOffset));
+  return v;
+}
+
+template <int kOffset = 0>
 __device__ __forceinline__ uint4 load_shared_piece(std::uint32_t address) {
   uint4 bits;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
@@ -37,6 +46,17 @@ template <int kOffset = 0>
 __device__ __forceinline__ void store_shared(std::uint32_t address, uint2 bits) {
   asm volatile("st.shared.v2.u32 [%0 + %3], {%1, %2};" ::"r"(address), "r"(bits.x), "r"(bits.y),
                "n"(kOffset));
+}
+
+template <int kOffset = 0>
+__device__ __forceinline__ void store_shared_piece(std::uint32_t address, uint4 bits) {
+  asm volatile("st.shared.v4.u32 [%0 + %5], {%1, %2, %3, %4};" ::"r"(address), "r"(bits.x),
+               "r"(bits.y), "r"(bits.z), "r"(bits.w), "n"(kOffset));
+}
+template <int kOffset = 0>
+__device__ __forceinline__ void store_shared_piece(std::uint32_t address, float4 v) {
+  store_shared_piece<kOffset>(address, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y),
+                                                  __float_as_uint(v.z), __float_as_uint(v.w)));
 }
 
 }  // namespace mamba3

@@ -1,5 +1,5 @@
-// What the warpgroup with the state brings into a chunk of the chunked scan: x, z, and the weights
-// that follow from the decays.
+// What the warpgroup with the state brings into a chunk of the chunked scan: x, and the weights that
+// follow from the decays.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -12,17 +12,16 @@
 namespace mamba3 {
 namespace {
 
-// All tokens of x or z; those behind the end bring zeros. kWhole: there are none of those.
+// x of all tokens; those behind the end bring zeros. kWhole: there are none of those.
 template <class S, bool kWhole>
-__device__ __forceinline__ void request_columns(const ChunkedScanJob& job, const ChunkPlace& at,
-                                                const __nv_bfloat16* columns, int begin,
-                                                unsigned char* to) {
+__device__ __forceinline__ void request_tokens(const ChunkedScanJob& job, const ChunkPlace& at,
+                                               int begin, unsigned char* to) {
   constexpr int kTokensAtOnce = kGroupThreads / kRowPieces;
   const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
   const int piece = thread % kRowPieces;
   const int first = thread / kRowPieces;
   const __nv_bfloat16* from =
-      columns + (begin + first) * job.zx_stride + at.head * kChunkHeadDim + piece * 8;
+      job.x + (begin + first) * job.zx_stride + at.head * kChunkHeadDim + piece * 8;
 #pragma unroll
   for (int t = 0; t < S::kTokens; t += kTokensAtOnce) {
     const bool is = kWhole || begin + first + t < at.end;
@@ -34,14 +33,12 @@ __device__ __forceinline__ void request_columns(const ChunkedScanJob& job, const
 
 // By a warpgroup.
 template <class S>
-__device__ __forceinline__ void request_zx(const ChunkedScanJob& job, const ChunkPlace& at,
-                                           int begin, ChunkStage<S>& stage) {
-  if (begin + S::kTokens <= at.end) {
-    request_columns<S, true>(job, at, job.x, begin, stage.x);
-    request_columns<S, true>(job, at, job.z, begin, stage.z);
+__device__ __forceinline__ void request_x(const ChunkedScanJob& job, const ChunkPlace& at,
+                                          int begin, ChunkStage<S>& stage) {
+  if (__builtin_expect(begin + S::kTokens <= at.end, 1)) {
+    request_tokens<S, true>(job, at, begin, stage.x);
   } else {
-    request_columns<S, false>(job, at, job.x, begin, stage.x);
-    request_columns<S, false>(job, at, job.z, begin, stage.z);
+    request_tokens<S, false>(job, at, begin, stage.x);
   }
   __pipeline_commit();
 }
@@ -56,12 +53,6 @@ __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPla
     stage.kept.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
                                  : job.columns.x[token * job.columns.row_stride + column];
   }
-}
-
-__device__ __forceinline__ float fast_exp2(float v) {
-  float out;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
-  return out;
 }
 
 // Of the chunk's tokens that a lane has. Those behind the end have none.

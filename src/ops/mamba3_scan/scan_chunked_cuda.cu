@@ -15,9 +15,10 @@
 namespace mamba3 {
 namespace {
 
-// Of a thread; what the compiler gives all of them is between.
-constexpr int kStateRegisters = 160;
-constexpr int kRotatingRegisters = 112;
+// Of a thread; together those of 512 threads with 128 each.
+constexpr int kOutputRegisters = 120;
+constexpr int kStateRegisters = 152;
+constexpr int kRotatingRegisters = 120;
 
 // O = decayed Q h + weighted scores X.
 template <class S>
@@ -131,7 +132,9 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
   }
   RotatedInputs<S> in;
-  in.load(job, at, at.begin);
+  if constexpr (S::kRank > 1) in.x.load_weights(at, m);
+  const int first_in_chunk = at.warp * S::kWarpTokens;
+  in.load(job, at, at.begin + first_in_chunk);
   StageCursor cursor;
   int odd = 0;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
@@ -145,14 +148,15 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     ChunkStage<S>& stage = m.stages[cursor.stage];
     rotate_rows(in.rows, in.phases, at, own_turns, m, stage);
-    if constexpr (S::kRank > 1) in.x.spread(at, m, stage);
-    const int kept = kept_token<S>(at, begin) - at.warp * S::kWarpTokens;
-    if (kept >= 0 && kept < S::kWarpTokens) {
+    if constexpr (S::kRank > 1) in.x.spread(at, stage);
+    in.gates.make(job, at, begin + first_in_chunk, m, stage);
+    const int kept = kept_token<S>(at, begin) - first_in_chunk;
+    if (__builtin_expect(kept >= 0 && kept < S::kWarpTokens, 0)) {
       keep_k(job, in.phases, at, own_turns, begin, kept, m, stage);
     }
     fence_async_proxy();
     arrive_warp(&m.filled[cursor.stage], at.lane);
-    if (next < at.end) in.load(job, at, next);
+    if (next < at.end) in.load(job, at, next + first_in_chunk);
     cursor.next();
   }
   if (at.warp != 0) return;
@@ -177,10 +181,10 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
     barrier_wait(&m.shown[s], cursor.parity);
     float o[kAccumulators];
     read_out<S>(own, stage, o);
-    if (job.y_bf16) {
-      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, &m.gated[s], cursor.parity, o);
+    if (__builtin_expect(job.y_bf16, 1)) {
+      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, o);
     } else {
-      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, &m.gated[s], cursor.parity, o);
+      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, o);
     }
     arrive_warp(&m.emptied[s], at.lane);
     cursor.next();
@@ -198,8 +202,8 @@ __device__ __forceinline__ void finish_columns(const ChunkPlace& at, Barrier* fi
   arrive_warp(filled, at.lane);
 }
 
-// The state before the chunk from `begin` on, x, z and weights go into its stage. finish_columns says
-// so when x and z are there. `decays`: those of the chunk, and then of the next one.
+// The state before the chunk from `begin` on, x and weights go into its stage. finish_columns says so
+// when x is there. `decays`: those of the chunk, and then of the next one.
 template <class S>
 __device__ __forceinline__ void begin_chunk(const ChunkedScanJob& job, const ChunkPlace& at,
                                             const Fragment& own, int begin,
@@ -211,7 +215,7 @@ __device__ __forceinline__ void begin_chunk(const ChunkedScanJob& job, const Chu
   }
   barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
   ChunkStage<S>& stage = m.stages[cursor.stage];
-  request_zx(job, at, begin, stage);
+  request_x(job, at, begin, stage);
   show_state<S>(own, h, stage);
   fence_async_proxy();
   arrive_warp(&m.shown[cursor.stage], at.lane);
@@ -248,12 +252,6 @@ __device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlac
     cursor.next();
     const int next = begin + S::kTokens;
     if (next < at.end) begin_chunk(job, at, own, next, stage.kept, cursor, m, decays, h);
-    if (job.y_bf16) {
-      make_gates(Outputs<S, false>{job, at, m, stage, own, begin});
-    } else {
-      make_gates(Outputs<S, true>{job, at, m, stage, own, begin});
-    }
-    arrive_warp(&m.gated[s], at.lane);
     arrive_warp(&m.emptied[s], at.lane);
     if (next < at.end) finish_columns<S>(at, &m.filled[cursor.stage]);
   }
@@ -275,6 +273,7 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   if (threadIdx.x == 0) m.init_barriers();
   __syncthreads();
   if (threadIdx.x < kStateThread) {
+    wgmma_give_registers<kOutputRegisters>();
     make_outputs(job, at, m);
   } else if (threadIdx.x < kRotatingThread) {
     wgmma_take_registers<kStateRegisters>();

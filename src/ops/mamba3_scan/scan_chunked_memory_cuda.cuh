@@ -3,14 +3,29 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "device/bulk_copy.cuh"
+#include "device/shared_memory.cuh"
 #include "device/wgmma.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/mamba3_scan/scan_chunked_tokens_cuda.cuh"
 
 namespace mamba3 {
 namespace {
+
+// Calls f with the numbers from 0 on, as constants.
+template <int kCount, class F>
+__device__ __forceinline__ void for_each_number(const F& f) {
+  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) {
+    (f(std::integral_constant<int, kNumbers>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
+__device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float& b) {
+  a = __uint_as_float(bits << 16);
+  b = __uint_as_float(bits & 0xffff0000u);
+}
 
 constexpr int kGroupThreads = 128;
 constexpr int kGroupWarps = kGroupThreads / kWarpLanes;
@@ -73,9 +88,9 @@ struct alignas(1024) ChunkStage {
   unsigned char q[S::kTiles][kTileBytes];  // [row, n]
   unsigned char k[S::kTiles][kTileBytes];  // [row, n]
   unsigned char h[S::kTiles][kTileBytes];  // [p, n] the state before the chunk
-  float gates[kChunkRows * kChunkHeadDim];  // 32 of each output thread
+  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place
   unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
-  unsigned char z[S::kTokens * kTileRowBytes];                    // [t, p] and then y
+  unsigned char y[S::kTokens * kTileRowBytes];                    // [t, p]
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
   alignas(16) TokenTerms terms[S::kTokens];
   float start_decay[S::kTokens];  // of the state before the chunk
@@ -88,6 +103,9 @@ struct alignas(1024) ChunkStage {
   }
 };
 
+// Of [p], with room behind: rows of two ranks are read at once, from different banks.
+using RankRow = float[kChunkHeadDim + 8];
+
 template <class S>
 struct ChunkMemory {
   ChunkStage<S> stages[kStages];
@@ -96,29 +114,33 @@ struct ChunkMemory {
   float2 in_b_norm[S::kState / 2];
   float2 out_c_norm[S::kState / 2];
   TokenBefore<S> before;  // the call
-  float mimo_x[S::kRank][kChunkHeadDim];
-  float skip_x[S::kRank][kChunkHeadDim];  // D mimo_x
-  float mimo_z[S::kRank][kChunkHeadDim];
-  float mimo_o[S::kRank][kChunkHeadDim];
+  RankRow mimo_x[S::kRank];
+  RankRow skip_x[S::kRank];  // D mimo_x
+  RankRow mimo_z[S::kRank];
+  RankRow mimo_o[S::kRank];
   float out_norm[kChunkHeadDim];
   alignas(16) double dt[kRotatingWarps][S::kWarpTokens];
   std::uint32_t turns[2][kRotatingWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
 
-  Barrier filled[kStages];  // everything of a chunk but h and the gates
+  Barrier filled[kStages];  // everything of a chunk but h
   Barrier shown[kStages];   // h
-  Barrier gated[kStages];   // the gates
   Barrier emptied[kStages];
 
   __device__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
       barrier_init(&shown[i], kGroupWarps);
-      barrier_init(&gated[i], kGroupWarps);
       barrier_init(&emptied[i], 2 * kGroupWarps);
     }
     barrier_init_done();
   }
 };
+
+// The byte in a stage's gates of row `row` and column `column`. Eight rows' blocks of eight columns,
+// which a warp reads at once, lie in different banks.
+__host__ __device__ constexpr int gate_place(int row, int column) {
+  return row * kChunkHeadDim * 4 + (((column >> 3) ^ row) & 7) * 32 + (column & 7) * 4;
+}
 
 // Which stage a chunk has, and how often stages were used before.
 struct StageCursor {

@@ -8,7 +8,7 @@
 namespace mamba3 {
 namespace {
 
-// A token's row of x or z, as a thread reads the columns of its fragment: of a tile in bf16, or, as
+// A token's row of x, as a thread reads the columns of its fragment: of a tile in bf16, or, as
 // the op was given it, in fp32. Behind the end are zeros.
 template <bool kWide>
 struct ColumnRow {
@@ -42,15 +42,15 @@ struct Outputs {
   int begin;
 
   __device__ __forceinline__ Row x(int token) const {
-    return row(stage.x, job.columns.x, token);
+    if constexpr (!kWide) return {tile_address(stage.x, token), nullptr};
+    if (begin + token >= at.end) return {0, nullptr};
+    return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
+                   own.column};
   }
-  __device__ __forceinline__ Row z(int token) const {
-    return row(stage.z, job.columns.z, token);
-  }
-  // y in bf16 waits in the place of z, which was read, until whole rows go out.
+  // y in bf16 waits until whole rows go out.
   __device__ __forceinline__ void put_y(int token, int j, float a, float b) const {
     if constexpr (!kWide) {
-      store_shared(at_piece(tile_address(stage.z, token), j), pack_bf16(a, b));
+      store_shared(at_piece(tile_address(stage.y, token), j), pack_bf16(a, b));
     } else if (begin + token < at.end) {
       float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
                   at.head * kChunkHeadDim + 8 * j + own.column;
@@ -63,13 +63,6 @@ struct Outputs {
   __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
                                                         int token) const {
     return shared_address(tile) + swizzled(token, own.column);
-  }
-  __device__ __forceinline__ Row row(const unsigned char* tile, const float* wide,
-                                     int token) const {
-    if constexpr (!kWide) return {tile_address(tile, token), nullptr};
-    if (begin + token >= at.end) return {0, nullptr};
-    return {0, wide + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
-                   own.column};
   }
 };
 
@@ -102,13 +95,6 @@ __device__ __forceinline__ void finish_read_out(const Out& out, int token, int r
   }
 }
 
-__device__ __forceinline__ float fast_silu(float v) {
-  constexpr float kLog2e = 1.44269504f;
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(-kLog2e * v)));
-  return v * inverse;
-}
-
 // The rank of the thread's row `half`.
 template <class S>
 __device__ __forceinline__ int rank_of(const Fragment& own, int half) {
@@ -116,56 +102,28 @@ __device__ __forceinline__ int rank_of(const Fragment& own, int half) {
   return S::kRank == 2 ? half : own.row % 2 + 2 * half;
 }
 
-// The place of four gates of this thread, for columns 16 i + `column` and 16 i + 8 + `column`.
-template <class S>
-__device__ __forceinline__ float4* gates(ChunkStage<S>& stage, int half, int i) {
-  return reinterpret_cast<float4*>(stage.gates) + (half * kColumnSteps / 2 + i) * kGroupThreads +
-         threadIdx.x % kGroupThreads;
-}
-
-// What the read-outs are multiplied with, by the warpgroup that has the state: each thread for the
-// one with the same fragment of them.
-template <class Out>
-__device__ __forceinline__ void make_gates(const Out& out) {
-  using S = typename Out::Shape;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const typename Out::Row z_row = out.z(Weights<S>::row_token(out.own, half));
-    const int r = rank_of<S>(out.own, half);
-#pragma unroll
-    for (int i = 0; i < kColumnSteps / 2; ++i) {
-      float4 gate;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float2 z = z_row.pair(2 * i + j);
-        float2 weight = make_float2(1, 1);
-        if constexpr (S::kRank > 1) {
-          const int p = 16 * i + 8 * j + out.own.column;
-          const float2 z_weight = *reinterpret_cast<const float2*>(&out.m.mimo_z[r][p]);
-          weight = *reinterpret_cast<const float2*>(&out.m.mimo_o[r][p]);
-          z = make_float2(z.x * z_weight.x, z.y * z_weight.y);
-        }
-        (j == 0 ? gate.x : gate.z) = weight.x * fast_silu(z.x);
-        (j == 0 ? gate.y : gate.w) = weight.y * fast_silu(z.y);
-      }
-      *gates(out.stage, half, i) = gate;
-    }
+// The gates of the thread's two rows, by the address of the first.
+struct GateRows {
+  std::uint32_t place;
+  template <class Out>
+  __device__ __forceinline__ explicit GateRows(const Out& out)
+      : place(shared_address(out.stage.gates) + gate_place(out.own.row, out.own.column)) {}
+  template <int kHalf>
+  __device__ __forceinline__ float2 pair(int j) const {
+    return load_shared_pair<kHalf * 8 * kChunkHeadDim * 4>(place ^ (j << 5));
   }
-}
+};
 
 // y where a row is a token.
 template <class Out>
 __device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccumulators]) {
+  const GateRows gates(out);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int token = out.own.row + 8 * half;
-#pragma unroll
-    for (int i = 0; i < kColumnSteps / 2; ++i) {
-      const float4 gate = *gates(out.stage, half, i);
-      const float* from = &o[8 * i + 2 * half];
-      out.put_y(token, 2 * i, from[0] * gate.x, from[1] * gate.y);
-      out.put_y(token, 2 * i + 1, from[4] * gate.z, from[5] * gate.w);
-    }
+  for (int j = 0; j < kColumnSteps; ++j) {
+    const float2 first = gates.pair<0>(j);
+    const float2 second = gates.pair<1>(j);
+    out.put_y(out.own.row, j, o[4 * j] * first.x, o[4 * j + 1] * first.y);
+    out.put_y(out.own.row + 8, j, o[4 * j + 2] * second.x, o[4 * j + 3] * second.y);
   }
 }
 
@@ -174,28 +132,20 @@ __device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccu
 template <class Out>
 __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
+  const GateRows gates(out);
   const int token = Weights<S>::row_token(out.own, 0);
 #pragma unroll
-  for (int i = 0; i < kColumnSteps / 2; ++i) {
-    float4 y = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float4 gate = *gates(out.stage, half, i);
-      const float* from = &o[8 * i + 2 * half];
-      y.x = fmaf(from[0], gate.x, y.x);
-      y.y = fmaf(from[1], gate.y, y.y);
-      y.z = fmaf(from[4], gate.z, y.z);
-      y.w = fmaf(from[5], gate.w, y.w);
-    }
+  for (int j = 0; j < kColumnSteps; ++j) {
+    const float2 first = gates.pair<0>(j);
+    const float2 second = gates.pair<1>(j);
+    float2 y = make_float2(fmaf(o[4 * j], first.x, o[4 * j + 2] * second.x),
+                           fmaf(o[4 * j + 1], first.y, o[4 * j + 3] * second.y));
     if constexpr (S::kRank == 4) {
       y.x += __shfl_xor_sync(0xffffffffu, y.x, 4);
       y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
-      y.z += __shfl_xor_sync(0xffffffffu, y.z, 4);
-      y.w += __shfl_xor_sync(0xffffffffu, y.w, 4);
     }
     if (S::kRank == 4 && out.own.row % 2 != 0) continue;
-    out.put_y(token, 2 * i, y.x, y.y);
-    out.put_y(token, 2 * i + 1, y.z, y.w);
+    out.put_y(token, j, y.x, y.y);
   }
 }
 
@@ -208,7 +158,7 @@ __device__ __forceinline__ void store_y(const Out& out) {
   const ChunkPlace& at = out.at;
   const int first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
   const int column = at.lane % kRowPieces * 8;
-  const std::uint32_t from = shared_address(out.stage.z) + swizzled(first, column);
+  const std::uint32_t from = shared_address(out.stage.y) + swizzled(first, column);
   auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
              at.head * kChunkHeadDim + column;
   for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
@@ -219,16 +169,14 @@ __device__ __forceinline__ void store_y(const Out& out) {
   });
 }
 
-// `o` becomes y, when the gates are made.
+// `o` becomes y.
 template <class Out>
-__device__ __forceinline__ void write_chunk(const Out& out, Barrier* gated, std::uint32_t parity,
-                                            float (&o)[kAccumulators]) {
+__device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     finish_read_out(out, Weights<S>::row_token(out.own, half), rank_of<S>(out.own, half), half, o);
   }
-  barrier_wait(gated, parity);
   if constexpr (S::kRank == 1) {
     gate_rows(out, o);
   } else {

@@ -5,22 +5,12 @@
 
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "device/kernel_helpers.cuh"
-#include "device/shared_memory.cuh"
-#include "ops/mamba3_scan/scan_chunked_memory_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_gates_cuda.cuh"
 
 namespace mamba3 {
 namespace {
-
-// Calls f with the numbers from 0 on, as constants.
-template <int kCount, class F>
-__device__ __forceinline__ void for_each_number(const F& f) {
-  [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) {
-    (f(std::integral_constant<int, kNumbers>{}), ...);
-  }(std::make_integer_sequence<int, kCount>{});
-}
 
 // Two numbers of each of a lane's pairs in a row, side by side in memory.
 template <class S>
@@ -112,7 +102,7 @@ struct Phases {
         turns[t][j] = sum;
         all_small = all_small && small;
       }
-      if (!all_small) sum = sum_large(dts, j);
+      if (__builtin_expect(!all_small, 0)) sum = sum_large(dts, j);
       sums[j * kWarpLanes + at.lane] = sum;
     }
   }
@@ -272,64 +262,61 @@ __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const Phases<S
   }
 }
 
-__device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float& b) {
-  a = __uint_as_float(bits << 16);
-  b = __uint_as_float(bits & 0xffff0000u);
-}
-
-// X of every rank of the warp's tokens, where there are several.
+// X of every rank of the warp's tokens, where there are several. A lane has the same rank and columns
+// of several tokens.
 template <class S>
 struct RankRows {
   static constexpr int kPieces = S::kWarpRows * kRowPieces / kWarpLanes;
+  static constexpr int kTokensAtOnce = S::kWarpTokens / kPieces;
   uint4 x[kPieces];
+  float weights[8];
 
+  __device__ __forceinline__ void load_weights(const ChunkPlace& at, const ChunkMemory<S>& m) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) weights[i] = m.mimo_x[rank_of(at)][column_of(at) + i];
+  }
+
+  // `first`: the warp's first token.
   template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const Piece piece(at, i);
-      const int token = begin + piece.token;
-      x[i] = kWhole || token < at.end ? __ldg(reinterpret_cast<const uint4*>(
-                                  job.x + token * job.zx_stride + at.head * kChunkHeadDim +
-                                  piece.column))
-                            : make_uint4(0, 0, 0, 0);
+      const int token = first + token_of(at) + i * kTokensAtOnce;
+      x[i] = kWhole || token < at.end
+                 ? __ldg(reinterpret_cast<const uint4*>(job.x + token * job.zx_stride +
+                                                        at.head * kChunkHeadDim + column_of(at)))
+                 : make_uint4(0, 0, 0, 0);
     }
   }
 
-  __device__ __forceinline__ void spread(const ChunkPlace& at, const ChunkMemory<S>& m,
-                                         ChunkStage<S>& stage) const {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const Piece piece(at, i);
-      const std::uint32_t from[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
-      std::uint32_t own[4];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        float a;
-        float b;
-        unpack_bf16(from[w], a, b);
-        const float2 weight =
-            *reinterpret_cast<const float2*>(&m.mimo_x[piece.rank][piece.column + 2 * w]);
-        own[w] = pack_bf16(a * weight.x, b * weight.y);
-      }
-      *reinterpret_cast<uint4*>(stage.own_x +
-                                swizzled(S::row(piece.token, piece.rank), piece.column)) =
-          make_uint4(own[0], own[1], own[2], own[3]);
-    }
+  __device__ __forceinline__ void spread(const ChunkPlace& at, ChunkStage<S>& stage) const {
+    const int row = S::row(at.warp * S::kWarpTokens + token_of(at), rank_of(at));
+    const std::uint32_t place = shared_address(stage.own_x) + swizzled(row, column_of(at));
+    for_each_number<kPieces>([&](auto number) {
+      constexpr int kRow = S::row(decltype(number)::value * kTokensAtOnce, 0);
+      const uint4 from = x[decltype(number)::value];
+      const uint4 own = {weighted(from.x, 0), weighted(from.y, 2), weighted(from.z, 4),
+                         weighted(from.w, 6)};
+      store_shared_piece<kRow * kTileRowBytes>(at_piece(place, kRow % 8), own);
+    });
   }
 
  private:
-  struct Piece {
-    int column;
-    int rank;
-    int token;  // of the chunk
-    __device__ __forceinline__ Piece(const ChunkPlace& at, int i) {
-      const int index = i * kWarpLanes + at.lane;
-      column = index % kRowPieces * 8;
-      rank = index / kRowPieces % S::kRank;
-      token = at.warp * S::kWarpTokens + index / kRowPieces / S::kRank;
-    }
-  };
+  static __device__ __forceinline__ int column_of(const ChunkPlace& at) {
+    return at.lane % kRowPieces * 8;
+  }
+  static __device__ __forceinline__ int rank_of(const ChunkPlace& at) {
+    return at.lane / kRowPieces % S::kRank;
+  }
+  static __device__ __forceinline__ int token_of(const ChunkPlace& at) {
+    return at.lane / kRowPieces / S::kRank;
+  }
+  __device__ __forceinline__ std::uint32_t weighted(std::uint32_t pair, int i) const {
+    float a;
+    float b;
+    unpack_bf16(pair, a, b);
+    return pack_bf16(a * weights[i], b * weights[i + 1]);
+  }
 };
 
 // All of a warp's share of a chunk that comes from memory.
@@ -337,24 +324,25 @@ template <class S>
 struct RotatedInputs {
   RawRows<S> rows;
   RankRows<S> x;
+  Gates<S> gates;
   Phases<S> phases;
 
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
-    const int first = begin + at.warp * S::kWarpTokens;
-    if (first + S::kWarpTokens <= at.end) {
-      load<true>(job, at, begin, first);
+  // `first`: the warp's first token.
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
+    if (__builtin_expect(first + S::kWarpTokens <= at.end, 1)) {
+      load<true>(job, at, first);
     } else {
-      load<false>(job, at, begin, first);
+      load<false>(job, at, first);
     }
   }
 
  private:
   template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
-                                       int first) {
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
     phases.template load<kWhole>(job, at, first);
     rows.template load<kWhole>(job, at, first);
-    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, begin);
+    gates.template load<kWhole>(job, at, first);
+    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, first);
   }
 };
 
