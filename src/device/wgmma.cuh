@@ -16,7 +16,7 @@ constexpr int kTileColumns = 64;
 constexpr int kTileRowBytes = 128;
 
 // The byte of column `column` (bf16) of row `row` in a tile.
-__device__ __forceinline__ int swizzled(int row, int column) {
+__device__ __forceinline__ unsigned swizzled(unsigned row, unsigned column) {
   return row * kTileRowBytes + ((((column >> 3) ^ row) & 7) << 4) + (column & 7) * 2;
 }
 

@@ -17,9 +17,9 @@ template <class S, bool kWhole>
 __device__ __forceinline__ void request_tokens(const ChunkedScanJob& job, const ChunkPlace& at,
                                                int begin, unsigned char* to) {
   constexpr int kTokensAtOnce = kGroupThreads / kRowPieces;
-  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads;
-  const int piece = thread % kRowPieces;
-  const int first = thread / kRowPieces;
+  const unsigned thread = threadIdx.x % kGroupThreads;
+  const unsigned piece = thread % kRowPieces;
+  const auto first = static_cast<int>(thread / kRowPieces);
   const __nv_bfloat16* from =
       job.x + (begin + first) * job.zx_stride + at.head * kChunkHeadDim + piece * 8;
 #pragma unroll
@@ -47,7 +47,7 @@ __device__ __forceinline__ void request_x(const ChunkedScanJob& job, const Chunk
 template <class S>
 __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
                                        int kept, ChunkStage<S>& stage) {
-  for (int p = at.lane; p < kChunkHeadDim; p += kWarpLanes) {
+  for (int p = static_cast<int>(at.lane); p < kChunkHeadDim; p += kWarpLanes) {
     const std::int64_t token = begin + kept;
     const int column = at.head * kChunkHeadDim + p;
     stage.kept.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
@@ -63,13 +63,13 @@ struct Decays {
   float now[kOwn];
   float carry[kOwn];  // (1 - lam) dt of the token behind
 
-  static __device__ __forceinline__ bool has_tokens(int lane) { return lane * kOwn < S::kTokens; }
+  static __device__ __forceinline__ bool has_tokens(unsigned lane) { return lane * kOwn < S::kTokens; }
 
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
     const std::int64_t from = at.head * job.tokens;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int token = begin + at.lane * kOwn + i;
+      const int token = begin + static_cast<int>(at.lane * kOwn) + i;
       const bool is = has_tokens(at.lane) && token < at.end;
       log_decay[i] = is ? __ldg(job.log_decay + from + token) : 0.0;
       now[i] = is ? __ldg(&job.weights[from + token].x) : 0.0f;
@@ -79,14 +79,14 @@ struct Decays {
 
   // Running sums in double, and every weight that follows from them. `last_joins`: the next token's
   // share of the last one's weight is not left to the next stretch.
-  __device__ __forceinline__ void weigh(int lane, bool last_joins, ChunkStage<S>& stage) const {
+  __device__ __forceinline__ void weigh(unsigned lane, bool last_joins, ChunkStage<S>& stage) const {
     constexpr double kLog2e = 1.4426950408889634;
     double sums[kOwn];
     double sum = 0;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) sums[i] = sum += log_decay[i];
 #pragma unroll
-    for (int step = 1; step < kWarpLanes; step *= 2) {
+    for (unsigned step = 1; step < kWarpLanes; step *= 2) {
       const double below = __shfl_up_sync(0xffffffffu, sum, step);
       if (lane >= step) sum += below;
     }
@@ -97,7 +97,7 @@ struct Decays {
     if (!has_tokens(lane)) return;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int token = lane * kOwn + i;
+      const unsigned token = lane * kOwn + i;
       const double decay = (before + sums[i]) * kLog2e;
       const auto high = static_cast<float>(decay);
       const bool joins = token + 1 < S::kTokens || last_joins;
@@ -106,7 +106,7 @@ struct Decays {
       stage.start_decay[token] = fast_exp2(high);
       const float fade = fast_exp2(static_cast<float>(all * kLog2e - decay)) * fill;
 #pragma unroll
-      for (int r = 0; r < S::kRank; ++r) stage.fade[S::row(token, r)] = fade;
+      for (unsigned r = 0; r < S::kRank; ++r) stage.fade[S::row(token, r)] = fade;
     }
   }
 };

@@ -61,10 +61,10 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S
 template <class S>
 __device__ __forceinline__ void load_faded(const ChunkStage<S>& stage, const Fragment& own, int step,
                                            std::uint32_t (&out)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const int row = 16 * step + lane / 16 * 8 + lane % 8;
-  const int p = own.row / 16 * 16 + lane / 8 % 2 * 8;
-  const std::uint32_t from = stage.x_rows() + static_cast<std::uint32_t>(swizzled(row, p));
+  const unsigned lane = threadIdx.x % kWarpLanes;
+  const unsigned row = 16 * step + lane / 16 * 8 + lane % 8;
+  const unsigned p = own.row / 16 * 16 + lane / 8 % 2 * 8;
+  const std::uint32_t from = stage.x_rows() + swizzled(row, p);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(from));
@@ -128,13 +128,14 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
   std::uint32_t turns[S::kTurned];  // before the chunk
 #pragma unroll
   for (int j = 0; j < S::kTurned; ++j) {
-    const int i = j * kWarpLanes + at.lane;
+    const int i = j * kWarpLanes + static_cast<int>(at.lane);
     turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
   }
   RotatedInputs<S> in;
   if constexpr (S::kRank > 1) in.x.load_weights(at, m);
-  const int first_in_chunk = at.warp * S::kWarpTokens;
-  in.load(job, at, at.begin + first_in_chunk);
+  const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
+  in.load_rows(job, at, at.begin + first_in_chunk);
+  in.load_columns(job, at, at.begin + first_in_chunk);
   StageCursor cursor;
   int odd = 0;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
@@ -148,21 +149,23 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     ChunkStage<S>& stage = m.stages[cursor.stage];
     rotate_rows(in.rows, in.phases, at, own_turns, m, stage);
-    if constexpr (S::kRank > 1) in.x.spread(at, stage);
-    in.gates.make(job, at, begin + first_in_chunk, m, stage);
     const int kept = kept_token<S>(at, begin) - first_in_chunk;
     if (__builtin_expect(kept >= 0 && kept < S::kWarpTokens, 0)) {
       keep_k(job, in.phases, at, own_turns, begin, kept, m, stage);
     }
+    // Early, for what comes is needed first.
+    if (next < at.end) in.load_rows(job, at, next + first_in_chunk);
+    if constexpr (S::kRank > 1) in.x.spread(at, stage);
+    in.gates.make(job, at, begin + first_in_chunk, m, stage);
     fence_async_proxy();
     arrive_warp(&m.filled[cursor.stage], at.lane);
-    if (next < at.end) in.load(job, at, next + first_in_chunk);
+    if (next < at.end) in.load_columns(job, at, next + first_in_chunk);
     cursor.next();
   }
   if (at.warp != 0) return;
 #pragma unroll
   for (int j = 0; j < S::kTurned; ++j) {
-    const int i = j * kWarpLanes + at.lane;
+    const int i = j * kWarpLanes + static_cast<int>(at.lane);
     if (i < job.sizes.angles) at.turns(job)[i] = turns[j];
   }
 }
@@ -230,7 +233,7 @@ __device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlac
                                             ChunkMemory<S>& m) {
   Fragment own;
   State<S> h;
-  load_state<S>(job, at.ssm(job), own, h);
+  load_state<S>(job, own, at.ssm(job), h);
   Decays<S> decays;
   if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
   StageCursor cursor;

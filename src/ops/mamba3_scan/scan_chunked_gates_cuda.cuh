@@ -14,11 +14,10 @@ __device__ __forceinline__ float fast_exp2(float v) {
   return out;
 }
 
-__device__ __forceinline__ float fast_silu(float v) {
-  constexpr float kLog2e = 1.44269504f;
+__device__ __forceinline__ float gate_of(float z, float rate, float scale) {
   float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(-kLog2e * v)));
-  return v * inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(rate * z)));
+  return z * scale * inverse;
 }
 
 __device__ __forceinline__ float4 unpack_bf16(uint2 bits) {
@@ -38,7 +37,7 @@ struct Gates {
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const int token = first + 2 * i + at.lane / 16;
+      const int token = first + static_cast<int>(2 * i + at.lane / 16);
       z[i] = kWhole || token < at.end
                  ? __ldg(reinterpret_cast<const uint2*>(job.z + token * job.zx_stride +
                                                         column_of(at)))
@@ -49,27 +48,25 @@ struct Gates {
   // `first`: the warp's first token. z in fp32 is read here.
   __device__ __forceinline__ void make(const ChunkedScanJob& job, const ChunkPlace& at, int first,
                                        const ChunkMemory<S>& m, ChunkStage<S>& stage) const {
-    const int p = at.lane % 16 * 4;
+    const unsigned p = at.lane % 16 * 4;
     // The warp's rows begin at a multiple of eight, or at half of one.
-    const int row = S::row(at.warp * S::kWarpTokens + at.lane / 16, 0);
+    const unsigned row = S::row(at.warp * S::kWarpTokens + at.lane / 16, 0);
     const std::uint32_t place = shared_address(stage.gates) + gate_place(row, p);
     for_each_number<S::kRank>([&](auto rank) {
       constexpr int kRank = decltype(rank)::value;
-      float4 z_weight = make_float4(1, 1, 1, 1);
-      float4 out_weight = z_weight;
+      float4 rate = make_float4(kGateRate, kGateRate, kGateRate, kGateRate);
+      float4 scale = make_float4(1, 1, 1, 1);
       if constexpr (S::kRank > 1) {
-        z_weight = *reinterpret_cast<const float4*>(&m.mimo_z[kRank][p]);
-        out_weight = *reinterpret_cast<const float4*>(&m.mimo_o[kRank][p]);
+        rate = *reinterpret_cast<const float4*>(&m.gate_rate[kRank][p]);
+        scale = *reinterpret_cast<const float4*>(&m.gate_scale[kRank][p]);
       }
       for_each_number<kPieces>([&](auto piece) {
         constexpr int kPiece = decltype(piece)::value;
-        constexpr int kRow = S::row(2 * kPiece, kRank);
+        constexpr unsigned kRow = S::row(2 * kPiece, kRank);
         float4 v = unpack_bf16(z[kPiece]);
-        if (__builtin_expect(!job.y_bf16, 0)) v = wide(job, at, first + 2 * kPiece + at.lane / 16);
-        const float4 gate = {out_weight.x * fast_silu(v.x * z_weight.x),
-                             out_weight.y * fast_silu(v.y * z_weight.y),
-                             out_weight.z * fast_silu(v.z * z_weight.z),
-                             out_weight.w * fast_silu(v.w * z_weight.w)};
+        if (__builtin_expect(!job.y_bf16, 0)) v = wide(job, at, first + static_cast<int>(2 * kPiece + at.lane / 16));
+        const float4 gate = {gate_of(v.x, rate.x, scale.x), gate_of(v.y, rate.y, scale.y),
+                             gate_of(v.z, rate.z, scale.z), gate_of(v.w, rate.w, scale.w)};
         store_shared_piece<kRow * kChunkHeadDim * 4>(place ^ ((kRow % 8) << 5), gate);
       });
     });
@@ -77,7 +74,7 @@ struct Gates {
 
  private:
   static __device__ __forceinline__ int column_of(const ChunkPlace& at) {
-    return at.head * kChunkHeadDim + at.lane % 16 * 4;
+    return at.head * kChunkHeadDim + static_cast<int>(at.lane % 16 * 4);
   }
   static __device__ __forceinline__ float4 wide(const ChunkedScanJob& job, const ChunkPlace& at,
                                                 int token) {

@@ -27,6 +27,8 @@ __device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float&
   b = __uint_as_float(bits & 0xffff0000u);
 }
 
+constexpr float kGateRate = -1.44269504f;  // silu(z) = z / (1 + 2^(rate z))
+
 constexpr int kGroupThreads = 128;
 constexpr int kGroupWarps = kGroupThreads / kWarpLanes;
 // Warpgroups in the order of their threads: one makes outputs, one has the state, two rotate rows of
@@ -60,7 +62,7 @@ struct ChunkShape {
   static constexpr int kLanePairs = kState / 2 / kWarpLanes;  // of a row, rotated by one lane
 
   // An accumulator gives a thread rows i and i + 8 of its warp's 16: two ranks of one token.
-  static __host__ __device__ constexpr int row(int token, int rank) {
+  static __host__ __device__ constexpr unsigned row(unsigned token, unsigned rank) {
     if (kRank == 1) return token;
     if (kRank == 2) return token / 8 * 16 + rank * 8 + token % 8;
     return token / 4 * 16 + rank / 2 * 8 + token % 4 * 2 + rank % 2;
@@ -115,9 +117,9 @@ struct ChunkMemory {
   float2 out_c_norm[S::kState / 2];
   TokenBefore<S> before;  // the call
   RankRow mimo_x[S::kRank];
-  RankRow skip_x[S::kRank];  // D mimo_x
-  RankRow mimo_z[S::kRank];
-  RankRow mimo_o[S::kRank];
+  RankRow skip_x[S::kRank];      // D mimo_x
+  RankRow gate_rate[S::kRank];   // -log2(e) mimo_z
+  RankRow gate_scale[S::kRank];  // mimo_z mimo_o
   float out_norm[kChunkHeadDim];
   alignas(16) double dt[kRotatingWarps][S::kWarpTokens];
   std::uint32_t turns[2][kRotatingWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
@@ -138,7 +140,7 @@ struct ChunkMemory {
 
 // The byte in a stage's gates of row `row` and column `column`. Eight rows' blocks of eight columns,
 // which a warp reads at once, lie in different banks.
-__host__ __device__ constexpr int gate_place(int row, int column) {
+__host__ __device__ constexpr unsigned gate_place(unsigned row, unsigned column) {
   return row * kChunkHeadDim * 4 + (((column >> 3) ^ row) & 7) * 32 + (column & 7) * 4;
 }
 
@@ -166,7 +168,7 @@ __device__ __forceinline__ void sync_state() {
 }
 
 // Everything that this warp has written and read comes before what others do after the barrier.
-__device__ __forceinline__ void arrive_warp(Barrier* barrier, int lane) {
+__device__ __forceinline__ void arrive_warp(Barrier* barrier, unsigned lane) {
   __syncwarp();
   if (lane == 0) barrier_arrive(barrier);
 }
@@ -179,8 +181,8 @@ struct ChunkPlace {
   int end;
   int head;
   int group;
-  int warp;
-  int lane;
+  unsigned warp;  // unsigned: parts of these are found by shifts and masks
+  unsigned lane;
 
   __device__ explicit ChunkPlace(const ChunkedScanJob& job) {
     head = static_cast<int>(blockIdx.x % job.sizes.heads);
@@ -189,8 +191,8 @@ struct ChunkPlace {
     begin = static_cast<int>(job.cu_seqlens[sequence]);
     end = static_cast<int>(job.cu_seqlens[sequence + 1]);
     group = head / (job.sizes.heads / job.sizes.groups);
-    warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-    lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+    warp = threadIdx.x / kWarpLanes;
+    lane = threadIdx.x % kWarpLanes;
   }
   __device__ float* ssm(const ChunkedScanJob& job) const {
     return job.states.ssm + slot * job.states.ssm_stride +
@@ -236,8 +238,8 @@ __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, Chunk
       m.mimo_x[r][p] = S::kRank == 1 ? 1.0f : params.mimo_x[from];
       m.skip_x[r][p] = params.skip[at.head] * m.mimo_x[r][p];
       if constexpr (S::kRank > 1) {
-        m.mimo_z[r][p] = params.mimo_z[from];
-        m.mimo_o[r][p] = params.mimo_o[from];
+        m.gate_rate[r][p] = kGateRate * params.mimo_z[from];
+        m.gate_scale[r][p] = params.mimo_z[from] * params.mimo_o[from];
       }
     }
   }

@@ -41,17 +41,17 @@ struct Outputs {
   Fragment own;
   int begin;
 
-  __device__ __forceinline__ Row x(int token) const {
+  __device__ __forceinline__ Row x(unsigned token) const {
     if constexpr (!kWide) return {tile_address(stage.x, token), nullptr};
-    if (begin + token >= at.end) return {0, nullptr};
+    if (begin + static_cast<int>(token) >= at.end) return {0, nullptr};
     return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
                    own.column};
   }
   // y in bf16 waits until whole rows go out.
-  __device__ __forceinline__ void put_y(int token, int j, float a, float b) const {
+  __device__ __forceinline__ void put_y(unsigned token, int j, float a, float b) const {
     if constexpr (!kWide) {
       store_shared(at_piece(tile_address(stage.y, token), j), pack_bf16(a, b));
-    } else if (begin + token < at.end) {
+    } else if (begin + static_cast<int>(token) < at.end) {
       float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
                   at.head * kChunkHeadDim + 8 * j + own.column;
       to[0] = a;
@@ -61,14 +61,14 @@ struct Outputs {
 
  private:
   __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
-                                                        int token) const {
+                                                        unsigned token) const {
     return shared_address(tile) + swizzled(token, own.column);
   }
 };
 
 // o += skip X, normalised over the head where the layer does.
 template <class Out>
-__device__ __forceinline__ void finish_read_out(const Out& out, int token, int r, int half,
+__device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, unsigned r, int half,
                                                 float (&o)[kAccumulators]) {
   float squares = 0;
   const typename Out::Row x_row = out.x(token);
@@ -97,7 +97,7 @@ __device__ __forceinline__ void finish_read_out(const Out& out, int token, int r
 
 // The rank of the thread's row `half`.
 template <class S>
-__device__ __forceinline__ int rank_of(const Fragment& own, int half) {
+__device__ __forceinline__ unsigned rank_of(const Fragment& own, unsigned half) {
   if (S::kRank == 1) return 0;
   return S::kRank == 2 ? half : own.row % 2 + 2 * half;
 }
@@ -133,7 +133,7 @@ template <class Out>
 __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
   const GateRows gates(out);
-  const int token = Weights<S>::row_token(out.own, 0);
+  const unsigned token = Weights<S>::row_token(out.own, 0);
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     const float2 first = gates.pair<0>(j);
@@ -156,15 +156,15 @@ __device__ __forceinline__ void store_y(const Out& out) {
   constexpr int kTokens = 2 * Out::Shape::kWarpTokens;
   constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
   const ChunkPlace& at = out.at;
-  const int first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
-  const int column = at.lane % kRowPieces * 8;
+  const unsigned first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
+  const unsigned column = at.lane % kRowPieces * 8;
   const std::uint32_t from = shared_address(out.stage.y) + swizzled(first, column);
   auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
              at.head * kChunkHeadDim + column;
   for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
     constexpr int kToken = decltype(number)::value * kTokensAtOnce;
     const uint4 piece = load_shared_piece<kToken * kTileRowBytes>(at_piece(from, kToken % 8));
-    if (out.begin + first + kToken >= at.end) return;
+    if (out.begin + static_cast<int>(first) + kToken >= at.end) return;
     *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) = piece;
   });
 }

@@ -15,12 +15,11 @@ constexpr int kColumnSteps = 8;    // of eight columns each
 // Which rows and columns of a 64 by 64 product this thread has: rows `row` and `row` + 8, columns
 // 8 j + `column` and the next, in d[4 j], d[4 j + 1] and d[4 j + 2], d[4 j + 3].
 struct Fragment {
-  int row;
-  int column;
+  unsigned row;
+  unsigned column;
   __device__ Fragment()
-      : row(static_cast<int>(threadIdx.x) % kGroupThreads / kWarpLanes * 16 +
-            static_cast<int>(threadIdx.x) % kWarpLanes / 4),
-        column(static_cast<int>(threadIdx.x) % 4 * 2) {}
+      : row(threadIdx.x % kGroupThreads / kWarpLanes * 16 + threadIdx.x % kWarpLanes / 4),
+        column(threadIdx.x % 4 * 2) {}
   // See forget_lane.
   __device__ __forceinline__ void forget() { asm volatile("" : "+r"(row), "+r"(column)); }
 };
@@ -28,30 +27,40 @@ struct Fragment {
 template <class S>
 using State = float[S::kTiles][kAccumulators];  // [p, n] transposed products: rows are p
 
-template <class S>
-__device__ __forceinline__ void load_state(const ChunkedScanJob& job, const float* ssm,
-                                           const Fragment& own, State<S>& h) {
+// Calls f(number of the state, its place in memory) for all that the thread has. What canonical_place
+// says grows evenly with the number of the columns' step.
+template <class S, class F>
+__device__ __forceinline__ void for_each_of_state(const ChunkedScanJob& job, const Fragment& own,
+                                                  float* ssm, const F& f) {
+  const auto place = [&](int at) { return ssm + canonical_place(job.sizes, at) * kChunkHeadDim; };
+  const auto column = static_cast<int>(own.column);
+  const std::int64_t step = place(8) - place(0);
+  const std::int64_t neighbour = place(1) - place(0);
+  float* at = place(column) + own.row;
 #pragma unroll
-  for (int i = 0; i < S::kTiles * kAccumulators; ++i) {
-    const int j = i % kAccumulators / 4;
-    const int at = i / kAccumulators * kTileColumns + 8 * j + own.column + i % 2;
-    const int p = own.row + i % 4 / 2 * 8;
-    h[i / kAccumulators][i % kAccumulators] =
-        ssm[canonical_place(job.sizes, at) * kChunkHeadDim + p];
+  for (int tile = 0; tile < S::kTiles; ++tile) {
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; ++j, at += step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        f(tile, 4 * j + 2 * half, at[8 * half]);
+        f(tile, 4 * j + 2 * half + 1, at[neighbour + 8 * half]);
+      }
+    }
   }
+}
+
+template <class S>
+__device__ __forceinline__ void load_state(const ChunkedScanJob& job, const Fragment& own,
+                                           float* ssm, State<S>& h) {
+  for_each_of_state<S>(job, own, ssm,
+                       [&h](int tile, int i, const float& from) { h[tile][i] = from; });
 }
 
 template <class S>
 __device__ __forceinline__ void store_state(const ChunkedScanJob& job, const Fragment& own,
                                             const State<S>& h, float* ssm) {
-#pragma unroll
-  for (int i = 0; i < S::kTiles * kAccumulators; ++i) {
-    const int j = i % kAccumulators / 4;
-    const int at = i / kAccumulators * kTileColumns + 8 * j + own.column + i % 2;
-    const int p = own.row + i % 4 / 2 * 8;
-    ssm[canonical_place(job.sizes, at) * kChunkHeadDim + p] =
-        h[i / kAccumulators][i % kAccumulators];
-  }
+  for_each_of_state<S>(job, own, ssm, [&h](int tile, int i, float& to) { to = h[tile][i]; });
 }
 
 // The share of the token before: h += weight * sum of X K^T over ranks, in fp32.
@@ -116,13 +125,14 @@ struct Weights {
   static constexpr int kRowTokens = S::kRank == 1 ? 2 : 1;
   static constexpr int kColumnTokens = S::kRank == 1 ? 4 : S::kRank == 2 ? 2 : 1;
 
-  static __device__ __forceinline__ int row_token(const Fragment& own, int half) {
+  static __device__ __forceinline__ unsigned row_token(const Fragment& own, unsigned half) {
     if (S::kRank == 1) return own.row + 8 * half;
     if (S::kRank == 2) return own.row / 16 * 8 + own.row % 8;
     return own.row / 16 * 4 + own.row % 8 / 2;
   }
   // `i`: which of the thread's columns among the 16 with number `group`.
-  static __device__ __forceinline__ int column_token(const Fragment& own, int group, int i) {
+  static __device__ __forceinline__ unsigned column_token(const Fragment& own, unsigned group,
+                                                           unsigned i) {
     if (S::kRank == 1) return 16 * group + i / 2 * 8 + own.column + i % 2;
     if (S::kRank == 2) return 8 * group + own.column + i;
     return 4 * group + own.column / 2;
@@ -143,21 +153,21 @@ __device__ __forceinline__ float pair_weight(const TokenTerms& row, const TokenT
 template <class S, bool kDiagonal>
 __device__ __forceinline__ void weigh_columns(const ChunkStage<S>& stage, const Fragment& own,
                                               const TokenTerms (&rows)[Weights<S>::kRowTokens],
-                                              int group, const float* scores,
+                                              unsigned group, const float* scores,
                                               std::uint32_t (&out)[4]) {
   using W = Weights<S>;
   float weights[W::kRowTokens][W::kColumnTokens];
   bool later[W::kRowTokens][W::kColumnTokens];
 #pragma unroll
   for (int c = 0; c < W::kColumnTokens; ++c) {
-    const int token = W::column_token(own, group, c);
+    const unsigned token = W::column_token(own, group, c);
     const TokenTerms column = stage.terms[token];
 #pragma unroll
     for (int i = 0; i < W::kRowTokens; ++i) {
       weights[i][c] = pair_weight(rows[i], column);
       later[i][c] = false;
       if constexpr (kDiagonal) {
-        const int row_token = W::row_token(own, i);
+        const unsigned row_token = W::row_token(own, i);
         later[i][c] = token > row_token;
         if (token == row_token) weights[i][c] = rows[i].now;
       }
@@ -187,9 +197,9 @@ __device__ __forceinline__ void weigh_scores(const ChunkStage<S>& stage, const F
   TokenTerms rows[W::kRowTokens];
 #pragma unroll
   for (int i = 0; i < W::kRowTokens; ++i) rows[i] = stage.terms[W::row_token(own, i)];
-  const int diagonal = own.row / 16;
+  const unsigned diagonal = own.row / 16;
 #pragma unroll
-  for (int group = 0; group < 4; ++group) {
+  for (unsigned group = 0; group < 4; ++group) {
     if (group < diagonal) {
       weigh_columns<S, false>(stage, own, rows, group, &scores[8 * group], out[group]);
     } else if (group == diagonal) {

@@ -46,7 +46,7 @@ struct RawRows {
       }
     }
   }
-  static __device__ __forceinline__ const LanePairs<S>* rows(const __half* from, int lane) {
+  static __device__ __forceinline__ const LanePairs<S>* rows(const __half* from, unsigned lane) {
     return reinterpret_cast<const LanePairs<S>*>(from) + lane;
   }
 };
@@ -80,7 +80,7 @@ struct Phases {
             kWhole || first + t < at.end ? __ldg(from + t * (S::kState / 2) + j * kWarpLanes) : 0.0;
       }
     }
-    dt = at.lane < S::kWarpTokens && (kWhole || first + at.lane < at.end)
+    dt = at.lane < S::kWarpTokens && (kWhole || first + static_cast<int>(at.lane) < at.end)
              ? __ldg(job.dt + at.head * job.tokens + first + at.lane)
              : 0.0;
   }
@@ -130,7 +130,7 @@ __device__ __forceinline__ void sum_turns(
   for (int j = 0; j < S::kTurned; ++j) {
     own[j] = start[j];
 #pragma unroll
-    for (int warp = 0; warp < kRotatingWarps; ++warp) {
+    for (unsigned warp = 0; warp < kRotatingWarps; ++warp) {
       const std::uint32_t more = moved[warp][j * kWarpLanes + at.lane];
       if (warp < at.warp) own[j] += more;
       start[j] += more;
@@ -166,7 +166,7 @@ __device__ __forceinline__ float2 rotated(__half2 raw, float2 norm, float2 bias,
 // Where a lane's pairs of the warp's first row stand in a tile's address.
 template <class S>
 __device__ __forceinline__ std::uint32_t lane_place(const ChunkPlace& at) {
-  const int column = 2 * S::kLanePairs * at.lane;
+  const unsigned column = 2 * S::kLanePairs * at.lane;
   return column / kTileColumns * kTileBytes +
          swizzled(S::row(at.warp * S::kWarpTokens, 0), column % kTileColumns);
 }
@@ -179,7 +179,7 @@ __device__ __forceinline__ std::uint32_t packed_pairs(const float2 (&v)[1]) {
 }
 
 // One row of K or Q, number `kRow` of the warp's.
-template <class S, int kRow>
+template <class S, unsigned kRow>
 __device__ __forceinline__ void put_row(LanePairs<S> raw, const float2* norm, const float2* bias,
                                         const float2 (&cos_sin)[S::kTurned], std::uint32_t place) {
   float2 out[S::kLanePairs];
@@ -194,7 +194,7 @@ __device__ __forceinline__ void put_row(LanePairs<S> raw, const float2* norm, co
 template <int kCount>
 struct LaneRow {
   float2 at[kCount];
-  __device__ __forceinline__ LaneRow(const float2* row, int lane) {
+  __device__ __forceinline__ LaneRow(const float2* row, unsigned lane) {
 #pragma unroll
     for (int j = 0; j < kCount; ++j) at[j] = row[lane * kCount + j];
   }
@@ -227,7 +227,7 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const Phases<
     for_each_number<S::kWarpTokens>([&](auto token) {
       constexpr int kToken = decltype(token)::value;
       constexpr int kFrom = kToken * S::kRank + kRank;
-      constexpr int kRow = S::row(kToken, kRank);
+      constexpr unsigned kRow = S::row(kToken, kRank);
       put_row<S, kRow>(raw.b[kFrom], b_norm.at, b_bias.at, cos_sin[kToken], k_place);
       put_row<S, kRow>(raw.c[kFrom], c_norm.at, c_bias.at, cos_sin[kToken], q_place);
     });
@@ -255,7 +255,7 @@ __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const Phases<S
         RawRows<S>::rows(job.in_b, at.lane)[(token * S::kRank + r) * kWarpLanes];
 #pragma unroll
     for (int j = 0; j < S::kLanePairs; ++j) {
-      const int i = at.lane * S::kLanePairs + j;
+      const unsigned i = at.lane * S::kLanePairs + j;
       stage.kept.k[r][i] =
           rotated<S>(raw_pair(raw, j), m.in_b_norm[i], m.in_b_bias[r][i], j, cos_sin);
     }
@@ -281,7 +281,7 @@ struct RankRows {
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      const int token = first + token_of(at) + i * kTokensAtOnce;
+      const int token = first + static_cast<int>(token_of(at)) + i * kTokensAtOnce;
       x[i] = kWhole || token < at.end
                  ? __ldg(reinterpret_cast<const uint4*>(job.x + token * job.zx_stride +
                                                         at.head * kChunkHeadDim + column_of(at)))
@@ -290,10 +290,10 @@ struct RankRows {
   }
 
   __device__ __forceinline__ void spread(const ChunkPlace& at, ChunkStage<S>& stage) const {
-    const int row = S::row(at.warp * S::kWarpTokens + token_of(at), rank_of(at));
+    const unsigned row = S::row(at.warp * S::kWarpTokens + token_of(at), rank_of(at));
     const std::uint32_t place = shared_address(stage.own_x) + swizzled(row, column_of(at));
     for_each_number<kPieces>([&](auto number) {
-      constexpr int kRow = S::row(decltype(number)::value * kTokensAtOnce, 0);
+      constexpr unsigned kRow = S::row(decltype(number)::value * kTokensAtOnce, 0);
       const uint4 from = x[decltype(number)::value];
       const uint4 own = {weighted(from.x, 0), weighted(from.y, 2), weighted(from.z, 4),
                          weighted(from.w, 6)};
@@ -302,13 +302,13 @@ struct RankRows {
   }
 
  private:
-  static __device__ __forceinline__ int column_of(const ChunkPlace& at) {
+  static __device__ __forceinline__ unsigned column_of(const ChunkPlace& at) {
     return at.lane % kRowPieces * 8;
   }
-  static __device__ __forceinline__ int rank_of(const ChunkPlace& at) {
+  static __device__ __forceinline__ unsigned rank_of(const ChunkPlace& at) {
     return at.lane / kRowPieces % S::kRank;
   }
-  static __device__ __forceinline__ int token_of(const ChunkPlace& at) {
+  static __device__ __forceinline__ unsigned token_of(const ChunkPlace& at) {
     return at.lane / kRowPieces / S::kRank;
   }
   __device__ __forceinline__ std::uint32_t weighted(std::uint32_t pair, int i) const {
@@ -323,26 +323,35 @@ struct RankRows {
 template <class S>
 struct RotatedInputs {
   RawRows<S> rows;
+  Phases<S> phases;
   RankRows<S> x;
   Gates<S> gates;
-  Phases<S> phases;
 
   // `first`: the warp's first token.
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    if (__builtin_expect(first + S::kWarpTokens <= at.end, 1)) {
-      load<true>(job, at, first);
+  __device__ __forceinline__ void load_rows(const ChunkedScanJob& job, const ChunkPlace& at,
+                                            int first) {
+    if (is_whole(at, first)) {
+      phases.template load<true>(job, at, first);
+      rows.template load<true>(job, at, first);
     } else {
-      load<false>(job, at, first);
+      phases.template load<false>(job, at, first);
+      rows.template load<false>(job, at, first);
+    }
+  }
+  __device__ __forceinline__ void load_columns(const ChunkedScanJob& job, const ChunkPlace& at,
+                                               int first) {
+    if (is_whole(at, first)) {
+      gates.template load<true>(job, at, first);
+      if constexpr (S::kRank > 1) x.template load<true>(job, at, first);
+    } else {
+      gates.template load<false>(job, at, first);
+      if constexpr (S::kRank > 1) x.template load<false>(job, at, first);
     }
   }
 
  private:
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    phases.template load<kWhole>(job, at, first);
-    rows.template load<kWhole>(job, at, first);
-    gates.template load<kWhole>(job, at, first);
-    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, first);
+  static __device__ __forceinline__ bool is_whole(const ChunkPlace& at, int first) {
+    return __builtin_expect(first + S::kWarpTokens <= at.end, 1);
   }
 };
 
