@@ -35,6 +35,16 @@ __device__ __forceinline__ std::uint64_t wgmma_operand(std::uint32_t address,
          (std::uint64_t{tile_bytes >> 4} << 16) | ((address & 0x3ffff) >> 4);
 }
 
+// The operand that begins so many bytes further: one addition to the half that has the address.
+__device__ __forceinline__ std::uint64_t wgmma_further(std::uint64_t operand, std::uint32_t bytes) {
+  std::uint32_t low;
+  std::uint32_t high;
+  asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(operand));
+  low += bytes >> 4;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(operand) : "r"(low), "r"(high));
+  return operand;
+}
+
 // Registers that a product reads or adds to were written by ordinary instructions.
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

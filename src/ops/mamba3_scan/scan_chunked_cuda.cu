@@ -45,12 +45,12 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S
       o[4 * j + 2 * half + 1] *= decay;
     }
   }
-  const std::uint32_t x = stage.x_rows();
+  const std::uint64_t x = wgmma_operand(stage.x_rows());
   wgmma_hold(o);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    wgmma_k16<1>(o, weighted[step], wgmma_operand(x + step * 2048));
+    wgmma_k16<1>(o, weighted[step], wgmma_further(x, step * 16 * kTileRowBytes));
   }
   wgmma_commit();
   wgmma_wait<0>();
@@ -93,12 +93,14 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
     for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
     wgmma_hold(h[tile]);
   }
+  const std::uint64_t k = wgmma_operand(shared_address(stage.k));
   wgmma_fence();
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      wgmma_k16<1>(h[tile], faded[step], wgmma_operand(shared_address(stage.k[tile]) + step * 2048));
+      wgmma_k16<1>(h[tile], faded[step],
+                   wgmma_further(k, tile * kTileBytes + step * 16 * kTileRowBytes));
     }
   }
   wgmma_commit();
@@ -131,35 +133,38 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     const int i = j * kWarpLanes + static_cast<int>(at.lane);
     turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
   }
+  const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
   RotatedInputs<S> in;
   if constexpr (S::kRank > 1) in.x.load_weights(at, m);
-  const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
-  in.load_rows(job, at, at.begin + first_in_chunk);
-  in.load_columns(job, at, at.begin + first_in_chunk);
+  in.request(job, at, at.begin + first_in_chunk, m);
+  in.load(job, at, at.begin + first_in_chunk);
   StageCursor cursor;
   int odd = 0;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
-    const int next = begin + S::kTokens;
-    in.phases.sum(at, m.dt[at.warp], m.turns[odd][at.warp]);
+    const int first = begin + first_in_chunk;
+    const bool goes_on = begin + S::kTokens < at.end;
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    Phases<S> phases;
+    phases.sum(at, m.phase_inputs[at.warp], m.turns[odd][at.warp]);
     sync_rotating();
+    if (goes_on) in.request(job, at, first + S::kTokens, m);
     std::uint32_t own_turns[S::kTurned];
     sum_turns<S>(m.turns[odd], at, turns, own_turns);
     odd ^= 1;
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     ChunkStage<S>& stage = m.stages[cursor.stage];
-    rotate_rows(in.rows, in.phases, at, own_turns, m, stage);
+    rotate_rows(in.rows, phases, at, own_turns, m, stage);
     const int kept = kept_token<S>(at, begin) - first_in_chunk;
     if (__builtin_expect(kept >= 0 && kept < S::kWarpTokens, 0)) {
-      keep_k(job, in.phases, at, own_turns, begin, kept, m, stage);
+      keep_k(job, phases, at, own_turns, begin, kept, m, stage);
     }
-    // Early, for what comes is needed first.
-    if (next < at.end) in.load_rows(job, at, next + first_in_chunk);
     if constexpr (S::kRank > 1) in.x.spread(at, stage);
-    in.gates.make(job, at, begin + first_in_chunk, m, stage);
+    in.gates.make(job, at, first, m, stage);
     fence_async_proxy();
     arrive_warp(&m.filled[cursor.stage], at.lane);
-    if (next < at.end) in.load_columns(job, at, next + first_in_chunk);
+    if (goes_on) in.load(job, at, first + S::kTokens);
     cursor.next();
   }
   if (at.warp != 0) return;

@@ -105,6 +105,13 @@ struct alignas(1024) ChunkStage {
   }
 };
 
+// What a rotating warp's tokens turn.
+template <class S>
+struct alignas(16) PhaseInputs {
+  double half_tanh[S::kWarpTokens][S::kTurned * kWarpLanes];
+  double dt[S::kWarpTokens];
+};
+
 // Of [p], with room behind: rows of two ranks are read at once, from different banks.
 using RankRow = float[kChunkHeadDim + 8];
 
@@ -121,7 +128,7 @@ struct ChunkMemory {
   RankRow gate_rate[S::kRank];   // -log2(e) mimo_z
   RankRow gate_scale[S::kRank];  // mimo_z mimo_o
   float out_norm[kChunkHeadDim];
-  alignas(16) double dt[kRotatingWarps][S::kWarpTokens];
+  PhaseInputs<S> phase_inputs[kRotatingWarps];
   std::uint32_t turns[2][kRotatingWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
 
   Barrier filled[kStages];  // everything of a chunk but h

@@ -109,12 +109,14 @@ template <class S>
 __device__ __forceinline__ void multiply_rows(const unsigned char (*a)[kTileBytes],
                                               const unsigned char (*b)[kTileBytes],
                                               float (&d)[kAccumulators]) {
+  const std::uint64_t a_operand = wgmma_operand(shared_address(a));
+  const std::uint64_t b_operand = wgmma_operand(shared_address(b));
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      wgmma_k16<0, 0>(d, wgmma_operand(shared_address(a[tile]) + step * 32),
-                      wgmma_operand(shared_address(b[tile]) + step * 32), tile + step > 0);
+      const int from = tile * kTileBytes + step * 32;
+      wgmma_k16<0, 0>(d, wgmma_further(a_operand, from), wgmma_further(b_operand, from), from > 0);
     }
   }
 }

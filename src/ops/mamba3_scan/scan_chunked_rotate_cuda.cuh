@@ -3,6 +3,8 @@
 // ahead.
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include <cstdint>
 #include <type_traits>
 
@@ -60,60 +62,71 @@ __device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, dou
   return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
 }
 
+// Brings what a warp's tokens turn into shared memory. `first`: the warp's first token; those behind
+// the end turn nothing.
+template <class S, bool kWhole>
+__device__ __forceinline__ void request_phases(const ChunkedScanJob& job, const ChunkPlace& at,
+                                               int first, PhaseInputs<S>& to) {
+  constexpr unsigned kTokenPieces =
+      S::kTurned * kWarpLanes * sizeof(double) / kPieceBytes;  // 16 or 32
+  constexpr unsigned kPieces = S::kWarpTokens * kTokenPieces;
+  constexpr unsigned kPieceDoubles = kPieceBytes / sizeof(double);
+  const double* from = job.half_tanh + std::int64_t{first} * (S::kState / 2);
+#pragma unroll
+  for (unsigned i = 0; i < kPieces; i += kWarpLanes) {
+    const unsigned token = (i + at.lane) / kTokenPieces;
+    const unsigned angle = (i + at.lane) % kTokenPieces * kPieceDoubles;
+    const bool is = kWhole || first + static_cast<int>(token) < at.end;
+    __pipeline_memcpy_async(
+        &to.half_tanh[token][angle],
+        is ? static_cast<const void*>(from + token * (S::kState / 2) + angle) : job.nothing,
+        kPieceBytes, is ? 0 : kPieceBytes);
+  }
+  if (at.lane < S::kWarpTokens) {
+    const bool is = kWhole || first + static_cast<int>(at.lane) < at.end;
+    __pipeline_memcpy_async(
+        &to.dt[at.lane],
+        is ? static_cast<const void*>(job.dt + at.head * job.tokens + first + at.lane)
+           : job.nothing,
+        sizeof(double), is ? 0 : sizeof(double));
+  }
+}
+
 // How far a warp's tokens turn this lane's pairs.
 template <class S>
 struct Phases {
-  double half_tanh[S::kWarpTokens][S::kTurned];
-  double dt;                                       // of the token with the lane's number
   std::uint32_t turns[S::kWarpTokens][S::kTurned];  // from the warp's first token on
-  float broken[S::kTurned];  // 0, or NaN where a step is not finite
-
-  // Tokens behind the end turn nothing.
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    const double* from = job.half_tanh + std::int64_t{first} * (S::kState / 2) + at.lane;
-#pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-#pragma unroll
-      for (int j = 0; j < S::kTurned; ++j) {
-        half_tanh[t][j] =
-            kWhole || first + t < at.end ? __ldg(from + t * (S::kState / 2) + j * kWarpLanes) : 0.0;
-      }
-    }
-    dt = at.lane < S::kWarpTokens && (kWhole || first + static_cast<int>(at.lane) < at.end)
-             ? __ldg(job.dt + at.head * job.tokens + first + at.lane)
-             : 0.0;
-  }
+  float broken[S::kTurned];                         // 0, or NaN where a step is not finite
 
   // Leaves what all the warp's tokens turn in `sums`.
-  __device__ __forceinline__ void sum(const ChunkPlace& at, double (&dts)[S::kWarpTokens],
+  __device__ __forceinline__ void sum(const ChunkPlace& at, const PhaseInputs<S>& in,
                                       std::uint32_t (&sums)[S::kTurned * kWarpLanes]) {
-    if (at.lane < S::kWarpTokens) dts[at.lane] = dt;
-    __syncwarp();
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
+      const unsigned angle = j * kWarpLanes + at.lane;
       broken[j] = 0;
       std::uint32_t sum = 0;
       bool all_small = true;
 #pragma unroll
       for (int t = 0; t < S::kWarpTokens; ++t) {
         bool small;
-        sum += small_turns_moved(half_tanh[t][j], dts[t], small);
+        sum += small_turns_moved(in.half_tanh[t][angle], in.dt[t], small);
         turns[t][j] = sum;
         all_small = all_small && small;
       }
-      if (__builtin_expect(!all_small, 0)) sum = sum_large(dts, j);
-      sums[j * kWarpLanes + at.lane] = sum;
+      if (__builtin_expect(!all_small, 0)) sum = sum_large(in, j, angle);
+      sums[angle] = sum;
     }
   }
 
  private:
-  __device__ __forceinline__ std::uint32_t sum_large(const double (&dts)[S::kWarpTokens], int j) {
+  __device__ __forceinline__ std::uint32_t sum_large(const PhaseInputs<S>& in, int j,
+                                                     unsigned angle) {
     std::uint32_t sum = 0;
 #pragma unroll
     for (int t = 0; t < S::kWarpTokens; ++t) {
       bool finite = true;
-      sum += turns_moved(half_tanh[t][j], dts[t], finite);
+      sum += turns_moved(in.half_tanh[t][angle], in.dt[t], finite);
       turns[t][j] = sum;
       if (!finite) broken[j] = nanf("");
     }
@@ -323,33 +336,34 @@ struct RankRows {
 template <class S>
 struct RotatedInputs {
   RawRows<S> rows;
-  Phases<S> phases;
   RankRows<S> x;
   Gates<S> gates;
 
   // `first`: the warp's first token.
-  __device__ __forceinline__ void load_rows(const ChunkedScanJob& job, const ChunkPlace& at,
-                                            int first) {
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
     if (is_whole(at, first)) {
-      phases.template load<true>(job, at, first);
-      rows.template load<true>(job, at, first);
+      load<true>(job, at, first);
     } else {
-      phases.template load<false>(job, at, first);
-      rows.template load<false>(job, at, first);
+      load<false>(job, at, first);
     }
   }
-  __device__ __forceinline__ void load_columns(const ChunkedScanJob& job, const ChunkPlace& at,
-                                               int first) {
+  static __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
+                                                 int first, ChunkMemory<S>& m) {
     if (is_whole(at, first)) {
-      gates.template load<true>(job, at, first);
-      if constexpr (S::kRank > 1) x.template load<true>(job, at, first);
+      request_phases<S, true>(job, at, first, m.phase_inputs[at.warp]);
     } else {
-      gates.template load<false>(job, at, first);
-      if constexpr (S::kRank > 1) x.template load<false>(job, at, first);
+      request_phases<S, false>(job, at, first, m.phase_inputs[at.warp]);
     }
+    __pipeline_commit();
   }
 
  private:
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
+    rows.template load<kWhole>(job, at, first);
+    gates.template load<kWhole>(job, at, first);
+    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, first);
+  }
   static __device__ __forceinline__ bool is_whole(const ChunkPlace& at, int first) {
     return __builtin_expect(first + S::kWarpTokens <= at.end, 1);
   }
