@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "device/kernel_helpers.cuh"
-#include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_gates_cuda.cuh"
 
 namespace mamba3 {
 namespace {

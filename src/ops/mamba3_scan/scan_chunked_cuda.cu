@@ -8,6 +8,8 @@
 
 #include "ops/mamba3_scan/scan_chunked_cuda.h"
 #include "ops/mamba3_scan/scan_chunked_outputs_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_turns_cuda.cuh"
 
 // Code for other cards than Hopper has none of what the kernel calls.
 #pragma nv_diag_suppress 177
@@ -127,51 +129,29 @@ template <class S>
 __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPlace at,
                                               ChunkMemory<S>& m) {
   at.warp -= kRotatingThread / kWarpLanes;
-  std::uint32_t turns[S::kTurned];  // before the chunk
-#pragma unroll
-  for (int j = 0; j < S::kTurned; ++j) {
-    const int i = j * kWarpLanes + static_cast<int>(at.lane);
-    turns[j] = i < job.sizes.angles ? at.turns(job)[i] : 0;
-  }
   const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
   RotatedInputs<S> in;
   if constexpr (S::kRank > 1) in.x.load_weights(at, m);
-  in.request(job, at, at.begin + first_in_chunk, m);
   in.load(job, at, at.begin + first_in_chunk);
   StageCursor cursor;
-  int odd = 0;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
-    const int first = begin + first_in_chunk;
-    const bool goes_on = begin + S::kTokens < at.end;
-    __pipeline_wait_prior(0);
-    __syncwarp();
-    Phases<S> phases;
-    phases.sum(at, m.phase_inputs[at.warp], m.turns[odd][at.warp]);
-    sync_rotating();
-    if (goes_on) in.request(job, at, first + S::kTokens, m);
-    std::uint32_t own_turns[S::kTurned];
-    sum_turns<S>(m.turns[odd], at, turns, own_turns);
-    odd ^= 1;
-    barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
-    ChunkStage<S>& stage = m.stages[cursor.stage];
-    rotate_rows(in.rows, phases, at, own_turns, m, stage);
-    const int kept = kept_token<S>(at, begin) - first_in_chunk;
-    if (__builtin_expect(kept >= 0 && kept < S::kWarpTokens, 0)) {
-      keep_k(job, phases, at, own_turns, begin, kept, m, stage);
+    const int s = cursor.stage;
+    ChunkStage<S>& stage = m.stages[s];
+    barrier_wait(&m.turned[s], cursor.parity);
+    barrier_wait(&m.emptied[s], cursor.parity ^ 1);
+    rotate_rows(in.rows, m.turns[s], at, m, stage);
+    const int kept = kept_token<S>(at, begin);
+    if (__builtin_expect(kept >= 0 && kept / S::kWarpTokens == static_cast<int>(at.warp), 0)) {
+      keep_k(job, m.turns[s], at, begin, kept, m, stage);
     }
     if constexpr (S::kRank > 1) in.x.spread(at, stage);
-    in.gates.make(job, at, first, m, stage);
+    in.gates.make(job, at, begin + first_in_chunk, m, stage);
     fence_async_proxy();
-    arrive_warp(&m.filled[cursor.stage], at.lane);
-    if (goes_on) in.load(job, at, first + S::kTokens);
+    arrive_warp(&m.filled[s], at.lane);
+    const int next = begin + S::kTokens;
+    if (next < at.end) in.load(job, at, next + first_in_chunk);
     cursor.next();
-  }
-  if (at.warp != 0) return;
-#pragma unroll
-  for (int j = 0; j < S::kTurned; ++j) {
-    const int i = j * kWarpLanes + static_cast<int>(at.lane);
-    if (i < job.sizes.angles) at.turns(job)[i] = turns[j];
   }
 }
 
@@ -204,69 +184,102 @@ constexpr int kWeighingWarp = 1;
 constexpr int kKeepingWarp = 2;
 
 template <class S>
-__device__ __forceinline__ void finish_columns(const ChunkPlace& at, Barrier* filled) {
-  __pipeline_wait_prior(0);
-  fence_async_proxy();
-  arrive_warp(filled, at.lane);
-}
-
-// The state before the chunk from `begin` on, x and weights go into its stage. finish_columns says so
-// when x is there. `decays`: those of the chunk, and then of the next one.
-template <class S>
-__device__ __forceinline__ void begin_chunk(const ChunkedScanJob& job, const ChunkPlace& at,
-                                            const Fragment& own, int begin,
-                                            const TokenBefore<S>& before,
-                                            const StageCursor& cursor, ChunkMemory<S>& m,
-                                            Decays<S>& decays, State<S>& h) {
-  if ((begin - at.begin) % kGridTokens == 0) {
-    add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
-  }
-  barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
-  ChunkStage<S>& stage = m.stages[cursor.stage];
-  request_x(job, at, begin, stage);
-  show_state<S>(own, h, stage);
-  fence_async_proxy();
-  arrive_warp(&m.shown[cursor.stage], at.lane);
-  if (at.warp % kGroupWarps != kWeighingWarp) return;
-  const int next = begin + S::kTokens;
-  decays.weigh(at.lane, (next - at.begin) % kGridTokens != 0, stage);
-  decays.load(job, at, next);
-}
-
-template <class S>
-__device__ __forceinline__ void carry_state(const ChunkedScanJob& job, ChunkPlace at,
-                                            ChunkMemory<S>& m) {
+struct StateCarrier {
+  const ChunkedScanJob& job;
+  ChunkMemory<S>& m;
+  ChunkPlace at;
   Fragment own;
+  Decays<S> decays;  // of the chunk after the one that was begun
+  Turner<S> turner;
   State<S> h;
-  load_state<S>(job, own, at.ssm(job), h);
-  Decays<S> decays;
-  if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
-  StageCursor cursor;
-  begin_chunk(job, at, own, at.begin, m.before, cursor, m, decays, h);
-  finish_columns<S>(at, &m.filled[0]);
-  int last = 0;
-  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
-    forget_lane(at);
-    own.forget();
-    const int s = last = cursor.uniform_stage();
-    ChunkStage<S>& stage = m.stages[s];
-    barrier_wait(&m.filled[s], cursor.parity);
-    update_state<S>(own, stage, h);
-    const int kept = kept_token<S>(at, begin);
-    if (kept >= 0) {
-      if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, stage);
-      sync_state();
-    }
-    cursor.next();
-    const int next = begin + S::kTokens;
-    if (next < at.end) begin_chunk(job, at, own, next, stage.kept, cursor, m, decays, h);
-    arrive_warp(&m.emptied[s], at.lane);
-    if (next < at.end) finish_columns<S>(at, &m.filled[cursor.stage]);
+
+  __device__ __forceinline__ StateCarrier(const ChunkedScanJob& job_in, const ChunkPlace& place,
+                                          ChunkMemory<S>& memory)
+      : job(job_in), m(memory), at(place), turner(job_in, place) {
+    load_state<S>(job, own, at.ssm(job), h);
+    if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
   }
-  const ChunkPlace end(job);
-  store_state<S>(job, own, h, end.ssm(job));
-  store_end<S>(job, end, m.stages[last].kept);
-}
+
+  __device__ __forceinline__ void request_turns(int begin) {
+    if (begin < at.end) turner.request(job, at, begin, m);
+    __pipeline_commit();
+  }
+
+  // Of the chunk from `begin` on, whose request is not the last one but kNewer.
+  template <int kNewer>
+  __device__ __forceinline__ void make_turns(int begin, int stage) {
+    __pipeline_wait_prior(kNewer);
+    __syncwarp();
+    if (begin < at.end) {
+      turner.make(at, m, m.turns[stage]);
+      arrive_warp(&m.turned[stage], at.lane);
+    }
+    request_turns(begin + S::kTokens);
+  }
+
+  // The state before the chunk from `begin` on, x and weights go into its stage. finish_chunk says
+  // so when x is there.
+  __device__ __forceinline__ void begin_chunk(int begin, const TokenBefore<S>& before,
+                                              const StageCursor& cursor) {
+    if ((begin - at.begin) % kGridTokens == 0) {
+      add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
+    }
+    barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
+    ChunkStage<S>& stage = m.stages[cursor.stage];
+    request_x(job, at, begin, stage);
+    show_state<S>(own, h, stage);
+    fence_async_proxy();
+    arrive_warp(&m.shown[cursor.stage], at.lane);
+    if (at.warp % kGroupWarps != kWeighingWarp) return;
+    const int next = begin + S::kTokens;
+    decays.weigh(at.lane, (next - at.begin) % kGridTokens != 0, stage);
+    decays.load(job, at, next);
+  }
+
+  // Of two requests, of x and then of what turns, the first is waited for.
+  __device__ __forceinline__ void finish_chunk(int stage) {
+    __pipeline_wait_prior(1);
+    fence_async_proxy();
+    arrive_warp(&m.filled[stage], at.lane);
+  }
+
+  __device__ __forceinline__ void keep_last_x(int begin, ChunkStage<S>& stage) {
+    const int kept = kept_token<S>(at, begin);
+    if (__builtin_expect(kept < 0, 1)) return;
+    if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, stage);
+    sync_state();
+  }
+
+  __device__ __forceinline__ void run() {
+    StageCursor cursor;
+    request_turns(at.begin);
+    make_turns<0>(at.begin, 0);
+    begin_chunk(at.begin, m.before, cursor);
+    make_turns<1>(at.begin + S::kTokens, 1);
+    finish_chunk(0);
+    int last = 0;
+    for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+      forget_lane(at);
+      own.forget();
+      const int s = last = cursor.uniform_stage();
+      ChunkStage<S>& stage = m.stages[s];
+      barrier_wait(&m.filled[s], cursor.parity);
+      update_state<S>(own, stage, h);
+      keep_last_x(begin, stage);
+      cursor.next();
+      const int next = begin + S::kTokens;
+      if (next < at.end) begin_chunk(next, stage.kept, cursor);
+      arrive_warp(&m.emptied[s], at.lane);
+      if (next >= at.end) break;
+      make_turns<1>(next + S::kTokens, s);
+      finish_chunk(cursor.stage);
+    }
+    const ChunkPlace end(job);
+    store_state<S>(job, own, h, end.ssm(job));
+    store_end<S>(job, end, m.stages[last].kept);
+    turner.store(job, end);
+  }
+};
 
 template <int kState, int kRank, int kTurned>
 __global__ void __launch_bounds__(kChunkThreads, 1)
@@ -285,7 +298,7 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
     make_outputs(job, at, m);
   } else if (threadIdx.x < kRotatingThread) {
     wgmma_take_registers<kStateRegisters>();
-    carry_state(job, at, m);
+    StateCarrier<S>(job, at, m).run();
   } else {
     wgmma_give_registers<kRotatingRegisters>();
     rotate_chunks(job, at, m);

@@ -90,9 +90,8 @@ struct alignas(1024) ChunkStage {
   unsigned char q[S::kTiles][kTileBytes];  // [row, n]
   unsigned char k[S::kTiles][kTileBytes];  // [row, n]
   unsigned char h[S::kTiles][kTileBytes];  // [p, n] the state before the chunk
-  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place
+  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place; and then y
   unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
-  unsigned char y[S::kTokens * kTileRowBytes];                    // [t, p]
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
   alignas(16) TokenTerms terms[S::kTokens];
   float start_decay[S::kTokens];  // of the state before the chunk
@@ -105,11 +104,29 @@ struct alignas(1024) ChunkStage {
   }
 };
 
-// What a rotating warp's tokens turn.
+// For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh.
+constexpr int kTurnQuarters = 4;
+
+// What the lanes of one warp read.
 template <class S>
-struct alignas(16) PhaseInputs {
-  double half_tanh[S::kWarpTokens][S::kTurned * kWarpLanes];
-  double dt[S::kWarpTokens];
+struct TurnInputs {
+  double half_tanh[S::kTurned][S::kTokens / kTurnQuarters][kWarpLanes];
+  double dt[S::kTokens];
+};
+
+// The phases of a chunk, in turns of 2^-32.
+template <class S>
+struct ChunkTurns {
+  static constexpr int kTokens = S::kTokens / kTurnQuarters;
+  struct Quarter {
+    std::uint32_t turns[kTokens][S::kTurned * kWarpLanes];
+    std::uint32_t apart[kWarpLanes / kTurnQuarters];  // quarters are written at once
+  } quarters[kTurnQuarters];
+  float broken[S::kTurned * kWarpLanes];  // 0, or NaN where a step is not finite
+
+  __device__ __forceinline__ std::uint32_t of(unsigned token, unsigned angle) const {
+    return quarters[token / kTokens].turns[token % kTokens][angle];
+  }
 };
 
 // Of [p], with room behind: rows of two ranks are read at once, from different banks.
@@ -128,15 +145,17 @@ struct ChunkMemory {
   RankRow gate_rate[S::kRank];   // -log2(e) mimo_z
   RankRow gate_scale[S::kRank];  // mimo_z mimo_o
   float out_norm[kChunkHeadDim];
-  PhaseInputs<S> phase_inputs[kRotatingWarps];
-  std::uint32_t turns[2][kRotatingWarps][S::kTurned * kWarpLanes];  // moved by each warp's tokens
+  TurnInputs<S> turn_inputs[kGroupWarps];
+  ChunkTurns<S> turns[kStages];
 
+  Barrier turned[kStages];  // phases
   Barrier filled[kStages];  // everything of a chunk but h
   Barrier shown[kStages];   // h
   Barrier emptied[kStages];
 
   __device__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
+      barrier_init(&turned[i], kGroupWarps);
       barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
       barrier_init(&shown[i], kGroupWarps);
       barrier_init(&emptied[i], 2 * kGroupWarps);
@@ -166,12 +185,9 @@ struct StageCursor {
   }
 };
 
-// Of some warps alone.
-__device__ __forceinline__ void sync_rotating() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kRotatingThreads) : "memory");
-}
+// Of the warps that have the state alone.
 __device__ __forceinline__ void sync_state() {
-  asm volatile("bar.sync 2, %0;" ::"n"(kGroupThreads) : "memory");
+  asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
 // Everything that this warp has written and read comes before what others do after the barrier.

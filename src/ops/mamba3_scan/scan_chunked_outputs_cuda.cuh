@@ -47,16 +47,13 @@ struct Outputs {
     return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
                    own.column};
   }
-  // y in bf16 waits until whole rows go out.
-  __device__ __forceinline__ void put_y(unsigned token, int j, float a, float b) const {
-    if constexpr (!kWide) {
-      store_shared(at_piece(tile_address(stage.y, token), j), pack_bf16(a, b));
-    } else if (begin + static_cast<int>(token) < at.end) {
-      float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
-                  at.head * kChunkHeadDim + 8 * j + own.column;
-      to[0] = a;
-      to[1] = b;
-    }
+  // y in fp32.
+  __device__ __forceinline__ void put_wide(unsigned token, int j, float a, float b) const {
+    if (begin + static_cast<int>(token) >= at.end) return;
+    float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
+                at.head * kChunkHeadDim + 8 * j + own.column;
+    to[0] = a;
+    to[1] = b;
   }
 
  private:
@@ -102,15 +99,25 @@ __device__ __forceinline__ unsigned rank_of(const Fragment& own, unsigned half) 
   return S::kRank == 2 ? half : own.row % 2 + 2 * half;
 }
 
-// The gates of the thread's two rows, by the address of the first.
+// The gates of the thread's two rows, by the address of the first. y in bf16 waits in their place
+// until whole rows go out: two numbers in the first half of what two gates had.
 struct GateRows {
+  static constexpr int kHalfBytes = 8 * kChunkHeadDim * 4;
   std::uint32_t place;
   template <class Out>
   __device__ __forceinline__ explicit GateRows(const Out& out)
       : place(shared_address(out.stage.gates) + gate_place(out.own.row, out.own.column)) {}
   template <int kHalf>
   __device__ __forceinline__ float2 pair(int j) const {
-    return load_shared_pair<kHalf * 8 * kChunkHeadDim * 4>(place ^ (j << 5));
+    return load_shared_pair<kHalf * kHalfBytes>(place ^ (j << 5));
+  }
+  template <int kHalf, class Out>
+  __device__ __forceinline__ void put(const Out& out, unsigned token, int j, float2 y) const {
+    if constexpr (Out::kIsWide) {
+      out.put_wide(token, j, y.x, y.y);
+    } else {
+      store_shared<kHalf * kHalfBytes>(place ^ (j << 5), pack_bf16(y.x, y.y));
+    }
   }
 };
 
@@ -122,8 +129,8 @@ __device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccu
   for (int j = 0; j < kColumnSteps; ++j) {
     const float2 first = gates.pair<0>(j);
     const float2 second = gates.pair<1>(j);
-    out.put_y(out.own.row, j, o[4 * j] * first.x, o[4 * j + 1] * first.y);
-    out.put_y(out.own.row + 8, j, o[4 * j + 2] * second.x, o[4 * j + 3] * second.y);
+    gates.put<0>(out, out.own.row, j, {o[4 * j] * first.x, o[4 * j + 1] * first.y});
+    gates.put<1>(out, out.own.row + 8, j, {o[4 * j + 2] * second.x, o[4 * j + 3] * second.y});
   }
 }
 
@@ -145,27 +152,33 @@ __device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAcc
       y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
     }
     if (S::kRank == 4 && out.own.row % 2 != 0) continue;
-    out.put_y(token, j, y.x, y.y);
+    gates.put<0>(out, token, j, y);
   }
 }
 
-// The rows of y that this warp has made: a lane takes a piece of a row, and of every fourth after
-// it.
+// The rows of y that this warp has made: a lane takes eight columns of a row, and of every fourth
+// after it.
 template <class Out>
 __device__ __forceinline__ void store_y(const Out& out) {
-  constexpr int kTokens = 2 * Out::Shape::kWarpTokens;
+  using S = typename Out::Shape;
+  constexpr int kTokens = 2 * S::kWarpTokens;
   constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
   const ChunkPlace& at = out.at;
   const unsigned first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
   const unsigned column = at.lane % kRowPieces * 8;
-  const std::uint32_t from = shared_address(out.stage.y) + swizzled(first, column);
+  const std::uint32_t place =
+      shared_address(out.stage.gates) + gate_place(S::row(first, 0), column);
   auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
              at.head * kChunkHeadDim + column;
   for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
     constexpr int kToken = decltype(number)::value * kTokensAtOnce;
-    const uint4 piece = load_shared_piece<kToken * kTileRowBytes>(at_piece(from, kToken % 8));
+    constexpr unsigned kRow = S::row(kToken, 0);
+    const std::uint32_t from = place ^ ((kRow % 8) << 5);
+    const uint4 low = load_shared_piece<kRow * kChunkHeadDim * 4>(from);
+    const uint4 high = load_shared_piece<kRow * kChunkHeadDim * 4 + kPieceBytes>(from);
     if (out.begin + static_cast<int>(first) + kToken >= at.end) return;
-    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) = piece;
+    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) =
+        make_uint4(low.x, low.z, high.x, high.z);
   });
 }
 

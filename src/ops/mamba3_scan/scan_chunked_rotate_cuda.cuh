@@ -3,8 +3,6 @@
 // ahead.
 #pragma once
 
-#include <cuda_pipeline_primitives.h>
-
 #include <cstdint>
 #include <type_traits>
 
@@ -53,104 +51,6 @@ struct RawRows {
   }
 };
 
-// turns_moved of steps below 2^19 turns: added to a number whose last place is 2^-32, a step leaves
-// its fraction, rounded, in the lower word of the sum.
-__device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, double dt,
-                                                           bool& small) {
-  const double step = __dmul_rn(half_tanh, dt);
-  small = (__double2hiint(step) & 0x7fffffff) < 0x41200000;
-  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
-}
-
-// Brings what a warp's tokens turn into shared memory. `first`: the warp's first token; those behind
-// the end turn nothing.
-template <class S, bool kWhole>
-__device__ __forceinline__ void request_phases(const ChunkedScanJob& job, const ChunkPlace& at,
-                                               int first, PhaseInputs<S>& to) {
-  constexpr unsigned kTokenPieces =
-      S::kTurned * kWarpLanes * sizeof(double) / kPieceBytes;  // 16 or 32
-  constexpr unsigned kPieces = S::kWarpTokens * kTokenPieces;
-  constexpr unsigned kPieceDoubles = kPieceBytes / sizeof(double);
-  const double* from = job.half_tanh + std::int64_t{first} * (S::kState / 2);
-#pragma unroll
-  for (unsigned i = 0; i < kPieces; i += kWarpLanes) {
-    const unsigned token = (i + at.lane) / kTokenPieces;
-    const unsigned angle = (i + at.lane) % kTokenPieces * kPieceDoubles;
-    const bool is = kWhole || first + static_cast<int>(token) < at.end;
-    __pipeline_memcpy_async(
-        &to.half_tanh[token][angle],
-        is ? static_cast<const void*>(from + token * (S::kState / 2) + angle) : job.nothing,
-        kPieceBytes, is ? 0 : kPieceBytes);
-  }
-  if (at.lane < S::kWarpTokens) {
-    const bool is = kWhole || first + static_cast<int>(at.lane) < at.end;
-    __pipeline_memcpy_async(
-        &to.dt[at.lane],
-        is ? static_cast<const void*>(job.dt + at.head * job.tokens + first + at.lane)
-           : job.nothing,
-        sizeof(double), is ? 0 : sizeof(double));
-  }
-}
-
-// How far a warp's tokens turn this lane's pairs.
-template <class S>
-struct Phases {
-  std::uint32_t turns[S::kWarpTokens][S::kTurned];  // from the warp's first token on
-  float broken[S::kTurned];                         // 0, or NaN where a step is not finite
-
-  // Leaves what all the warp's tokens turn in `sums`.
-  __device__ __forceinline__ void sum(const ChunkPlace& at, const PhaseInputs<S>& in,
-                                      std::uint32_t (&sums)[S::kTurned * kWarpLanes]) {
-#pragma unroll
-    for (int j = 0; j < S::kTurned; ++j) {
-      const unsigned angle = j * kWarpLanes + at.lane;
-      broken[j] = 0;
-      std::uint32_t sum = 0;
-      bool all_small = true;
-#pragma unroll
-      for (int t = 0; t < S::kWarpTokens; ++t) {
-        bool small;
-        sum += small_turns_moved(in.half_tanh[t][angle], in.dt[t], small);
-        turns[t][j] = sum;
-        all_small = all_small && small;
-      }
-      if (__builtin_expect(!all_small, 0)) sum = sum_large(in, j, angle);
-      sums[angle] = sum;
-    }
-  }
-
- private:
-  __device__ __forceinline__ std::uint32_t sum_large(const PhaseInputs<S>& in, int j,
-                                                     unsigned angle) {
-    std::uint32_t sum = 0;
-#pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-      bool finite = true;
-      sum += turns_moved(in.half_tanh[t][angle], in.dt[t], finite);
-      turns[t][j] = sum;
-      if (!finite) broken[j] = nanf("");
-    }
-    return sum;
-  }
-};
-
-// What was moved by the warps before this one, and by all.
-template <class S>
-__device__ __forceinline__ void sum_turns(
-    const std::uint32_t (&moved)[kRotatingWarps][S::kTurned * kWarpLanes], const ChunkPlace& at,
-    std::uint32_t (&start)[S::kTurned], std::uint32_t (&own)[S::kTurned]) {
-#pragma unroll
-  for (int j = 0; j < S::kTurned; ++j) {
-    own[j] = start[j];
-#pragma unroll
-    for (unsigned warp = 0; warp < kRotatingWarps; ++warp) {
-      const std::uint32_t more = moved[warp][j * kWarpLanes + at.lane];
-      if (warp < at.warp) own[j] += more;
-      start[j] += more;
-    }
-  }
-}
-
 __device__ __forceinline__ float2 biased(__half2 normed, float2 weight, float2 bias) {
   const float2 v = __half22float2(normed);
   return make_float2(fmaf(v.x, weight.x, bias.x), fmaf(v.y, weight.y, bias.y));
@@ -166,6 +66,12 @@ __device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken
   const float angle =
       fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
   return make_float2(__cosf(angle), __sinf(angle));
+}
+
+template <class S>
+__device__ __forceinline__ float2 cos_sin_of(const ChunkTurns<S>& turns, unsigned token,
+                                             unsigned angle) {
+  return fast_cos_sin(turns.of(token, angle), turns.broken[angle]);
 }
 
 // A pair as the products take it. `j`: which of the lane's.
@@ -213,12 +119,11 @@ struct LaneRow {
   }
 };
 
-// Rows K and Q of the warp's tokens. `start`: turns before the first of them.
+// Rows K and Q of the warp's tokens.
 template <class S>
-__device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const Phases<S>& phases,
-                                            const ChunkPlace& at,
-                                            const std::uint32_t (&start)[S::kTurned],
-                                            const ChunkMemory<S>& m, ChunkStage<S>& stage) {
+__device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const ChunkTurns<S>& turns,
+                                            const ChunkPlace& at, const ChunkMemory<S>& m,
+                                            ChunkStage<S>& stage) {
   using Row = LaneRow<S::kLanePairs>;
   const std::uint32_t place = lane_place<S>(at);
   const std::uint32_t k_place = shared_address(stage.k) + place;
@@ -230,7 +135,7 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const Phases<
   for (int t = 0; t < S::kWarpTokens; ++t) {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
-      cos_sin[t][j] = fast_cos_sin(start[j] + phases.turns[t][j], phases.broken[j]);
+      cos_sin[t][j] = cos_sin_of(turns, at.warp * S::kWarpTokens + t, j * kWarpLanes + at.lane);
     }
   }
   for_each_number<S::kRank>([&](auto rank) {
@@ -247,21 +152,17 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const Phases<
   });
 }
 
-// K of the warp's token `kept`, in fp32.
+// K of the chunk's token `kept`, in fp32, by one warp.
 template <class S>
-__device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const Phases<S>& phases,
-                                       const ChunkPlace& at,
-                                       const std::uint32_t (&start)[S::kTurned], int begin,
-                                       int kept, const ChunkMemory<S>& m, ChunkStage<S>& stage) {
-  const std::int64_t token = at.group * job.tokens + begin + at.warp * S::kWarpTokens + kept;
+__device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const ChunkTurns<S>& turns,
+                                       const ChunkPlace& at, int begin, int kept,
+                                       const ChunkMemory<S>& m, ChunkStage<S>& stage) {
   float2 cos_sin[S::kTurned];
 #pragma unroll
-  for (int t = 0; t < S::kWarpTokens; ++t) {
-#pragma unroll
-    for (int j = 0; j < S::kTurned; ++j) {
-      if (t == kept) cos_sin[j] = fast_cos_sin(start[j] + phases.turns[t][j], phases.broken[j]);
-    }
+  for (int j = 0; j < S::kTurned; ++j) {
+    cos_sin[j] = cos_sin_of(turns, kept, j * kWarpLanes + at.lane);
   }
+  const std::int64_t token = at.group * job.tokens + begin + kept;
 #pragma unroll
   for (int r = 0; r < S::kRank; ++r) {
     const LanePairs<S> raw =
@@ -346,15 +247,6 @@ struct RotatedInputs {
     } else {
       load<false>(job, at, first);
     }
-  }
-  static __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
-                                                 int first, ChunkMemory<S>& m) {
-    if (is_whole(at, first)) {
-      request_phases<S, true>(job, at, first, m.phase_inputs[at.warp]);
-    } else {
-      request_phases<S, false>(job, at, first, m.phase_inputs[at.warp]);
-    }
-    __pipeline_commit();
   }
 
  private:

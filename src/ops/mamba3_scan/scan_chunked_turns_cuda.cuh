@@ -1,0 +1,144 @@
+// The phases of the chunked scan: sums of the steps by which a head's tokens turn its pairs. The
+// warpgroup that has the state makes them, two chunks ahead; a lane has an angle and a quarter of a
+// chunk's tokens.
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include <cstdint>
+
+#include "ops/mamba3_scan/scan_chunked_memory_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+// turns_moved of steps below 2^19 turns: added to a number whose last place is 2^-32, a step leaves
+// its fraction, rounded, in the lower word of the sum.
+__device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, double dt,
+                                                           bool& small) {
+  const double step = __dmul_rn(half_tanh, dt);
+  small = (__double2hiint(step) & 0x7fffffff) < 0x41200000;
+  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
+}
+
+template <class S>
+struct Turner {
+  static constexpr int kTokens = S::kTokens / kTurnQuarters;
+  static constexpr unsigned kAnglesAtOnce = kWarpLanes / kTurnQuarters;
+  std::uint32_t start[S::kTurned];  // before the next chunk
+
+  __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at) {
+#pragma unroll
+    for (int j = 0; j < S::kTurned; ++j) {
+      const auto angle = static_cast<int>(angle_of(at, j));
+      start[j] = angle < job.sizes.angles ? at.turns(job)[angle] : 0;
+    }
+  }
+
+  // A lane brings what it reads itself, but for dt. Tokens behind the end turn nothing.
+  __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
+                                          int begin, ChunkMemory<S>& m) const {
+    if (__builtin_expect(begin + S::kTokens <= at.end, 1)) {
+      request_tokens<true>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
+    } else {
+      request_tokens<false>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
+    }
+  }
+
+  // When what was requested is there.
+  __device__ __forceinline__ void make(const ChunkPlace& at, const ChunkMemory<S>& m,
+                                       ChunkTurns<S>& to) {
+    const TurnInputs<S>& in = m.turn_inputs[at.warp % kGroupWarps];
+    const unsigned quarter = quarter_of(at);
+#pragma unroll
+    for (int j = 0; j < S::kTurned; ++j) {
+      std::uint32_t turns[kTokens];
+      bool broken = false;
+      const std::uint32_t own = sum(in, at, j, turns, broken);
+      std::uint32_t sums = own;  // of this and the quarters before
+#pragma unroll
+      for (unsigned step = 1; step < kTurnQuarters; step *= 2) {
+        const std::uint32_t before = __shfl_up_sync(0xffffffffu, sums, step * kAnglesAtOnce);
+        if (quarter >= step) sums += before;
+      }
+      const std::uint32_t from = start[j] + sums - own;
+      start[j] += __shfl_sync(0xffffffffu, sums, kWarpLanes - kAnglesAtOnce + at.lane % kAnglesAtOnce);
+      const unsigned angle = angle_of(at, j);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) to.quarters[quarter].turns[t][angle] = from + turns[t];
+      constexpr std::uint32_t kSameAngle = 0x01010101u;  // lanes, but for the angle's number
+      const bool any = (__ballot_sync(0xffffffffu, broken) &
+                        (kSameAngle << at.lane % kAnglesAtOnce)) != 0;
+      if (quarter == 0) to.broken[angle] = any ? nanf("") : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void store(const ChunkedScanJob& job, const ChunkPlace& at) const {
+#pragma unroll
+    for (int j = 0; j < S::kTurned; ++j) {
+      const auto angle = static_cast<int>(angle_of(at, j));
+      if (quarter_of(at) == 0 && angle < job.sizes.angles) at.turns(job)[angle] = start[j];
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned quarter_of(const ChunkPlace& at) {
+    return at.lane / kAnglesAtOnce;
+  }
+  static __device__ __forceinline__ unsigned angle_of(const ChunkPlace& at, int j) {
+    return (j * kGroupWarps + at.warp % kGroupWarps) * kAnglesAtOnce + at.lane % kAnglesAtOnce;
+  }
+
+  template <bool kWhole>
+  static __device__ __forceinline__ void request_tokens(const ChunkedScanJob& job,
+                                                        const ChunkPlace& at, int begin,
+                                                        TurnInputs<S>& to) {
+    const auto bring = [&](double* place, const double* from, int token) {
+      const bool is = kWhole || begin + token < at.end;
+      __pipeline_memcpy_async(place, is ? static_cast<const void*>(from) : job.nothing,
+                              sizeof(double), is ? 0 : sizeof(double));
+    };
+    const auto first = static_cast<int>(quarter_of(at)) * kTokens;
+    const double* tokens = job.half_tanh + std::int64_t{begin + first} * (S::kState / 2);
+#pragma unroll
+    for (int j = 0; j < S::kTurned; ++j) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        bring(&to.half_tanh[j][t][at.lane], tokens + t * (S::kState / 2) + angle_of(at, j),
+              first + t);
+      }
+    }
+    const double* dt = job.dt + at.head * job.tokens + begin;
+#pragma unroll
+    for (int i = 0; i < S::kTokens; i += kWarpLanes) {
+      const int token = i + static_cast<int>(at.lane);
+      if (token < S::kTokens) bring(&to.dt[token], dt + token, token);
+    }
+  }
+
+  static __device__ __forceinline__ std::uint32_t sum(const TurnInputs<S>& in, const ChunkPlace& at,
+                                                      int j, std::uint32_t (&turns)[kTokens],
+                                                      bool& broken) {
+    const double* dt = in.dt + quarter_of(at) * kTokens;
+    std::uint32_t sum = 0;
+    bool all_small = true;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      bool small;
+      turns[t] = sum += small_turns_moved(in.half_tanh[j][t][at.lane], dt[t], small);
+      all_small = all_small && small;
+    }
+    if (__builtin_expect(all_small, 1)) return sum;
+    sum = 0;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      bool finite = true;
+      turns[t] = sum += turns_moved(in.half_tanh[j][t][at.lane], dt[t], finite);
+      broken = broken || !finite;
+    }
+    return sum;
+  }
+};
+
+}  // namespace
+}  // namespace mamba3
