@@ -25,19 +25,18 @@ constexpr int kRotatingRegisters = 120;
 // O = decayed Q h + weighted scores X.
 template <class S>
 __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage,
-                                         float (&o)[kAccumulators]) {
-  float scores[kAccumulators];
+                                         float (&out)[kAccumulators]) {
+  float products[2][kAccumulators];
+  auto& scores = products[0];
+  auto& o = products[1];
   wgmma_fence();
-  multiply_rows<S>(stage.q, stage.k, scores);
+  multiply_rows(stage, products);
   wgmma_commit();
-  multiply_rows<S>(stage.q, stage.h, o);
-  wgmma_commit();
-  wgmma_wait<1>();
+  wgmma_wait<0>();
   wgmma_hold(scores);
+  wgmma_hold(o);
   std::uint32_t weighted[4][4];
   weigh_scores<S>(stage, own, scores, weighted);
-  wgmma_wait<0>();
-  wgmma_hold(o);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float decay = stage.start_decay[Weights<S>::row_token(own, half)];
@@ -57,6 +56,8 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_hold(o);
+#pragma unroll
+  for (int i = 0; i < kAccumulators; ++i) out[i] = o[i];
 }
 
 // Column p of X, times the weights at the chunk's end, for 16 rows: the first factor of h'.
@@ -95,14 +96,14 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
     for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
     wgmma_hold(h[tile]);
   }
-  const std::uint64_t k = wgmma_operand(shared_address(stage.k));
+  const std::uint64_t k = wgmma_operand(shared_address(stage.tiles[0].k));
   wgmma_fence();
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       wgmma_k16<1>(h[tile], faded[step],
-                   wgmma_further(k, tile * kTileBytes + step * 16 * kTileRowBytes));
+                   wgmma_further(k, tile * kNextTile + step * 16 * kTileRowBytes));
     }
   }
   wgmma_commit();
@@ -131,6 +132,7 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
   at.warp -= kRotatingThread / kWarpLanes;
   const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
   RotatedInputs<S> in;
+  const PairParameters<S> parameters(m, at.lane);
   if constexpr (S::kRank > 1) in.x.load_weights(at, m);
   in.load(job, at, at.begin + first_in_chunk);
   StageCursor cursor;
@@ -140,7 +142,7 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     ChunkStage<S>& stage = m.stages[s];
     barrier_wait(&m.turned[s], cursor.parity);
     barrier_wait(&m.emptied[s], cursor.parity ^ 1);
-    rotate_rows(in.rows, m.turns[s], at, m, stage);
+    rotate_rows(in.rows, m.turns[s], parameters, at, stage);
     const int kept = kept_token<S>(at, begin);
     if (__builtin_expect(kept >= 0 && kept / S::kWarpTokens == static_cast<int>(at.warp), 0)) {
       keep_k(job, m.turns[s], at, begin, kept, m, stage);

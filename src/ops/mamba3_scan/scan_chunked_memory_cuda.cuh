@@ -88,9 +88,12 @@ struct TokenBefore {
 template <class S>
 struct alignas(1024) ChunkStage {
   unsigned char q[S::kTiles][kTileBytes];  // [row, n]
-  unsigned char k[S::kTiles][kTileBytes];  // [row, n]
-  unsigned char h[S::kTiles][kTileBytes];  // [p, n] the state before the chunk
-  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place; and then y
+  // What Q is multiplied with, in one product: K [row, n] and the state before the chunk [p, n].
+  struct {
+    unsigned char k[kTileBytes];
+    unsigned char h[kTileBytes];
+  } tiles[S::kTiles];
+  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place; and then y, see y_place
   unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
   alignas(16) TokenTerms terms[S::kTokens];
@@ -103,6 +106,9 @@ struct alignas(1024) ChunkStage {
     return shared_address(S::kRank == 1 ? x : own_x);
   }
 };
+
+// From a tile of columns of K, or of the state, to the next.
+constexpr int kNextTile = 2 * kTileBytes;
 
 // For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh.
 constexpr int kTurnQuarters = 4;
@@ -142,8 +148,8 @@ struct ChunkMemory {
   TokenBefore<S> before;  // the call
   RankRow mimo_x[S::kRank];
   RankRow skip_x[S::kRank];      // D mimo_x
-  RankRow gate_rate[S::kRank];   // -log2(e) mimo_z
-  RankRow gate_scale[S::kRank];  // mimo_z mimo_o
+  // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
+  float4 gate_weights[S::kRank][kChunkHeadDim / 2];
   float out_norm[kChunkHeadDim];
   TurnInputs<S> turn_inputs[kGroupWarps];
   ChunkTurns<S> turns[kStages];
@@ -166,8 +172,13 @@ struct ChunkMemory {
 
 // The byte in a stage's gates of row `row` and column `column`. Eight rows' blocks of eight columns,
 // which a warp reads at once, lie in different banks.
+constexpr int kGateRowBytes = kChunkHeadDim * sizeof(float);
 __host__ __device__ constexpr unsigned gate_place(unsigned row, unsigned column) {
-  return row * kChunkHeadDim * 4 + (((column >> 3) ^ row) & 7) * 32 + (column & 7) * 4;
+  return row * kGateRowBytes + (((column >> 3) ^ row) & 7) * 32 + (column & 7) * 4;
+}
+// The same for y in bf16, which comes there later.
+__device__ __forceinline__ unsigned y_place(unsigned row, unsigned column) {
+  return row * kGateRowBytes + swizzled(row % 8, column) - row % 8 * kTileRowBytes;
 }
 
 // Which stage a chunk has, and how often stages were used before.
@@ -261,8 +272,9 @@ __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, Chunk
       m.mimo_x[r][p] = S::kRank == 1 ? 1.0f : params.mimo_x[from];
       m.skip_x[r][p] = params.skip[at.head] * m.mimo_x[r][p];
       if constexpr (S::kRank > 1) {
-        m.gate_rate[r][p] = kGateRate * params.mimo_z[from];
-        m.gate_scale[r][p] = params.mimo_z[from] * params.mimo_o[from];
+        auto* weights = reinterpret_cast<float*>(&m.gate_weights[r][p / 2]);
+        weights[p % 2] = kGateRate * params.mimo_z[from];
+        weights[2 + p % 2] = params.mimo_z[from] * params.mimo_o[from];
       }
     }
   }

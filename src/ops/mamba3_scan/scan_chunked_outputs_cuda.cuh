@@ -47,15 +47,6 @@ struct Outputs {
     return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
                    own.column};
   }
-  // y in fp32.
-  __device__ __forceinline__ void put_wide(unsigned token, int j, float a, float b) const {
-    if (begin + static_cast<int>(token) >= at.end) return;
-    float* to = static_cast<float*>(job.y) + (begin + token) * job.y_stride +
-                at.head * kChunkHeadDim + 8 * j + own.column;
-    to[0] = a;
-    to[1] = b;
-  }
-
  private:
   __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
                                                         unsigned token) const {
@@ -69,11 +60,13 @@ __device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, 
                                                 float (&o)[kAccumulators]) {
   float squares = 0;
   const typename Out::Row x_row = out.x(token);
+  float2 skip = make_float2(out.m.skip_x[0][0], out.m.skip_x[0][0]);  // with one rank, of all p
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     const float2 x = x_row.pair(j);
-    const float2 skip =
-        *reinterpret_cast<const float2*>(&out.m.skip_x[r][8 * j + out.own.column]);
+    if constexpr (Out::Shape::kRank > 1) {
+      skip = *reinterpret_cast<const float2*>(&out.m.skip_x[r][8 * j + out.own.column]);
+    }
     float* to = &o[4 * j + 2 * half];
     to[0] = fmaf(skip.x, x.x, to[0]);
     to[1] = fmaf(skip.y, x.y, to[1]);
@@ -99,87 +92,107 @@ __device__ __forceinline__ unsigned rank_of(const Fragment& own, unsigned half) 
   return S::kRank == 2 ? half : own.row % 2 + 2 * half;
 }
 
-// The gates of the thread's two rows, by the address of the first. y in bf16 waits in their place
-// until whole rows go out: two numbers in the first half of what two gates had.
+// The gates of the thread's two rows, by the address of the first.
 struct GateRows {
-  static constexpr int kHalfBytes = 8 * kChunkHeadDim * 4;
   std::uint32_t place;
   template <class Out>
   __device__ __forceinline__ explicit GateRows(const Out& out)
       : place(shared_address(out.stage.gates) + gate_place(out.own.row, out.own.column)) {}
   template <int kHalf>
   __device__ __forceinline__ float2 pair(int j) const {
-    return load_shared_pair<kHalf * kHalfBytes>(place ^ (j << 5));
-  }
-  template <int kHalf, class Out>
-  __device__ __forceinline__ void put(const Out& out, unsigned token, int j, float2 y) const {
-    if constexpr (Out::kIsWide) {
-      out.put_wide(token, j, y.x, y.y);
-    } else {
-      store_shared<kHalf * kHalfBytes>(place ^ (j << 5), pack_bf16(y.x, y.y));
-    }
+    return load_shared_pair<kHalf * 8 * kGateRowBytes>(place ^ (j << 5));
   }
 };
 
-// y where a row is a token.
+// y where a row is a token: the gated read-outs.
 template <class Out>
-__device__ __forceinline__ void gate_rows(const Out& out, const float (&o)[kAccumulators]) {
+__device__ __forceinline__ void gate_rows(const Out& out, float (&o)[kAccumulators]) {
   const GateRows gates(out);
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     const float2 first = gates.pair<0>(j);
     const float2 second = gates.pair<1>(j);
-    gates.put<0>(out, out.own.row, j, {o[4 * j] * first.x, o[4 * j + 1] * first.y});
-    gates.put<1>(out, out.own.row + 8, j, {o[4 * j + 2] * second.x, o[4 * j + 3] * second.y});
+    o[4 * j] *= first.x;
+    o[4 * j + 1] *= first.y;
+    o[4 * j + 2] *= second.x;
+    o[4 * j + 3] *= second.y;
   }
 }
 
-// The same where a token has several rows: two of them in this thread, with rank 4 two more in the
-// lane four further.
+// y of a token that has several rows, in the place of the first: two of them are in this thread, with
+// rank 4 two more in the lane four further.
 template <class Out>
-__device__ __forceinline__ void gate_ranks(const Out& out, const float (&o)[kAccumulators]) {
-  using S = typename Out::Shape;
+__device__ __forceinline__ void gate_ranks(const Out& out, float (&o)[kAccumulators]) {
   const GateRows gates(out);
-  const unsigned token = Weights<S>::row_token(out.own, 0);
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     const float2 first = gates.pair<0>(j);
     const float2 second = gates.pair<1>(j);
     float2 y = make_float2(fmaf(o[4 * j], first.x, o[4 * j + 2] * second.x),
                            fmaf(o[4 * j + 1], first.y, o[4 * j + 3] * second.y));
-    if constexpr (S::kRank == 4) {
+    if constexpr (Out::Shape::kRank == 4) {
       y.x += __shfl_xor_sync(0xffffffffu, y.x, 4);
       y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
     }
-    if (S::kRank == 4 && out.own.row % 2 != 0) continue;
-    gates.put<0>(out, token, j, y);
+    o[4 * j] = y.x;
+    o[4 * j + 1] = y.y;
+  }
+}
+
+// y in bf16 waits for whole rows to go out: each row in the first half of its gates' row, in the
+// order of a tile. Only this warp reads those gates, and it has.
+template <class Out>
+__device__ __forceinline__ void put_rows(const Out& out, const float (&y)[kAccumulators]) {
+  using S = typename Out::Shape;
+  if (S::kRank == 4 && out.own.row % 2 != 0) return;
+  const std::uint32_t place = shared_address(out.stage.gates) + y_place(out.own.row, out.own.column);
+#pragma unroll
+  for (int j = 0; j < kColumnSteps; ++j) {
+    store_shared(at_piece(place, j), pack_bf16(y[4 * j], y[4 * j + 1]));
+    if (S::kRank > 1) continue;
+    store_shared<8 * kGateRowBytes>(at_piece(place, j), pack_bf16(y[4 * j + 2], y[4 * j + 3]));
   }
 }
 
 // The rows of y that this warp has made: a lane takes eight columns of a row, and of every fourth
 // after it.
 template <class Out>
-__device__ __forceinline__ void store_y(const Out& out) {
+__device__ __forceinline__ void store_rows(const Out& out) {
   using S = typename Out::Shape;
   constexpr int kTokens = 2 * S::kWarpTokens;
   constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
   const ChunkPlace& at = out.at;
   const unsigned first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
   const unsigned column = at.lane % kRowPieces * 8;
-  const std::uint32_t place =
-      shared_address(out.stage.gates) + gate_place(S::row(first, 0), column);
+  const std::uint32_t from = shared_address(out.stage.gates) + y_place(S::row(first, 0), column);
   auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
              at.head * kChunkHeadDim + column;
   for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
     constexpr int kToken = decltype(number)::value * kTokensAtOnce;
     constexpr unsigned kRow = S::row(kToken, 0);
-    const std::uint32_t from = place ^ ((kRow % 8) << 5);
-    const uint4 low = load_shared_piece<kRow * kChunkHeadDim * 4>(from);
-    const uint4 high = load_shared_piece<kRow * kChunkHeadDim * 4 + kPieceBytes>(from);
+    const uint4 piece = load_shared_piece<kRow * kGateRowBytes>(at_piece(from, kRow % 8));
     if (out.begin + static_cast<int>(first) + kToken >= at.end) return;
-    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) =
-        make_uint4(low.x, low.z, high.x, high.z);
+    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) = piece;
   });
+}
+
+// y in fp32.
+template <class Out>
+__device__ __forceinline__ void store_wide(const Out& out, const float (&y)[kAccumulators]) {
+  using S = typename Out::Shape;
+  if (S::kRank == 4 && out.own.row % 2 != 0) return;
+#pragma unroll
+  for (int half = 0; half < (S::kRank == 1 ? 2 : 1); ++half) {
+    const std::int64_t token = out.begin + Weights<S>::row_token(out.own, half);
+    if (token >= out.at.end) continue;
+    float* to = static_cast<float*>(out.job.y) + token * out.job.y_stride +
+                out.at.head * kChunkHeadDim + out.own.column;
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; ++j) {
+      to[8 * j] = y[4 * j + 2 * half];
+      to[8 * j + 1] = y[4 * j + 2 * half + 1];
+    }
+  }
 }
 
 // `o` becomes y.
@@ -195,9 +208,13 @@ __device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumula
   } else {
     gate_ranks(out, o);
   }
-  if constexpr (!Out::kIsWide) {
+  if constexpr (Out::kIsWide) {
+    store_wide(out, o);
+  } else {
     __syncwarp();
-    store_y(out);
+    put_rows(out, o);
+    __syncwarp();
+    store_rows(out);
   }
 }
 

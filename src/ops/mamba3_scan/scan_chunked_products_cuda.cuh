@@ -91,32 +91,32 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenB
 template <class S>
 __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
                                            ChunkStage<S>& stage) {
-  const std::uint32_t place = shared_address(stage.h) + swizzled(own.row, own.column);
+  const std::uint32_t place =
+      shared_address(stage.tiles[0].h) + swizzled(own.row, own.column);
   for_each_number<S::kTiles>([&](auto tile) {
     constexpr int kTile = decltype(tile)::value;
 #pragma unroll
     for (int j = 0; j < kColumnSteps; ++j) {
       const std::uint32_t to = at_piece(place, j);
       const float* from = &h[kTile][4 * j];
-      store_shared<kTile * kTileBytes>(to, pack_bf16(from[0], from[1]));
-      store_shared<kTile * kTileBytes + 8 * kTileRowBytes>(to, pack_bf16(from[2], from[3]));
+      store_shared<kTile * kNextTile>(to, pack_bf16(from[0], from[1]));
+      store_shared<kTile * kNextTile + 8 * kTileRowBytes>(to, pack_bf16(from[2], from[3]));
     }
   });
 }
 
-// d = A B^T over n, both [64, n].
+// Q K^T and Q h^T over n.
 template <class S>
-__device__ __forceinline__ void multiply_rows(const unsigned char (*a)[kTileBytes],
-                                              const unsigned char (*b)[kTileBytes],
-                                              float (&d)[kAccumulators]) {
-  const std::uint64_t a_operand = wgmma_operand(shared_address(a));
-  const std::uint64_t b_operand = wgmma_operand(shared_address(b));
+__device__ __forceinline__ void multiply_rows(const ChunkStage<S>& stage,
+                                              float (&d)[2][kAccumulators]) {
+  const std::uint64_t q = wgmma_operand(shared_address(stage.q));
+  const std::uint64_t k_and_h = wgmma_operand(shared_address(stage.tiles));
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      const int from = tile * kTileBytes + step * 32;
-      wgmma_k16<0, 0>(d, wgmma_further(a_operand, from), wgmma_further(b_operand, from), from > 0);
+      wgmma_k16(d, wgmma_further(q, tile * kTileBytes + step * 32),
+                wgmma_further(k_and_h, tile * kNextTile + step * 32), tile + step > 0);
     }
   }
 }

@@ -82,12 +82,15 @@ __device__ __forceinline__ float2 rotated(__half2 raw, float2 norm, float2 bias,
   return j < S::kTurned ? turned(v, cos_sin[j % S::kTurned]) : v;
 }
 
-// Where a lane's pairs of the warp's first row stand in a tile's address.
+// Where a lane's pairs of the warp's first row stand in a tile, and in which.
 template <class S>
 __device__ __forceinline__ std::uint32_t lane_place(const ChunkPlace& at) {
   const unsigned column = 2 * S::kLanePairs * at.lane;
-  return column / kTileColumns * kTileBytes +
-         swizzled(S::row(at.warp * S::kWarpTokens, 0), column % kTileColumns);
+  return swizzled(S::row(at.warp * S::kWarpTokens, 0), column % kTileColumns);
+}
+template <class S>
+__device__ __forceinline__ unsigned lane_tile(const ChunkPlace& at) {
+  return 2 * S::kLanePairs * at.lane / kTileColumns;
 }
 
 __device__ __forceinline__ uint2 packed_pairs(const float2 (&v)[2]) {
@@ -109,45 +112,50 @@ __device__ __forceinline__ void put_row(LanePairs<S> raw, const float2* norm, co
   store_shared<kRow * kTileRowBytes>(at_piece(place, kRow % 8), packed_pairs(out));
 }
 
-// So many neighbours of a row of parameters, by the lane.
-template <int kCount>
-struct LaneRow {
-  float2 at[kCount];
-  __device__ __forceinline__ LaneRow(const float2* row, unsigned lane) {
+// A head's parameters of a lane's pairs, which stay in its registers.
+template <class S>
+struct PairParameters {
+  float2 b_norm[S::kLanePairs];
+  float2 c_norm[S::kLanePairs];
+  float2 b_bias[S::kRank][S::kLanePairs];
+  float2 c_bias[S::kRank][S::kLanePairs];
+
+  __device__ __forceinline__ PairParameters(const ChunkMemory<S>& m, unsigned lane) {
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) at[j] = row[lane * kCount + j];
+    for (int j = 0; j < S::kLanePairs; ++j) {
+      const unsigned i = lane * S::kLanePairs + j;
+      b_norm[j] = m.in_b_norm[i];
+      c_norm[j] = m.out_c_norm[i];
+#pragma unroll
+      for (int r = 0; r < S::kRank; ++r) {
+        b_bias[r][j] = m.in_b_bias[r][i];
+        c_bias[r][j] = m.out_c_bias[r][i];
+      }
+    }
   }
 };
 
 // Rows K and Q of the warp's tokens.
 template <class S>
 __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const ChunkTurns<S>& turns,
-                                            const ChunkPlace& at, const ChunkMemory<S>& m,
-                                            ChunkStage<S>& stage) {
-  using Row = LaneRow<S::kLanePairs>;
+                                            const PairParameters<S>& parameters,
+                                            const ChunkPlace& at, ChunkStage<S>& stage) {
   const std::uint32_t place = lane_place<S>(at);
-  const std::uint32_t k_place = shared_address(stage.k) + place;
-  const std::uint32_t q_place = shared_address(stage.q) + place;
-  const Row b_norm(m.in_b_norm, at.lane);
-  const Row c_norm(m.out_c_norm, at.lane);
-  float2 cos_sin[S::kWarpTokens][S::kTurned];
-#pragma unroll
-  for (int t = 0; t < S::kWarpTokens; ++t) {
+  const std::uint32_t k_place = shared_address(stage.tiles[lane_tile<S>(at)].k) + place;
+  const std::uint32_t q_place = shared_address(stage.q[lane_tile<S>(at)]) + place;
+  for_each_number<S::kWarpTokens>([&](auto token) {
+    constexpr int kToken = decltype(token)::value;
+    float2 cos_sin[S::kTurned];
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
-      cos_sin[t][j] = cos_sin_of(turns, at.warp * S::kWarpTokens + t, j * kWarpLanes + at.lane);
+      cos_sin[j] = cos_sin_of(turns, at.warp * S::kWarpTokens + kToken, j * kWarpLanes + at.lane);
     }
-  }
-  for_each_number<S::kRank>([&](auto rank) {
-    constexpr int kRank = decltype(rank)::value;
-    const Row b_bias(m.in_b_bias[kRank], at.lane);
-    const Row c_bias(m.out_c_bias[kRank], at.lane);
-    for_each_number<S::kWarpTokens>([&](auto token) {
-      constexpr int kToken = decltype(token)::value;
+    for_each_number<S::kRank>([&](auto rank) {
+      constexpr int kRank = decltype(rank)::value;
       constexpr int kFrom = kToken * S::kRank + kRank;
       constexpr unsigned kRow = S::row(kToken, kRank);
-      put_row<S, kRow>(raw.b[kFrom], b_norm.at, b_bias.at, cos_sin[kToken], k_place);
-      put_row<S, kRow>(raw.c[kFrom], c_norm.at, c_bias.at, cos_sin[kToken], q_place);
+      put_row<S, kRow>(raw.b[kFrom], parameters.b_norm, parameters.b_bias[kRank], cos_sin, k_place);
+      put_row<S, kRow>(raw.c[kFrom], parameters.c_norm, parameters.c_bias[kRank], cos_sin, q_place);
     });
   });
 }
