@@ -131,28 +131,34 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
                                               ChunkMemory<S>& m) {
   at.warp -= kRotatingThread / kWarpLanes;
   const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
-  RotatedInputs<S> in;
-  const PairParameters<S> parameters(m, at.lane);
-  if constexpr (S::kRank > 1) in.x.load_weights(at, m);
-  in.load(job, at, at.begin + first_in_chunk);
+  const PairParameters<S> parameters(job, at);
+  const RankSpreader<S> ranks(m, at.lane);
+  WarpColumns<S>& columns = m.columns[at.warp];
+  RawRows<S> rows;
+  rows.load(job, at, at.begin + first_in_chunk);
+  request_warp_columns(job, at, at.begin + first_in_chunk, columns);
   StageCursor cursor;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
     forget_lane(at);
     const int s = cursor.stage;
     ChunkStage<S>& stage = m.stages[s];
+    const int first = begin + first_in_chunk;
+    const bool goes_on = begin + S::kTokens < at.end;
     barrier_wait(&m.turned[s], cursor.parity);
     barrier_wait(&m.emptied[s], cursor.parity ^ 1);
-    rotate_rows(in.rows, m.turns[s], parameters, at, stage);
+    rotate_rows(rows, m.turns[s], parameters, at, stage);
     const int kept = kept_token<S>(at, begin);
     if (__builtin_expect(kept >= 0 && kept / S::kWarpTokens == static_cast<int>(at.warp), 0)) {
-      keep_k(job, m.turns[s], at, begin, kept, m, stage);
+      keep_k(job, m.turns[s], parameters, at, begin, kept, stage);
     }
-    if constexpr (S::kRank > 1) in.x.spread(at, stage);
-    in.gates.make(job, at, begin + first_in_chunk, m, stage);
+    if (goes_on) rows.load(job, at, first + S::kTokens);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    if constexpr (S::kRank > 1) ranks.spread(at, columns, stage);
+    make_gates(job, at, first, m, stage);
     fence_async_proxy();
     arrive_warp(&m.filled[s], at.lane);
-    const int next = begin + S::kTokens;
-    if (next < at.end) in.load(job, at, next + first_in_chunk);
+    if (goes_on) request_warp_columns(job, at, first + S::kTokens, columns);
     cursor.next();
   }
 }

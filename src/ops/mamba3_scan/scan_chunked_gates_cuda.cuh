@@ -1,6 +1,8 @@
 // What the read-outs of the chunked scan are multiplied with: silu of z for every rank.
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include <cstdint>
 
 #include "ops/mamba3_scan/scan_chunked_memory_cuda.cuh"
@@ -20,57 +22,65 @@ __device__ __forceinline__ float gate_of(float z, float rate, float scale) {
   return z * scale * inverse;
 }
 
-// z of a rotating warp's tokens; a lane has two columns.
+// Brings z, and x where it is spread over ranks, of a rotating warp's tokens; those behind the end
+// bring zeros.
 template <class S>
-struct Gates {
-  std::uint32_t z[S::kWarpTokens];
-
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    const __nv_bfloat16* from = job.z + first * job.zx_stride + column_of(at);
+__device__ __forceinline__ void request_warp_columns(const ChunkedScanJob& job,
+                                                     const ChunkPlace& at, int first,
+                                                     WarpColumns<S>& to) {
+  constexpr unsigned kPieces = S::kWarpTokens * kRowPieces;
 #pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-      z[t] = kWhole || first + t < at.end
-                 ? __ldg(reinterpret_cast<const std::uint32_t*>(from + t * job.zx_stride))
-                 : 0;
-    }
+  for (unsigned i = 0; i < to.kKinds * kPieces; i += kWarpLanes) {
+    const unsigned piece = (i + at.lane) % kRowPieces;
+    const unsigned token = (i + at.lane) / kRowPieces % S::kWarpTokens;
+    const unsigned kind = (i + at.lane) / kPieces;
+    const bool is = first + static_cast<int>(token) < at.end;
+    const __nv_bfloat16* from = (kind == 0 ? job.z : job.x) + (first + token) * job.zx_stride +
+                                at.head * kChunkHeadDim + piece * 8;
+    __pipeline_memcpy_async(&to.rows[kind][token][piece * kPieceBytes],
+                            is ? static_cast<const void*>(from) : job.nothing, kPieceBytes,
+                            is ? 0 : kPieceBytes);
   }
+  __pipeline_commit();
+}
 
-  // `first`: the warp's first token. z in fp32 is read here.
-  __device__ __forceinline__ void make(const ChunkedScanJob& job, const ChunkPlace& at, int first,
-                                       const ChunkMemory<S>& m, ChunkStage<S>& stage) const {
-    const std::uint32_t place =
-        shared_address(stage.gates) + gate_place(S::row(at.warp * S::kWarpTokens, 0), 2 * at.lane);
-    for_each_number<S::kRank>([&](auto rank) {
-      constexpr int kRank = decltype(rank)::value;
-      float4 weights = make_float4(kGateRate, kGateRate, 1, 1);
-      if constexpr (S::kRank > 1) weights = m.gate_weights[kRank][at.lane];
-      for_each_number<S::kWarpTokens>([&](auto token) {
-        constexpr int kToken = decltype(token)::value;
-        constexpr unsigned kRow = S::row(kToken, kRank);
-        float2 v;
-        unpack_bf16(z[kToken], v.x, v.y);
-        if (__builtin_expect(!job.y_bf16, 0)) v = wide(job, at, first + kToken);
-        const float2 gate = {gate_of(v.x, weights.x, weights.z),
-                             gate_of(v.y, weights.y, weights.w)};
-        store_shared<kRow * kGateRowBytes>(
-            place ^ ((kRow % 8) << 5),
-            make_uint2(__float_as_uint(gate.x), __float_as_uint(gate.y)));
-      });
+// z in fp32, as the op was given it.
+__device__ __forceinline__ float2 wide_z(const ChunkedScanJob& job, const ChunkPlace& at,
+                                         int token) {
+  if (token >= at.end) return make_float2(0, 0);
+  const float* from = job.columns.z + token * job.columns.row_stride + at.head * kChunkHeadDim +
+                      2 * at.lane;
+  return make_float2(from[0], from[1]);
+}
+
+// The gates of a warp's tokens, `first` and those after it; a lane has two columns.
+template <class S>
+__device__ __forceinline__ void make_gates(const ChunkedScanJob& job, const ChunkPlace& at,
+                                           int first, const ChunkMemory<S>& m,
+                                           ChunkStage<S>& stage) {
+  const unsigned char(*z_rows)[kTileRowBytes] = m.columns[at.warp].z();
+  float2 z[S::kWarpTokens];
+#pragma unroll
+  for (int t = 0; t < S::kWarpTokens; ++t) {
+    unpack_bf16(reinterpret_cast<const std::uint32_t*>(z_rows[t])[at.lane], z[t].x, z[t].y);
+    if (__builtin_expect(!job.y_bf16, 0)) z[t] = wide_z(job, at, first + t);
+  }
+  const std::uint32_t place =
+      shared_address(stage.gates) + gate_place(S::row(at.warp * S::kWarpTokens, 0), 2 * at.lane);
+  for_each_number<S::kRank>([&](auto rank) {
+    constexpr int kRank = decltype(rank)::value;
+    float4 weights = make_float4(kGateRate, kGateRate, 1, 1);
+    if constexpr (S::kRank > 1) weights = m.gate_weights[kRank][at.lane];
+    for_each_number<S::kWarpTokens>([&](auto token) {
+      constexpr int kToken = decltype(token)::value;
+      constexpr unsigned kRow = S::row(kToken, kRank);
+      const float gate[2] = {gate_of(z[kToken].x, weights.x, weights.z),
+                             gate_of(z[kToken].y, weights.y, weights.w)};
+      store_shared<kRow * kGateRowBytes>(
+          place ^ ((kRow % 8) << 5), make_uint2(__float_as_uint(gate[0]), __float_as_uint(gate[1])));
     });
-  }
-
- private:
-  static __device__ __forceinline__ int column_of(const ChunkPlace& at) {
-    return at.head * kChunkHeadDim + static_cast<int>(2 * at.lane);
-  }
-  static __device__ __forceinline__ float2 wide(const ChunkedScanJob& job, const ChunkPlace& at,
-                                                int token) {
-    if (token >= at.end) return make_float2(0, 0);
-    const float* from = job.columns.z + token * job.columns.row_stride + column_of(at);
-    return make_float2(from[0], from[1]);
-  }
-};
+  });
+}
 
 }  // namespace
 }  // namespace mamba3

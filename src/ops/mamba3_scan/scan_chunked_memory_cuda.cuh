@@ -135,22 +135,29 @@ struct ChunkTurns {
   }
 };
 
+// x and z of a rotating warp's tokens, in bf16; x only where it is spread over ranks.
+template <class S>
+struct alignas(16) WarpColumns {
+  static constexpr int kKinds = S::kRank > 1 ? 2 : 1;
+  unsigned char rows[kKinds][S::kWarpTokens][kTileRowBytes];  // z, x
+
+  __device__ const unsigned char (*z() const)[kTileRowBytes] { return rows[0]; }
+  __device__ const unsigned char (*x() const)[kTileRowBytes] { return rows[kKinds - 1]; }
+};
+
 // Of [p], with room behind: rows of two ranks are read at once, from different banks.
 using RankRow = float[kChunkHeadDim + 8];
 
 template <class S>
 struct ChunkMemory {
   ChunkStage<S> stages[kStages];
-  float2 in_b_bias[S::kRank][S::kState / 2];
-  float2 out_c_bias[S::kRank][S::kState / 2];
-  float2 in_b_norm[S::kState / 2];
-  float2 out_c_norm[S::kState / 2];
   TokenBefore<S> before;  // the call
   RankRow mimo_x[S::kRank];
   RankRow skip_x[S::kRank];      // D mimo_x
   // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
   float4 gate_weights[S::kRank][kChunkHeadDim / 2];
   float out_norm[kChunkHeadDim];
+  WarpColumns<S> columns[kRotatingWarps];
   TurnInputs<S> turn_inputs[kGroupWarps];
   ChunkTurns<S> turns[kStages];
 
@@ -245,24 +252,19 @@ struct ChunkPlace {
   }
 };
 
-// A head's parameters and the end of what came before, pairs side by side.
+// Pair `i` of a row of parameters or of a state's k.
+__device__ __forceinline__ float2 canonical_pair(const TokenSizes& sizes, const float* row, int i) {
+  return make_float2(row[canonical_place(sizes, 2 * i)], row[canonical_place(sizes, 2 * i + 1)]);
+}
+
+// A head's parameters and the end of what came before.
 template <class S>
 __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, ChunkMemory<S>& m) {
   const TokenSizes& sizes = job.sizes;
   const Mamba3Params& params = job.params;
   const int thread = static_cast<int>(threadIdx.x);
-  const auto pair = [&](const float* row, int i) {
-    return make_float2(row[canonical_place(sizes, 2 * i)], row[canonical_place(sizes, 2 * i + 1)]);
-  };
   for (int i = thread; i < S::kState / 2; i += kChunkThreads) {
-    m.in_b_norm[i] = pair(params.in_b_norm, i);
-    m.out_c_norm[i] = pair(params.out_c_norm, i);
-    for (int r = 0; r < S::kRank; ++r) {
-      const std::int64_t row = (std::int64_t{at.head} * S::kRank + r) * S::kState;
-      m.in_b_bias[r][i] = pair(params.in_b_bias + row, i);
-      m.out_c_bias[r][i] = pair(params.out_c_bias + row, i);
-      m.before.k[r][i] = pair(at.k(job, r), i);
-    }
+    for (int r = 0; r < S::kRank; ++r) m.before.k[r][i] = canonical_pair(sizes, at.k(job, r), i);
   }
   for (int p = thread; p < kChunkHeadDim; p += kChunkThreads) {
     m.before.x[p] = at.v(job)[p];

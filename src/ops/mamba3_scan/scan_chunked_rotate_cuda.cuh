@@ -31,8 +31,22 @@ struct RawRows {
   LanePairs<S> b[S::kWarpRows];
   LanePairs<S> c[S::kWarpRows];
 
-  template <bool kWhole>
+  // `first`: the warp's first token.
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
+    if (__builtin_expect(first + S::kWarpTokens <= at.end, 1)) {
+      load_tokens<true>(job, at, first);
+    } else {
+      load_tokens<false>(job, at, first);
+    }
+  }
+  static __device__ __forceinline__ const LanePairs<S>* rows(const __half* from, unsigned lane) {
+    return reinterpret_cast<const LanePairs<S>*>(from) + lane;
+  }
+
+ private:
+  template <bool kWhole>
+  __device__ __forceinline__ void load_tokens(const ChunkedScanJob& job, const ChunkPlace& at,
+                                              int first) {
     const std::int64_t start = (at.group * job.tokens + (kWhole ? first : 0)) * S::kRank;
     const auto* in_b = rows(job.in_b, at.lane) + start * kWarpLanes;
     const auto* out_c = rows(job.out_c, at.lane) + start * kWarpLanes;
@@ -45,9 +59,6 @@ struct RawRows {
         c[t * S::kRank + r] = __ldg(out_c + (token * S::kRank + r) * kWarpLanes);
       }
     }
-  }
-  static __device__ __forceinline__ const LanePairs<S>* rows(const __half* from, unsigned lane) {
-    return reinterpret_cast<const LanePairs<S>*>(from) + lane;
   }
 };
 
@@ -120,16 +131,19 @@ struct PairParameters {
   float2 b_bias[S::kRank][S::kLanePairs];
   float2 c_bias[S::kRank][S::kLanePairs];
 
-  __device__ __forceinline__ PairParameters(const ChunkMemory<S>& m, unsigned lane) {
+  __device__ __forceinline__ PairParameters(const ChunkedScanJob& job, const ChunkPlace& at) {
+    const auto pair = [&](const float* row, int j) {
+      return canonical_pair(job.sizes, row, static_cast<int>(at.lane) * S::kLanePairs + j);
+    };
 #pragma unroll
     for (int j = 0; j < S::kLanePairs; ++j) {
-      const unsigned i = lane * S::kLanePairs + j;
-      b_norm[j] = m.in_b_norm[i];
-      c_norm[j] = m.out_c_norm[i];
+      b_norm[j] = pair(job.params.in_b_norm, j);
+      c_norm[j] = pair(job.params.out_c_norm, j);
 #pragma unroll
       for (int r = 0; r < S::kRank; ++r) {
-        b_bias[r][j] = m.in_b_bias[r][i];
-        c_bias[r][j] = m.out_c_bias[r][i];
+        const std::int64_t row = (std::int64_t{at.head} * S::kRank + r) * S::kState;
+        b_bias[r][j] = pair(job.params.in_b_bias + row, j);
+        c_bias[r][j] = pair(job.params.out_c_bias + row, j);
       }
     }
   }
@@ -163,8 +177,8 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const ChunkTu
 // K of the chunk's token `kept`, in fp32, by one warp.
 template <class S>
 __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const ChunkTurns<S>& turns,
-                                       const ChunkPlace& at, int begin, int kept,
-                                       const ChunkMemory<S>& m, ChunkStage<S>& stage) {
+                                       const PairParameters<S>& parameters, const ChunkPlace& at,
+                                       int begin, int kept, ChunkStage<S>& stage) {
   float2 cos_sin[S::kTurned];
 #pragma unroll
   for (int j = 0; j < S::kTurned; ++j) {
@@ -177,46 +191,40 @@ __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const ChunkTur
         RawRows<S>::rows(job.in_b, at.lane)[(token * S::kRank + r) * kWarpLanes];
 #pragma unroll
     for (int j = 0; j < S::kLanePairs; ++j) {
-      const unsigned i = at.lane * S::kLanePairs + j;
-      stage.kept.k[r][i] =
-          rotated<S>(raw_pair(raw, j), m.in_b_norm[i], m.in_b_bias[r][i], j, cos_sin);
+      stage.kept.k[r][at.lane * S::kLanePairs + j] = rotated<S>(
+          raw_pair(raw, j), parameters.b_norm[j], parameters.b_bias[r][j], j, cos_sin);
     }
   }
 }
 
-// X of every rank of the warp's tokens, where there are several. A lane has the same rank and columns
-// of several tokens.
+// Makes X of every rank of a warp's tokens. A lane has the same rank and columns of several tokens.
 template <class S>
-struct RankRows {
+struct RankSpreader {
   static constexpr int kPieces = S::kWarpRows * kRowPieces / kWarpLanes;
   static constexpr int kTokensAtOnce = S::kWarpTokens / kPieces;
-  uint4 x[kPieces];
+  unsigned column;
+  unsigned rank;
+  unsigned token;  // the first, among the warp's
   float weights[8];
 
-  __device__ __forceinline__ void load_weights(const ChunkPlace& at, const ChunkMemory<S>& m) {
+  __device__ __forceinline__ RankSpreader(const ChunkMemory<S>& m, unsigned lane)
+      : column(lane % kRowPieces * 8),
+        rank(lane / kRowPieces % S::kRank),
+        token(lane / kRowPieces / S::kRank) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) weights[i] = m.mimo_x[rank_of(at)][column_of(at) + i];
+    for (int i = 0; i < 8; ++i) weights[i] = m.mimo_x[rank][column + i];
   }
 
-  // `first`: the warp's first token.
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int token = first + static_cast<int>(token_of(at)) + i * kTokensAtOnce;
-      x[i] = kWhole || token < at.end
-                 ? __ldg(reinterpret_cast<const uint4*>(job.x + token * job.zx_stride +
-                                                        at.head * kChunkHeadDim + column_of(at)))
-                 : make_uint4(0, 0, 0, 0);
-    }
-  }
-
-  __device__ __forceinline__ void spread(const ChunkPlace& at, ChunkStage<S>& stage) const {
-    const unsigned row = S::row(at.warp * S::kWarpTokens + token_of(at), rank_of(at));
-    const std::uint32_t place = shared_address(stage.own_x) + swizzled(row, column_of(at));
+  __device__ __forceinline__ void spread(const ChunkPlace& at, const WarpColumns<S>& columns,
+                                         ChunkStage<S>& stage) const {
+    const std::uint32_t place =
+        shared_address(stage.own_x) +
+        swizzled(S::row(at.warp * S::kWarpTokens + token, rank), column);
     for_each_number<kPieces>([&](auto number) {
-      constexpr unsigned kRow = S::row(decltype(number)::value * kTokensAtOnce, 0);
-      const uint4 from = x[decltype(number)::value];
+      constexpr int kToken = decltype(number)::value * kTokensAtOnce;
+      constexpr unsigned kRow = S::row(kToken, 0);
+      const uint4 from =
+          *reinterpret_cast<const uint4*>(&columns.x()[token + kToken][2 * column]);
       const uint4 own = {weighted(from.x, 0), weighted(from.y, 2), weighted(from.z, 4),
                          weighted(from.w, 6)};
       store_shared_piece<kRow * kTileRowBytes>(at_piece(place, kRow % 8), own);
@@ -224,48 +232,11 @@ struct RankRows {
   }
 
  private:
-  static __device__ __forceinline__ unsigned column_of(const ChunkPlace& at) {
-    return at.lane % kRowPieces * 8;
-  }
-  static __device__ __forceinline__ unsigned rank_of(const ChunkPlace& at) {
-    return at.lane / kRowPieces % S::kRank;
-  }
-  static __device__ __forceinline__ unsigned token_of(const ChunkPlace& at) {
-    return at.lane / kRowPieces / S::kRank;
-  }
   __device__ __forceinline__ std::uint32_t weighted(std::uint32_t pair, int i) const {
     float a;
     float b;
     unpack_bf16(pair, a, b);
     return pack_bf16(a * weights[i], b * weights[i + 1]);
-  }
-};
-
-// All of a warp's share of a chunk that comes from memory.
-template <class S>
-struct RotatedInputs {
-  RawRows<S> rows;
-  RankRows<S> x;
-  Gates<S> gates;
-
-  // `first`: the warp's first token.
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    if (is_whole(at, first)) {
-      load<true>(job, at, first);
-    } else {
-      load<false>(job, at, first);
-    }
-  }
-
- private:
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int first) {
-    rows.template load<kWhole>(job, at, first);
-    gates.template load<kWhole>(job, at, first);
-    if constexpr (S::kRank > 1) x.template load<kWhole>(job, at, first);
-  }
-  static __device__ __forceinline__ bool is_whole(const ChunkPlace& at, int first) {
-    return __builtin_expect(first + S::kWarpTokens <= at.end, 1);
   }
 };
 
