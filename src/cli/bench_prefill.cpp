@@ -59,6 +59,40 @@ void measure(const NamedModel& named, const Prompts& prompts, const BenchOptions
   add_op_shares(row.name, report, ctx, [&] { run.seconds(); });
 }
 
+// One long prompt among short ones, as tokens/s, and how much longer it takes than as many tokens
+// evenly divided.
+void measure_skewed(const NamedModel& named, const BenchOptions& options, BenchReport& report,
+                    Context& ctx) {
+  constexpr std::int64_t kLong = 16384, kShort = 128, kPrompts = 128;
+  constexpr std::int64_t kEven = (kLong + (kPrompts - 1) * kShort) / kPrompts;
+  static_assert(kEven * kPrompts == kLong + (kPrompts - 1) * kShort);
+  std::vector<std::int64_t> lengths(kPrompts, kShort);
+  lengths[kPrompts / 2] = kLong;
+  PrefillRun skewed(*named.model, lengths, ctx), even(*named.model, kPrompts, kEven, ctx);
+  skewed.seconds();
+  even.seconds();
+  std::vector<double> skewed_s, even_s;
+  for (std::int64_t i = 0; i < options.repeat; ++i) {  // in turn, since a machine's speed drifts
+    skewed_s.push_back(skewed.seconds());
+    even_s.push_back(even.seconds());
+  }
+  const std::string prefix = str("prefill/", named.name, "/", compute_name(*named.model));
+  const std::string name = str(prefix, "/skew=", kLong, "+", kPrompts - 1, "x", kShort);
+  const auto tokens = static_cast<double>(skewed.tokens());
+  BenchRow row;
+  row.name = name;
+  row.value = tokens / median(skewed_s);
+  row.unit = "tokens/s";
+  report.add(row);
+  row.name = str(prefix, "/batch=", kPrompts, "/tokens=", kEven);
+  row.value = tokens / median(even_s);
+  report.add(row);
+  row.name = name + "/time over evenly divided";
+  row.value = median(skewed_s) / median(even_s);
+  row.unit = "x";
+  report.add(row);
+}
+
 }  // namespace
 
 void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx) {
@@ -66,6 +100,8 @@ void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ct
     for (const Prompts& prompts : prompts_of(options, ctx)) {
       measure(named, prompts, options, report, ctx);
     }
+    const bool by_default = options.batches.empty() && options.tokens.empty() && ctx.gpu();
+    if (options.skewed || by_default) measure_skewed(named, options, report, ctx);
   });
 }
 

@@ -1,6 +1,7 @@
 // Cutting packed sequences into segments that fit a bounded workspace and fill the device.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,16 +15,23 @@ namespace mamba3 {
 // card.
 constexpr std::int64_t kSegmentTokens = 1024;
 constexpr std::int64_t kGpuSegmentTokens = 16384;
+// A GPU works on so many sets of blocks, one after the other, so that what the last set leaves idle
+// is little of the whole.
+constexpr std::int64_t kSegmentRounds = 4;
 
 struct SegmentRule {
   std::int64_t segment_tokens = 0;  // most in a segment; a grid_tokens, if that is more
   std::int64_t grid_tokens = 0;     // a sequence is cut at multiples of it, which changes no bit
   std::int64_t piece_tokens = 0;    // what a sequence that goes on gives to a segment at least
+  // Long sequences that fill the device once, which is what reading them one by one would not.
+  std::int64_t sequences_at_once() const {
+    return std::max(segment_tokens / (kSegmentRounds * piece_tokens), std::int64_t{1});
+  }
 };
 
 // On a CPU (0 multiprocessors) a long sequence fills a segment alone, since all threads work on it.
 // On a GPU a block walks a head of a piece, so a segment needs many pieces: as long as they can be
-// with about eight blocks for each multiprocessor, four rounds of the two that are resident. That
+// with about kSegmentRounds times the two blocks that are resident on each multiprocessor. That
 // makes 16 pieces of 1,024 tokens for 64 heads on 132 multiprocessors. But no less than 512 tokens,
 // since each piece reads and writes its state.
 SegmentRule segment_rule(std::int64_t heads, std::int64_t grid_tokens,
