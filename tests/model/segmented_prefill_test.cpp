@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <ostream>
 
 #include "mamba3/error.h"
 #include "mamba3/model.h"
@@ -23,6 +24,10 @@ struct Case {
   ComputeDType compute;
   SegmentRule rule;
 };
+
+void PrintTo(const Case& one, std::ostream* out) {
+  *out << one.name;
+}
 
 // Two layers of a shape that Hopper's tensor cores scan.
 ModelConfig tuned_config(std::int64_t rank) {
@@ -118,6 +123,11 @@ class SegmentedPrefill : public testing::TestWithParam<Case> {
     return out;
   }
 
+  static SegmentRule uncut() {
+    constexpr std::int64_t kEndless = std::int64_t{1} << 40;
+    return {kEndless, GetParam().rule.grid_tokens, kEndless};
+  }
+
   // As bits, so that NaN equals NaN.
   static bool same_bits(const float* a, const float* b, std::int64_t count) {
     return std::memcmp(a, b, count * sizeof(float)) == 0;
@@ -140,11 +150,10 @@ TEST_P(SegmentedPrefill, PiecesAndNeighboursChangeNoBit) {
   EXPECT_TRUE(std::is_sorted(together.progress.begin(), together.progress.end()));
   EXPECT_EQ(together.progress.back(), cu_.back());
 
-  const SegmentRule uncut = {std::int64_t{1} << 40, rule.grid_tokens, std::int64_t{1} << 40};
   for (std::int64_t q = 0; q < sequences(); ++q) {
     SCOPED_TRACE(q);
     const std::int64_t tokens = cu_[q + 1] - cu_[q];
-    const Outcome alone = read(q, q + 1, uncut);
+    const Outcome alone = read(q, q + 1, uncut());
     EXPECT_EQ(alone.progress.size(), tokens > 0 ? 1u : 0u);
     EXPECT_TRUE(same_bits(alone.all.data(), together.all.data() + cu_[q] * v_, tokens * v_));
     EXPECT_TRUE(same_bits(alone.last.data(), together.last.data() + q * v_, v_));
@@ -156,7 +165,7 @@ TEST_P(SegmentedPrefill, PiecesAndNeighboursChangeNoBit) {
 // The few tokens that a caller asks for get their own logits, whatever pieces lie between them.
 TEST_P(SegmentedPrefill, WantedTokensAreFoundInTheirPieces) {
   const SegmentRule rule = GetParam().rule;
-  const Outcome all = read(0, sequences(), rule);
+  const Outcome all = read(0, sequences(), uncut());
   std::vector<std::int64_t> wanted = {0, 5, cu_[6] - 1, cu_[6], cu_[7] - 1, cu_[8], cu_[9] - 1};
   std::vector<int> given(wanted.size(), 0);
   std::vector<std::int32_t> slots;
