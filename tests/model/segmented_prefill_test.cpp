@@ -43,7 +43,7 @@ ModelConfig tuned_config(std::int64_t rank) {
 
 std::vector<Case> cases(DeviceKind device) {
   const bool gpu = device == DeviceKind::kCuda;
-  const SegmentRule rule = gpu ? SegmentRule{2048, 256, 512} : SegmentRule{256, 64, 64};
+  const SegmentRule rule = gpu ? SegmentRule{1024, 256, 256} : SegmentRule{256, 64, 64};
   std::vector<Case> out;
   for (const TinyModel& tiny : tiny_models()) {
     out.push_back({tiny.name, device, tiny.config, ComputeDType::kF32, rule});
