@@ -24,6 +24,8 @@ namespace {
 
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
+// On a GPU the head takes so few last tokens at once that each gets the bits that it gets alone.
+constexpr std::int64_t kGpuLastRows = 16;
 
 }  // namespace
 
@@ -170,9 +172,10 @@ void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
     rows.push_back(segment.cu_seqlens[i + 1] - 1);
   }
   const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
+  const std::int64_t at_once = ctx.gpu() ? kGpuLastRows : kLogitRows;
   std::vector<float> apart;
-  for (std::int64_t at = 0; at < all; at += kLogitRows) {
-    const std::int64_t count = std::min(kLogitRows, all - at), first = ending[at];
+  for (std::int64_t at = 0; at < all; at += at_once) {
+    const std::int64_t count = std::min(at_once, all - at), first = ending[at];
     const bool neighbours = ending[at + count - 1] - first == count - 1;
     if (!neighbours) apart.resize(static_cast<std::size_t>(count * v));
     const TensorView<float, 2> out = neighbours ? args.last_logits.slice(first, first + count)
@@ -196,8 +199,7 @@ void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
       rows.push_back(segment.cu_seqlens[i] + *at - piece.begin);
     }
   }
-  const std::int64_t v = config.padded_vocab();
-  const std::int64_t all = std::ssize(rows);
+  const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
   std::vector<float> logits(static_cast<std::size_t>(std::min(kLogitRows, all) * v));
   for (std::int64_t at = 0; at < all; at += kLogitRows) {
     const auto count = std::min(kLogitRows, all - at);
