@@ -24,8 +24,6 @@ namespace {
 
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
-// On a GPU the head takes so few last tokens at once that each gets the bits that it gets alone.
-constexpr std::int64_t kGpuLastRows = 16;
 
 }  // namespace
 
@@ -172,15 +170,16 @@ void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
     rows.push_back(segment.cu_seqlens[i + 1] - 1);
   }
   const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
-  const std::int64_t at_once = ctx.gpu() ? kGpuLastRows : kLogitRows;
+  // Few rows as a rule; but a GPU has the same bits for any number of them on one path only.
+  const LinearPath path = ctx.gpu() ? LinearPath::kGemm : LinearPath::kSkinny;
   std::vector<float> apart;
-  for (std::int64_t at = 0; at < all; at += at_once) {
-    const std::int64_t count = std::min(at_once, all - at), first = ending[at];
+  for (std::int64_t at = 0; at < all; at += kLogitRows) {
+    const std::int64_t count = std::min(kLogitRows, all - at), first = ending[at];
     const bool neighbours = ending[at + count - 1] - first == count - 1;
     if (!neighbours) apart.resize(static_cast<std::size_t>(count * v));
     const TensorView<float, 2> out = neighbours ? args.last_logits.slice(first, first + count)
                                                 : TensorView<float, 2>(apart.data(), {count, v});
-    logits_of(hidden, std::span(rows).subspan(at, count), out, LinearPath::kSkinny, ctx);
+    logits_of(hidden, std::span(rows).subspan(at, count), out, path, ctx);
     for (std::int64_t i = 0; i < count && !neighbours; ++i) {
       std::copy_n(&out(i, 0), v, &args.last_logits(ending[at + i], 0));
     }
