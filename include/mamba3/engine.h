@@ -90,7 +90,8 @@ GenerateResult generate(const Checkpoint& checkpoint, const GenerateRequest& req
 struct BatchOptions {
   std::int64_t slots = 8;  // sequences at once; each takes the memory of a state
   // Most prompt tokens that one turn reads, which bounds how long decoding waits for it; rounded to
-  // where a cut changes no bit. 0: as many as the device reads at once.
+  // where a cut changes no bit. 0: as many as the device reads at once. Prompts are read in the
+  // order of their requests; on a GPU as many long ones side by side as fill it.
   std::int64_t prefill_tokens = 0;
   StatePoolOptions pool = {};  // how states are kept while decoding
 };

@@ -73,9 +73,12 @@ class StatePool {
   std::unique_ptr<Impl> impl_;
 };
 
-// Rows of logits as they become ready: logits [rows, padded vocabulary] for logit_tokens[first
-// ...].
-using LogitsCallback = std::function<void(std::int64_t first, TensorView<const float, 2> logits)>;
+// Rows of logits as they become ready, each once, in any order: row i of logits [rows, padded
+// vocabulary] is for logit_tokens[which[i]].
+using LogitsCallback =
+    std::function<void(std::span<const std::int64_t> which, TensorView<const float, 2> logits)>;
+
+struct SegmentRule;  // model/segments.h
 
 struct PrefillArgs {
   std::span<const std::int32_t> ids;         // [t], sequences one after the other
@@ -87,6 +90,7 @@ struct PrefillArgs {
   std::span<const std::int64_t> logit_tokens;  // ascending indices into ids whose logits are wanted
   LogitsCallback on_logits;
   std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop
+  const SegmentRule* segments = nullptr;  // how tokens are cut; null: as suits the device
 };
 
 struct SampledStep;  // model/sampled_step.h
@@ -110,7 +114,8 @@ class Model {
   std::uint64_t fingerprint() const;  // of config and weights: what a state file is checked against
   std::int64_t weights_bytes() const;  // read once per decoded token
 
-  // Reads packed tokens in segments, so memory does not grow with their number.
+  // Reads packed tokens in segments, so memory does not grow with their number. A segment holds
+  // pieces of several sequences, as many as the device needs; no bit depends on how they are cut.
   void prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const;
   // Reads one token of each slot. logits [b, padded vocabulary].
   void step(std::span<const std::int32_t> ids, std::span<const std::int32_t> slots,

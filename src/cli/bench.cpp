@@ -99,6 +99,10 @@ Run add_bench(CLI::App& app) {
       ->check(whole_number(0, 16));
   app.add_flag("--stagger", options.states.stagger,
                "sequences rewrite their states at different steps");
+  app.add_flag(
+      "--skewed", options.skewed,
+      "prefill: instead of equal prompts one of --tokens among --batch - 1 of 128, against "
+      "as many tokens evenly divided");
   app.add_flag("--full", options.full, "table: decode every token instead of a few cycles");
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");

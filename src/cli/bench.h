@@ -21,6 +21,7 @@ struct BenchOptions {
   std::int64_t repeat = 5;
   std::int64_t cycle = 0;   // steps that are timed together; 0: see cycle_steps()
   bool full = false;        // tables: decode every token
+  bool skewed = false;      // prefill: one long prompt among short ones
   StatePoolOptions states;  // of decoding
   std::string out;
   std::string compare;   // a file of rows to show beside what is measured

@@ -11,6 +11,7 @@ namespace mamba3::cli {
 namespace {
 
 constexpr std::int64_t kMostCeilingRows = 8192;  // more do not change a product's rate
+constexpr std::int64_t kShortTokens = 128;       // of the short prompts in a skewed pack
 
 struct Prompts {
   std::int64_t batch, tokens;
@@ -59,12 +60,54 @@ void measure(const NamedModel& named, const Prompts& prompts, const BenchOptions
   add_op_shares(row.name, report, ctx, [&] { run.seconds(); });
 }
 
+// One prompt among short ones, the same tokens evenly divided, and how much longer the first takes.
+void measure_skewed(const NamedModel& named, const Prompts& prompts, const BenchOptions& options,
+                    BenchReport& report, Context& ctx) {
+  std::vector<std::int64_t> skewed(prompts.batch, kShortTokens), even;
+  skewed[prompts.batch / 2] = prompts.tokens;
+  const std::int64_t tokens = prompts.tokens + (prompts.batch - 1) * kShortTokens;
+  for (std::int64_t i = 0; i < prompts.batch; ++i) {
+    even.push_back(tokens * (i + 1) / prompts.batch - tokens * i / prompts.batch);
+  }
+  PrefillRun skewed_run(*named.model, skewed, ctx), even_run(*named.model, even, ctx);
+  skewed_run.seconds();
+  even_run.seconds();
+  std::vector<double> skewed_s, even_s;
+  for (std::int64_t i = 0; i < options.repeat; ++i) {  // in turn, since a machine's speed drifts
+    skewed_s.push_back(skewed_run.seconds());
+    even_s.push_back(even_run.seconds());
+  }
+  BenchRow row;
+  const std::string name = str("prefill/", named.name, "/", compute_name(*named.model),
+                               "/skew=", prompts.tokens, "+", prompts.batch - 1, "x", kShortTokens);
+  row.name = name;
+  row.value = static_cast<double>(tokens) / median(skewed_s);
+  row.unit = "tokens/s";
+  report.add(row);
+  row.name = name + "/evenly divided";
+  row.value = static_cast<double>(tokens) / median(even_s);
+  report.add(row);
+  row.name = name + "/time over evenly divided";
+  row.value = median(skewed_s) / median(even_s);
+  row.unit = "x";
+  report.add(row);
+}
+
 }  // namespace
 
 void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  const bool by_default = options.batches.empty() && options.tokens.empty() && ctx.gpu();
   for_each_model(options, ctx, [&](const NamedModel& named) {
-    for (const Prompts& prompts : prompts_of(options, ctx)) {
-      measure(named, prompts, options, report, ctx);
+    if (!options.skewed) {
+      for (const Prompts& prompts : prompts_of(options, ctx)) {
+        measure(named, prompts, options, report, ctx);
+      }
+    }
+    if (!options.skewed && !by_default) return;
+    for (const std::int64_t batch : or_else(options.batches, {128})) {
+      for (const std::int64_t tokens : or_else(options.tokens, {16384})) {
+        measure_skewed(named, {batch, tokens}, options, report, ctx);
+      }
     }
   });
 }

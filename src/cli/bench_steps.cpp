@@ -70,15 +70,15 @@ double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repea
   return median(seconds) / static_cast<double>(cycle_steps);
 }
 
-PrefillRun::PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx)
+PrefillRun::PrefillRun(const Model& model, const std::vector<std::int64_t>& lengths, Context& ctx)
     : model_(model),
       ctx_(ctx),
-      states_(model.config(), batch, ctx),
-      slots_(slots_of(batch)),
-      logits_(logits_count(model, batch)) {
-  for (std::int64_t i = 0; i <= batch; ++i) cu_seqlens_.push_back(i * tokens);
+      states_(model.config(), std::ssize(lengths), ctx),
+      slots_(slots_of(std::ssize(lengths))),
+      logits_(logits_count(model, std::ssize(lengths))) {
+  for (const std::int64_t length : lengths) cu_seqlens_.push_back(tokens() + length);
   const auto vocab = static_cast<double>(model.config().vocab);
-  for (std::int64_t i = 0; i < batch * tokens; ++i) {
+  for (std::int64_t i = 0; i < tokens(); ++i) {
     const double draw = uniform_draw(ctx.seed(), 0, static_cast<std::uint64_t>(i));
     ids_.push_back(static_cast<std::int32_t>(draw * vocab));
   }

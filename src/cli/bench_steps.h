@@ -41,11 +41,15 @@ class DecodeRun {
 double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repeat,
                     const std::function<void()>& between = {});
 
-// Random prompts of `tokens` tokens each.
+// Random prompts of so many tokens each.
 class PrefillRun {
  public:
-  PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx);
+  PrefillRun(const Model& model, const std::vector<std::int64_t>& lengths, Context& ctx);
+  PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx)
+      : PrefillRun(model, std::vector<std::int64_t>(static_cast<std::size_t>(batch), tokens), ctx) {
+  }
 
+  std::int64_t tokens() const { return cu_seqlens_.back(); }  // of all prompts
   // Seconds from the ids to the logits of each prompt's last token.
   double seconds();
 
@@ -54,7 +58,7 @@ class PrefillRun {
   Context& ctx_;
   StatePool states_;
   std::vector<std::int32_t> ids_, slots_;
-  std::vector<std::int64_t> cu_seqlens_;
+  std::vector<std::int64_t> cu_seqlens_ = {0};
   std::vector<float> logits_;  // [b, padded vocabulary]
 };
 

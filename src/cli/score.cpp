@@ -62,9 +62,9 @@ void read_logits(const Checkpoint& checkpoint, const std::vector<std::int32_t>& 
   args.cu_seqlens = cu_seqlens;
   args.slots = slots;
   args.logit_tokens = wanted;
-  args.on_logits = [&](std::int64_t first, TensorView<const float, 2> logits) {
+  args.on_logits = [&](std::span<const std::int64_t> which, TensorView<const float, 2> logits) {
     for (std::int64_t row = 0; row < logits.shape[0]; ++row) {
-      std::copy_n(&logits(row, 0), v, to + (first + row) * v);
+      std::copy_n(&logits(row, 0), v, to + which[row] * v);
     }
   };
   args.progress = [&](std::int64_t done) { bar.update(done, tokens); };

@@ -9,9 +9,7 @@
 #include "core/check.h"
 #include "engine/text_stream.h"
 #include "mamba3/engine.h"
-#include "model/mixer.h"
 #include "model/segments.h"
-#include "ops/mamba3_scan/mamba3_scan.h"
 
 namespace mamba3 {
 namespace {
@@ -91,7 +89,7 @@ struct BatchGenerator::Impl {
   Checkpoint checkpoint;
   const Model& model;
   Context& ctx;
-  std::int64_t grid_tokens;     // where a prompt may be cut
+  SegmentRule segments;         // where a prompt may be cut
   std::int64_t prefill_tokens;  // most in a turn
   StatePool states;
   DecodeBatch decode;
@@ -106,11 +104,11 @@ struct BatchGenerator::Impl {
       : checkpoint(checkpoint_in),
         model(*checkpoint.model),
         ctx(ctx_in),
-        grid_tokens(mamba3_scan_grid_tokens(mixer_dims(model.config()), ctx)),
-        prefill_tokens(options.prefill_tokens),
+        segments(segment_rule(model.config(), ctx)),
+        prefill_tokens(options.prefill_tokens > 0 ? options.prefill_tokens
+                                                  : segments.segment_tokens),
         states(model.config(), options.slots, ctx, options.pool),
         decode(model, states, options.slots, ctx) {
-    if (prefill_tokens == 0) prefill_tokens = ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens;
     for (auto slot = static_cast<std::int32_t>(options.slots); slot > 0; --slot) {
       free_slots.push_back(slot - 1);
     }
@@ -248,19 +246,33 @@ void BatchGenerator::Impl::admit() {
 struct BatchGenerator::Impl::Piece {
   std::shared_ptr<Job> job;
   std::int64_t tokens = 0;
-  bool whole() const { return job->read + tokens == std::ssize(job->prompt); }
+  std::int64_t left() const { return std::ssize(job->prompt) - job->read - tokens; }  // after it
+  bool whole() const { return left() == 0; }
 };
 
-// What the next turn reads: whole rests of prompts, and of the last one as much as fits.
+// What the next turn reads: first come, first served, but a long prompt leaves room for as many
+// others as fill the device together, since they are read faster side by side than in turn.
 std::vector<BatchGenerator::Impl::Piece> BatchGenerator::Impl::next_pieces() const {
+  const std::int64_t grid = segments.grid_tokens;
+  const auto on_grid = [&](std::int64_t tokens) { return tokens / grid * grid; };
   std::vector<Piece> pieces;
-  std::int64_t room = std::max(prefill_tokens / grid_tokens, std::int64_t{1}) * grid_tokens;
+  std::int64_t room = std::max(on_grid(prefill_tokens), grid);
+  const std::int64_t sharing = std::min(segments.sequences_at_once(), std::ssize(reading));
+  const std::int64_t most = sharing > 1 ? std::max(on_grid(room / sharing), grid) : room;
+  const auto what_fits = [&](std::int64_t left, std::int64_t into) {
+    return left <= into ? left : on_grid(into);
+  };
   for (const std::shared_ptr<Job>& job : reading) {
     const std::int64_t left = std::ssize(job->prompt) - job->read;
-    const std::int64_t tokens = left <= room ? left : room / grid_tokens * grid_tokens;
+    const std::int64_t tokens = what_fits(left, std::min(most, room));
     if (tokens == 0 && left > 0) break;
     pieces.push_back({job, tokens});
     room -= tokens;
+  }
+  for (Piece& piece : pieces) {  // room that no other prompt needs
+    const std::int64_t more = what_fits(piece.left(), room);
+    piece.tokens += more;
+    room -= more;
   }
   return pieces;
 }

@@ -7,106 +7,10 @@
 #include "core/check.h"
 #include "core/quote.h"
 #include "engine/json_events.h"
+#include "engine/json_fields.h"
 
 namespace mamba3 {
 namespace {
-
-using nlohmann::json;
-
-// Fills a RequestLine without building a document: memory stays near the line's own size.
-class RequestEvents : public JsonEvents {
- public:
-  explicit RequestEvents(RequestLine& line) : JsonEvents(line.where), line_(line) {}
-
-  bool number_integer(std::int64_t value) { return number(value); }
-  bool number_unsigned(std::uint64_t value) {
-    return number(static_cast<std::int64_t>(std::min<std::uint64_t>(value, INT64_MAX)));
-  }
-  bool string(std::string& value) {
-    if (depth_ == 1 && text_ != nullptr) {
-      *text_ = std::move(value);
-      return true;
-    }
-    if (depth_ == 2 && in_list_ && texts_ != nullptr) {
-      (*texts_)->push_back(std::move(value));
-      return true;
-    }
-    return other();
-  }
-  bool start_object(std::size_t) {
-    if (depth_ > 0) other();
-    ++depth_;
-    return true;
-  }
-  bool end_object() { return leave(); }
-  bool start_array(std::size_t) {
-    if (depth_ == 0) refuse("is not an object", "{\"text\": ...} or the like");
-    if (depth_ == 1 && (ids_ || texts_ != nullptr)) {
-      in_list_ = true;
-      if (ids_) line_.ids.emplace();
-      if (texts_ != nullptr) texts_->emplace();
-    } else {
-      other();
-    }
-    ++depth_;
-    return true;
-  }
-  bool end_array() { return leave(); }
-  bool key(std::string& name) {
-    if (depth_ != 1) return true;
-    key_ = std::move(name);
-    text_ = nullptr;
-    texts_ = nullptr;
-    ids_ = key_ == "ids";
-    gold_ = key_ == "gold";
-    if (key_ == "text") text_ = &line_.text;
-    if (key_ == "context") text_ = &line_.context;
-    if (key_ == "continuation") text_ = &line_.continuation;
-    if (key_ == "query") text_ = &line_.query;
-    if (key_ == "choices") texts_ = &line_.choices;
-    if (key_ == "context_options") texts_ = &line_.context_options;
-    return true;
-  }
-
- protected:
-  // A value that the key before it does not take; keys that are not ours take anything.
-  bool other() override {
-    if (depth_ == 0) refuse("is not an object", "{\"text\": ...} or the like");
-    const std::string found = "has a \"" + key_ + "\" of the wrong kind";
-    if (text_ != nullptr) refuse(found, "a string");
-    if (texts_ != nullptr) refuse(found, "a list of strings");
-    if (ids_) refuse(found, str("a list of whole numbers from 0 to ", kMostId));
-    if (gold_) refuse(found, "a whole number");
-    return true;
-  }
-
- private:
-  bool number(std::int64_t value) {
-    if (depth_ == 1 && gold_) {
-      line_.gold = value;
-      return true;
-    }
-    if (depth_ == 2 && in_list_ && ids_ && value >= 0 && value <= kMostId) {
-      line_.ids->push_back(static_cast<std::int32_t>(value));
-      return true;
-    }
-    return other();
-  }
-  bool leave() {
-    --depth_;
-    if (depth_ == 1) in_list_ = false;
-    return true;
-  }
-
-  RequestLine& line_;
-  std::string key_;
-  std::optional<std::string>* text_ = nullptr;
-  std::optional<std::vector<std::string>>* texts_ = nullptr;
-  bool ids_ = false;
-  bool gold_ = false;
-  bool in_list_ = false;
-  std::int64_t depth_ = 0;
-};
 
 class IdListEvents : public JsonEvents {
  public:
@@ -189,8 +93,15 @@ std::vector<std::int32_t> encode_prefix(const Tokenizer& tokenizer, std::string_
 RequestLine parse_request_line(std::string_view text, const std::string& where) {
   RequestLine line;
   line.where = where;
-  RequestEvents events(line);
-  json::sax_parse(text.begin(), text.end(), &events);
+  const JsonField fields[] = {{"text", &line.text},
+                              {"context", &line.context},
+                              {"continuation", &line.continuation},
+                              {"query", &line.query},
+                              {"choices", &line.choices},
+                              {"context_options", &line.context_options},
+                              {"ids", &line.ids},
+                              {"gold", &line.gold}};
+  read_json_fields(text, where, "{\"text\": ...} or the like", fields);
   return line;
 }
 
@@ -264,7 +175,7 @@ ScoreRequest to_score_request(const RequestLine& line, const Tokenizer* tokenize
 IdLists parse_ids_json(std::string_view text, const std::string& origin, std::int64_t vocab) {
   IdLists ids;
   IdListEvents events(ids, origin);
-  json::sax_parse(text.begin(), text.end(), &events);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &events);
   for (const auto& list : ids.lists) check_ids(list, vocab, origin);
   return ids;
 }

@@ -68,16 +68,16 @@ Pack next_pack(const std::vector<ScoreRequest>& requests, std::size_t begin) {
   return pack;
 }
 
-void judge(const Pack& pack, std::int64_t first, TensorView<const float, 2> logits,
+void judge(const Pack& pack, std::span<const std::int64_t> which, TensorView<const float, 2> logits,
            std::int64_t vocab, std::vector<ScoreResult>& results, std::vector<char>& greedy,
            Context& ctx) {
   ctx.pool().run(logits.shape[0], [&](std::int64_t row, int) {
-    const Prediction& prediction = pack.predictions[first + row];
+    const Prediction& prediction = pack.predictions[which[row]];
     const std::span<const float> values(&logits(row, 0), static_cast<std::size_t>(vocab));
     const float logprob = token_logprob(values, prediction.id);
     results[prediction.request].token_logprobs[prediction.index] = logprob;
     const auto best = std::max_element(values.begin(), values.end()) - values.begin();
-    greedy[first + row] = best == prediction.id;
+    greedy[which[row]] = best == prediction.id;
   });
 }
 
@@ -112,8 +112,8 @@ std::vector<ScoreResult> score(const Checkpoint& checkpoint,
     args.cu_seqlens = pack.cu_seqlens;
     args.slots = slots;
     args.logit_tokens = pack.logit_tokens;
-    args.on_logits = [&](std::int64_t first, TensorView<const float, 2> logits) {
-      judge(pack, first, logits, vocab, results, greedy, ctx);
+    args.on_logits = [&](std::span<const std::int64_t> which, TensorView<const float, 2> logits) {
+      judge(pack, which, logits, vocab, results, greedy, ctx);
     };
     args.progress = [&](std::int64_t done) {
       if (progress) progress(done_tokens + done, all_tokens);

@@ -146,9 +146,9 @@ class ModelVerifier {
     std::vector<std::int64_t> every(golden_.ids.size());
     std::iota(every.begin(), every.end(), 0);
     args.logit_tokens = every;
-    args.on_logits = [&](std::int64_t first, TensorView<const float, 2> logits) {
+    args.on_logits = [&](std::span<const std::int64_t> which, TensorView<const float, 2> logits) {
       for (std::int64_t i = 0; i < logits.shape[0]; ++i) {
-        for (std::int64_t j = 0; j < padded_; ++j) out[(first + i) * padded_ + j] = logits(i, j);
+        for (std::int64_t j = 0; j < padded_; ++j) out[which[i] * padded_ + j] = logits(i, j);
       }
     };
     model.prefill(args, states, ctx_);

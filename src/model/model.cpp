@@ -33,8 +33,7 @@ struct Model::Impl {
   ModelWeights weights;
   std::uint64_t fingerprint = 0;
   std::int64_t weights_bytes = 0;
-  std::int64_t grid_tokens = 0;  // prompts are cut at multiples of it
-  std::shared_ptr<Gpu> gpu;      // where the weights are; null: in the host's memory
+  std::shared_ptr<Gpu> gpu;  // where the weights are; null: in the host's memory
 
   Compute compute() const {
     return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
@@ -56,10 +55,12 @@ struct Model::Impl {
                     Context& ctx) const;
   void last_logits(const PrefillArgs& args, const Segment& segment,
                    TensorView<const float, 2> hidden, Context& ctx) const;
-  void logits_of(const PrefillArgs& args, TensorView<const float, 2> hidden, std::int64_t first,
-                 std::span<const std::int64_t> rows, Context& ctx) const;
   void wanted_logits(const PrefillArgs& args, const Segment& segment,
                      TensorView<const float, 2> hidden, Context& ctx) const;
+  // Logits of some rows of `hidden`, which is normed: logits [rows, padded vocabulary] lie in the
+  // host's memory.
+  void logits_of(TensorView<const float, 2> hidden, std::span<const std::int64_t> rows,
+                 TensorView<float, 2> logits, LinearPath path, Context& ctx) const;
   std::vector<Mamba3Params> mixers() const;  // of all layers
   void check_device(const StatePool::Impl& states, const Context& ctx) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
@@ -148,68 +149,76 @@ void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
   }
 }
 
-// The sequences that end in a segment are neighbours, so their logits are too.
-void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
-                              TensorView<const float, 2> hidden, Context& ctx) const {
-  std::vector<std::int64_t> rows;
-  std::int64_t first = 0;
-  for (std::size_t i = 0; i < segment.sequences.size(); ++i) {
-    const std::int32_t q = segment.sequences[i];
-    const std::int64_t row = segment.cu_seqlens[i + 1] - 1;
-    if (segment.begin + row + 1 != args.cu_seqlens[q + 1]) continue;  // the sequence goes on
-    if (!rows.empty() && q != first + static_cast<std::int64_t>(rows.size())) {
-      logits_of(args, hidden, first, rows, ctx);  // an empty sequence lies between
-      rows.clear();
-    }
-    if (rows.empty()) first = q;
-    rows.push_back(row);
-  }
-  if (!rows.empty()) logits_of(args, hidden, first, rows, ctx);
-}
-
-// Those of sequence `first` and the next, whose last tokens are `rows`.
-void Model::Impl::logits_of(const PrefillArgs& args, TensorView<const float, 2> hidden,
-                            std::int64_t first, std::span<const std::int64_t> rows,
-                            Context& ctx) const {
+void Model::Impl::logits_of(TensorView<const float, 2> hidden, std::span<const std::int64_t> rows,
+                            TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
   ArenaScope scope(ctx.workspace());
   const auto count = static_cast<std::int64_t>(rows.size());
-  const TensorView<float, 2> last(scope.allocate<float>(count * config.width),
-                                  {count, config.width});
-  gather_rows({hidden, place(rows, scope, ctx), last}, ctx);
-  head(last, nullptr, args.last_logits.slice(first, first + count), LinearPath::kSkinny, ctx);
+  const TensorView<float, 2> gathered(scope.allocate<float>(count * config.width),
+                                      {count, config.width});
+  gather_rows({hidden, place(rows, scope, ctx), gathered}, ctx);
+  head(gathered, nullptr, logits, path, ctx);
+}
+
+// The sequences that end in a segment are often neighbours, but need not be.
+void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
+                              TensorView<const float, 2> hidden, Context& ctx) const {
+  std::vector<std::int64_t> ending, rows;
+  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
+    const Piece& piece = segment.pieces[i];
+    if (piece.end != args.cu_seqlens[piece.sequence + 1]) continue;  // the sequence goes on
+    ending.push_back(piece.sequence);
+    rows.push_back(segment.cu_seqlens[i + 1] - 1);
+  }
+  const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
+  // Few rows as a rule; but a GPU has the same bits for any number of them on one path only.
+  const LinearPath path = ctx.gpu() ? LinearPath::kGemm : LinearPath::kSkinny;
+  std::vector<float> apart;
+  for (std::int64_t at = 0; at < all; at += kLogitRows) {
+    const std::int64_t count = std::min(kLogitRows, all - at), first = ending[at];
+    const bool neighbours = ending[at + count - 1] - first == count - 1;
+    if (!neighbours) apart.resize(static_cast<std::size_t>(count * v));
+    const TensorView<float, 2> out = neighbours ? args.last_logits.slice(first, first + count)
+                                                : TensorView<float, 2>(apart.data(), {count, v});
+    logits_of(hidden, std::span(rows).subspan(at, count), out, path, ctx);
+    for (std::int64_t i = 0; i < count && !neighbours; ++i) {
+      std::copy_n(&out(i, 0), v, &args.last_logits(ending[at + i], 0));
+    }
+  }
 }
 
 void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
                                 TensorView<const float, 2> hidden, Context& ctx) const {
-  const std::int64_t d = config.width, v = config.padded_vocab();
   const auto& wanted = args.logit_tokens;
-  const auto first = std::lower_bound(wanted.begin(), wanted.end(), segment.begin) - wanted.begin();
-  const auto last = std::lower_bound(wanted.begin(), wanted.end(), segment.end) - wanted.begin();
-  ArenaScope scope(ctx.workspace());
-  const std::int64_t most_rows = std::min<std::int64_t>(kLogitRows, last - first);
-  float* const memory = scope.allocate<float>(most_rows * d);
-  std::vector<float> logits(static_cast<std::size_t>(most_rows * v));
-  std::vector<std::int64_t> rows;
-  for (std::int64_t at = first; at < last; at += kLogitRows) {
-    const std::int64_t count = std::min(kLogitRows, last - at);
-    rows.clear();
-    for (std::int64_t i = 0; i < count; ++i) rows.push_back(wanted[at + i] - segment.begin);
-    ArenaScope rows_scope(ctx.workspace());
-    const TensorView<float, 2> gathered(memory, {count, d});
-    gather_rows({hidden, place<std::int64_t>(rows, rows_scope, ctx), gathered}, ctx);
+  std::vector<std::int64_t> which, rows;
+  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
+    const Piece& piece = segment.pieces[i];
+    auto at = std::lower_bound(wanted.begin(), wanted.end(), piece.begin);
+    for (; at != wanted.end() && *at < piece.end; ++at) {
+      which.push_back(at - wanted.begin());
+      rows.push_back(segment.cu_seqlens[i] + *at - piece.begin);
+    }
+  }
+  const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
+  std::vector<float> logits(static_cast<std::size_t>(std::min(kLogitRows, all) * v));
+  for (std::int64_t at = 0; at < all; at += kLogitRows) {
+    const auto count = std::min(kLogitRows, all - at);
     const TensorView<float, 2> out(logits.data(), {count, v});
-    head(gathered, nullptr, out, LinearPath::kGemm, ctx);
-    args.on_logits(at, out);
+    logits_of(hidden, std::span(rows).subspan(at, count), out, LinearPath::kGemm, ctx);
+    args.on_logits(std::span(which).subspan(at, count), out);
   }
 }
 
 void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
                                StatePool::Impl& states, Context& ctx) const {
-  std::vector<std::int32_t> slots;
-  for (const std::int32_t q : segment.sequences) slots.push_back(args.slots[q]);
+  std::vector<std::int32_t> ids, slots;
+  for (const Piece& piece : segment.pieces) {
+    const auto part = args.ids.subspan(piece.begin, piece.tokens());
+    ids.insert(ids.end(), part.begin(), part.end());
+    slots.push_back(args.slots[piece.sequence]);
+  }
   ArenaScope scope(ctx.workspace());
   Batch batch;
-  batch.rows = segment.end - segment.begin;
+  batch.rows = segment.tokens();
   batch.cu_seqlens = place<std::int64_t>(segment.cu_seqlens, scope, ctx);
   batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
@@ -217,9 +226,9 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
       batch.compute == Compute::kBf16 && mamba3_scan_takes_bf16(mixer_dims(config), ctx);
   const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
                                     {batch.rows, config.width});
-  read(place(args.ids.subspan(segment.begin, batch.rows), scope, ctx), batch, states, hidden, ctx);
+  read(place<std::int32_t>(ids, scope, ctx), batch, states, hidden, ctx);
   for (std::size_t i = 0; i < slots.size(); ++i) {
-    states.positions[slots[i]] += segment.cu_seqlens[i + 1] - segment.cu_seqlens[i];
+    states.positions[slots[i]] += segment.pieces[i].tokens();
   }
   if (args.last_logits.data != nullptr) last_logits(args, segment, hidden, ctx);
   if (args.on_logits) wanted_logits(args, segment, hidden, ctx);
@@ -264,10 +273,12 @@ void Model::prefill(const PrefillArgs& args, StatePool& states, Context& ctx) co
   impl_->check_device(pool, ctx);
   impl_->check_prefill(args, pool);
   pool.settle(args.slots);
-  for (const Segment& segment : cut_segments(
-           args.cu_seqlens, ctx.gpu() ? kGpuSegmentTokens : kSegmentTokens, impl_->grid_tokens)) {
+  const SegmentRule rule = args.segments ? *args.segments : segment_rule(impl_->config, ctx);
+  std::int64_t done = 0;
+  for (const Segment& segment : cut_segments(args.cu_seqlens, rule)) {
     impl_->read_segment(args, segment, pool, ctx);
-    if (args.progress) args.progress(segment.end);
+    done += segment.tokens();
+    if (args.progress) args.progress(done);
   }
 }
 
@@ -340,7 +351,6 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
   impl.gpu = ctx.gpu();
   impl.options = options;
   impl.fingerprint = model_fingerprint(config, tensors);
-  impl.grid_tokens = mamba3_scan_grid_tokens(mixer_dims(config), ctx);
   for (const TensorSpec& spec : tensor_specs(config))
     impl.weights_bytes += tensors.at(spec.name).bytes();
   // A tied table is read whole by the head; an untied embedding gives only a row.

@@ -224,6 +224,18 @@ TEST(Bench, ModelsAreMeasuredInEveryCombination) {
   EXPECT_FALSE(document.contains("baselines")) << "the authors measured another device";
 }
 
+TEST(Bench, ASkewedPackIsHeldAgainstAnEvenOne) {
+  const Outcome outcome = run_mamba3(bench(
+      {"prefill", "--skewed", "--batch", "3", "--tokens", "200", "--dtype", "fp32", "--json"}));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json document = outcome.json();
+  const std::string name = "prefill/mimo/fp32/skew=200+2x128";
+  EXPECT_EQ(names_of(document), (std::set<std::string>{name, name + "/evenly divided",
+                                                       name + "/time over evenly divided"}));
+  const auto value = [&](int i) { return document["rows"][i]["value"].get<double>(); };
+  EXPECT_NEAR(value(2), value(1) / value(0), 1e-9 * value(2));
+}
+
 TEST(Bench, ComparesWithAnEarlierFile) {
   TestFolder folder;
   ASSERT_EQ(run_mamba3(bench({"decode", "--batch", "1,2", "--out", folder / "old.json"})).code, 0);

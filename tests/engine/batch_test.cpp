@@ -152,6 +152,34 @@ TEST_P(Batches, ALongPromptDoesNotStopTheOthers) {
   }
 }
 
+// A GPU reads several long prompts side by side, which fills it; a CPU one after the other. A short
+// one behind them waits for neither where there is room.
+TEST_P(Batches, LongPromptsAreReadAsTheDeviceLikes) {
+  const bool gpu = GetParam().kind == DeviceKind::kCuda;
+  BatchGenerator batch(checkpoint, {3, 2048}, *ctx);
+  const std::vector<GenerateRequest> all = {request(4000, 3, 1), request(4001, 3, 2),
+                                            request(5, 3, 3)};
+  std::vector<Ticket> tickets;
+  for (const GenerateRequest& one : all) tickets.push_back(batch.submit(one, true));
+  std::map<Ticket, std::int64_t> read;
+  Results results;
+  const std::vector<BatchEvent> first = batch.turn();
+  for (const BatchEvent& event : first) {
+    if (event.prompt_done > 0) read[event.ticket] = event.prompt_done;
+  }
+  take(first, results);
+  if (gpu) {
+    EXPECT_EQ(read.size(), 3u);
+    EXPECT_EQ(read[tickets[2]], 5);
+  } else {
+    EXPECT_EQ(read.size(), 1u);
+    EXPECT_EQ(read[tickets[0]], 2048);
+  }
+  EXPECT_GE(read[tickets[0]], read[tickets[1]]) << "first come, first served";
+  while (!batch.idle()) take(batch.turn(), results);
+  for (std::size_t i = 0; i < all.size(); ++i) expect_as_alone(all[i], tickets[i], results);
+}
+
 TEST_P(Batches, CancellingEndsARequestWhereverItIs) {
   BatchGenerator batch(checkpoint, {2, 1}, *ctx);
   const GenerateRequest kept_request = request(4, 12, 1, 1.0f);

@@ -91,6 +91,10 @@ TEST(Requests, RefusesWithTheLine) {
   expect_refused(R"({"ids": [99999999999999999999]})", "\"ids\" of the wrong kind");
   expect_refused(R"({"ids": [4294967296]})", "\"ids\" of the wrong kind");
   expect_refused(R"({"ids": [1, 257]})", "id 257 at position 1");
+  expect_refused(R"({"choices": "a"})",
+                 "\"choices\" of the wrong kind; expected a list of strings");
+  expect_refused(R"({"gold": 1.5})", "\"gold\" of the wrong kind; expected a whole number");
+  expect_refused(R"({"gold": 18446744073709551615})", "\"gold\" of the wrong kind");
   expect_refused(R"({})", "exactly one of");
   expect_refused(R"({"context": "a"})", "exactly one of");
   expect_refused(R"({"text": "a", "ids": [1]})", "exactly one of");

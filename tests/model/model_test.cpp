@@ -47,8 +47,11 @@ class ModelTest : public testing::TestWithParam<int> {
     args.cu_seqlens = cu;
     args.slots = slots;
     args.logit_tokens = wanted;
-    args.on_logits = [&](std::int64_t first, TensorView<const float, 2> logits) {
-      std::copy_n(logits.data, logits.elements(), out.data() + first * config.padded_vocab());
+    args.on_logits = [&](std::span<const std::int64_t> which, TensorView<const float, 2> logits) {
+      for (std::size_t i = 0; i < which.size(); ++i) {
+        std::copy_n(&logits(static_cast<std::int64_t>(i), 0), config.padded_vocab(),
+                    out.data() + which[i] * config.padded_vocab());
+      }
     };
     model->prefill(args, pool, with);
     return out;

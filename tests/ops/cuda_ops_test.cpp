@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 
+#include "core/arena.h"
 #include "core/tolerance.h"
 #include "gpu_case.h"
 
@@ -146,6 +147,31 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CudaLinear,
                                                               LinearPath::kGemm),
                                             ::testing::Values(Compute::kF32, Compute::kBf16),
                                             ::testing::Values(DType::kF32, DType::kBf16)));
+
+// As it comes to lie behind an odd number of rows.
+TEST(CudaLinearWorkspace, MayBeginOnAnyCacheLine) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const std::int64_t rows = 8193, n = 480, k = 2048;  // a product that uses it
+  const GpuArray<Bf16> x(gpu, all(std::vector<Bf16>(rows * k, to_bf16(1))));
+  const GpuArray<Bf16> w(gpu, all(std::vector<Bf16>(n * k, to_bf16(1))));
+  const TensorRef weights{reinterpret_cast<const std::byte*>(w.data()), DType::kBf16, {n, k}};
+  for (const std::int64_t lines : {0, 1, 2, 3}) {
+    const GpuArray<float> y(gpu, all(std::vector<float>(rows * n, NAN)));
+    ArenaScope scope(gpu.workspace());
+    for (std::int64_t i = 0; i < lines; ++i) scope.allocate<std::byte>(kCacheLineBytes);
+    LinearArgs args;
+    args.x = TensorView<const Bf16, 2>(x.data(), {rows, k});
+    args.w = weights;
+    args.y = TensorView<float, 2>(y.data(), {rows, n});
+    args.compute = Compute::kBf16;
+    args.path = LinearPath::kGemm;
+    linear(args, gpu);
+    std::vector<float> got;
+    y.copy_to(got);
+    EXPECT_EQ(got, std::vector<float>(rows * n, k)) << lines;
+  }
+}
 
 TEST(CudaGatherRows, EqualsTheCpu) {
   SKIP_WITHOUT_GPU();

@@ -21,8 +21,13 @@ struct CublasProduct {
   bool same_bits = false;
 };
 
-constexpr std::size_t kCublasWorkspaceBytes = std::size_t{32} << 20;
+// The library refuses some products whose workspace does not begin on so many bytes, so a part of
+// what it is given may stay unused in front.
+constexpr std::size_t kCublasAlignBytes = 256;
+constexpr std::size_t kCublasUsedBytes = std::size_t{32} << 20;
+constexpr std::size_t kCublasWorkspaceBytes = kCublasUsedBytes + kCublasAlignBytes;
 
+// `workspace`: kCublasWorkspaceBytes, anywhere.
 void cublas_product(const CublasProduct& product, void* workspace, Context& ctx);
 
 }  // namespace mamba3

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <tuple>
 
 #include "ops/launch.cuh"
@@ -68,7 +69,7 @@ void choose_algorithm(cublasLtHandle_t handle, const Shape& shape, Product& prod
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value));
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kCublasWorkspaceBytes);
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kCublasUsedBytes);
   // No sums that are cut in pieces along k.
   if (shape.same_bits) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{0});
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.w_align);
@@ -154,10 +155,13 @@ void cublas_product(const CublasProduct& args, void* workspace, Context& ctx) {
                     args.same_bits};
   Library& blas = library(ctx);
   const Product& product = blas.product(shape);
+  void* aligned = workspace;
+  std::size_t workspace_bytes = kCublasWorkspaceBytes;
+  std::align(kCublasAlignBytes, kCublasUsedBytes, aligned, workspace_bytes);
   const float one = 1, beta = args.accumulate ? 1.0f : 0.0f;
   check_blas(cublasLtMatmul(blas.handle, product.operation, &one, args.w, product.w, args.x,
                             product.x, &beta, args.y.data, product.y, args.y.data, product.y,
-                            &product.algorithm, workspace, kCublasWorkspaceBytes, stream_of(ctx)),
+                            &product.algorithm, aligned, kCublasUsedBytes, stream_of(ctx)),
              "a product");
 }
 
