@@ -1,5 +1,5 @@
-// What the warpgroup with the state brings into a chunk of the chunked scan: x, and the weights that
-// follow from the decays.
+// What the warpgroup with the state brings into a chunk of the chunked scan: x, and the weights
+// that follow from the decays.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -63,7 +63,9 @@ struct Decays {
   float now[kOwn];
   float carry[kOwn];  // (1 - lam) dt of the token behind
 
-  static __device__ __forceinline__ bool has_tokens(unsigned lane) { return lane * kOwn < S::kTokens; }
+  static __device__ __forceinline__ bool has_tokens(unsigned lane) {
+    return lane * kOwn < S::kTokens;
+  }
 
   __device__ __forceinline__ void load(const ChunkedScanJob& job, const ChunkPlace& at, int begin) {
     const std::int64_t from = at.head * job.tokens;
@@ -79,7 +81,8 @@ struct Decays {
 
   // Running sums in double, and every weight that follows from them. `last_joins`: the next token's
   // share of the last one's weight is not left to the next stretch.
-  __device__ __forceinline__ void weigh(unsigned lane, bool last_joins, ChunkStage<S>& stage) const {
+  __device__ __forceinline__ void weigh(unsigned lane, bool last_joins,
+                                        ChunkStage<S>& stage) const {
     constexpr double kLog2e = 1.4426950408889634;
     double sums[kOwn];
     double sum = 0;

@@ -48,8 +48,8 @@ __device__ __forceinline__ void request_warp_columns(const ChunkedScanJob& job,
 __device__ __forceinline__ float2 wide_z(const ChunkedScanJob& job, const ChunkPlace& at,
                                          int token) {
   if (token >= at.end) return make_float2(0, 0);
-  const float* from = job.columns.z + token * job.columns.row_stride + at.head * kChunkHeadDim +
-                      2 * at.lane;
+  const float* from =
+      job.columns.z + token * job.columns.row_stride + at.head * kChunkHeadDim + 2 * at.lane;
   return make_float2(from[0], from[1]);
 }
 
@@ -77,7 +77,8 @@ __device__ __forceinline__ void make_gates(const ChunkedScanJob& job, const Chun
       const float gate[2] = {gate_of(z[kToken].x, weights.x, weights.z),
                              gate_of(z[kToken].y, weights.y, weights.w)};
       store_shared<kRow * kGateRowBytes>(
-          place ^ ((kRow % 8) << 5), make_uint2(__float_as_uint(gate[0]), __float_as_uint(gate[1])));
+          place ^ ((kRow % 8) << 5),
+          make_uint2(__float_as_uint(gate[0]), __float_as_uint(gate[1])));
     });
   });
 }

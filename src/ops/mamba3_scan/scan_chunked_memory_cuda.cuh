@@ -19,7 +19,8 @@ template <int kCount, class F>
 __device__ __forceinline__ void for_each_number(const F& f) {
   [&]<int... kNumbers>(std::integer_sequence<int, kNumbers...>) {
     (f(std::integral_constant<int, kNumbers>{}), ...);
-  }(std::make_integer_sequence<int, kCount>{});
+  }
+  (std::make_integer_sequence<int, kCount>{});
 }
 
 __device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float& b) {
@@ -31,8 +32,8 @@ constexpr float kGateRate = -1.44269504f;  // silu(z) = z / (1 + 2^(rate z))
 
 constexpr int kGroupThreads = 128;
 constexpr int kGroupWarps = kGroupThreads / kWarpLanes;
-// Warpgroups in the order of their threads: one makes outputs, one has the state, two rotate rows of
-// K and Q.
+// Warpgroups in the order of their threads: one makes outputs, one has the state, two rotate rows
+// of K and Q.
 constexpr int kStateThread = kGroupThreads;
 constexpr int kRotatingThread = 2 * kGroupThreads;
 constexpr int kRotatingThreads = 2 * kGroupThreads;
@@ -93,8 +94,8 @@ struct alignas(1024) ChunkStage {
     unsigned char k[kTileBytes];
     unsigned char h[kTileBytes];
   } tiles[S::kTiles];
-  float gates[kChunkRows * kChunkHeadDim];  // [row, p], see gate_place; and then y, see y_place
-  unsigned char x[S::kTokens * kTileRowBytes];                    // [t, p]
+  float gates[kChunkRows * kChunkHeadDim];      // [row, p], see gate_place; and then y, see y_place
+  unsigned char x[S::kTokens * kTileRowBytes];  // [t, p]
   unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
   alignas(16) TokenTerms terms[S::kTokens];
   float start_decay[S::kTokens];  // of the state before the chunk
@@ -102,9 +103,7 @@ struct alignas(1024) ChunkStage {
   float chunk_decay;
   TokenBefore<S> kept;  // of the chunk's last token, where a stretch or the sequence ends
 
-  __device__ std::uint32_t x_rows() const {
-    return shared_address(S::kRank == 1 ? x : own_x);
-  }
+  __device__ std::uint32_t x_rows() const { return shared_address(S::kRank == 1 ? x : own_x); }
 };
 
 // From a tile of columns of K, or of the state, to the next.
@@ -153,7 +152,7 @@ struct ChunkMemory {
   ChunkStage<S> stages[kStages];
   TokenBefore<S> before;  // the call
   RankRow mimo_x[S::kRank];
-  RankRow skip_x[S::kRank];      // D mimo_x
+  RankRow skip_x[S::kRank];  // D mimo_x
   // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
   float4 gate_weights[S::kRank][kChunkHeadDim / 2];
   float out_norm[kChunkHeadDim];
@@ -177,8 +176,8 @@ struct ChunkMemory {
   }
 };
 
-// The byte in a stage's gates of row `row` and column `column`. Eight rows' blocks of eight columns,
-// which a warp reads at once, lie in different banks.
+// The byte in a stage's gates of row `row` and column `column`. Eight rows' blocks of eight
+// columns, which a warp reads at once, lie in different banks.
 constexpr int kGateRowBytes = kChunkHeadDim * sizeof(float);
 __host__ __device__ constexpr unsigned gate_place(unsigned row, unsigned column) {
   return row * kGateRowBytes + (((column >> 3) ^ row) & 7) * 32 + (column & 7) * 4;
@@ -295,6 +294,20 @@ __device__ void store_end(const ChunkedScanJob& job, const ChunkPlace& at,
     }
   }
   for (int p = thread; p < kChunkHeadDim; p += kGroupThreads) at.v(job)[p] = last.x[p];
+}
+
+// Addresses are cheap to find anew and dear to keep: a register that is spilled costs a trip to
+// the second-level cache, so nothing that depends on the lane may move out of a loop over chunks.
+__device__ __forceinline__ void forget_lane(ChunkPlace& at) {
+  asm volatile("" : "+r"(at.lane), "+r"(at.warp));
+}
+
+// The token of a chunk that is kept in fp32, or -1.
+template <class S>
+__device__ __forceinline__ int kept_token(const ChunkPlace& at, int begin) {
+  const int next = begin + S::kTokens;
+  const bool ends = (next - at.begin) % kGridTokens == 0 || next >= at.end;
+  return ends ? min(next, at.end) - begin - 1 : -1;
 }
 
 }  // namespace

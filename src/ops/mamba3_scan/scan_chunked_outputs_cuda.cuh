@@ -1,4 +1,5 @@
-// From the read-outs of a chunk to y: skip, out-norm, gates, the sum over ranks, the rows.
+// The outputs of the chunked scan, by one warpgroup: read-outs, skip, out-norm, gates, the sum over
+// ranks, rows of y.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,44 @@
 
 namespace mamba3 {
 namespace {
+
+// O = decayed Q h + weighted scores X.
+template <class S>
+__device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage,
+                                         float (&out)[kAccumulators]) {
+  float products[2][kAccumulators];
+  auto& scores = products[0];
+  auto& o = products[1];
+  wgmma_fence();
+  multiply_rows(stage, products);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_hold(scores);
+  wgmma_hold(o);
+  std::uint32_t weighted[4][4];
+  weigh_scores<S>(stage, own, scores, weighted);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float decay = stage.start_decay[Weights<S>::row_token(own, half)];
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; ++j) {
+      o[4 * j + 2 * half] *= decay;
+      o[4 * j + 2 * half + 1] *= decay;
+    }
+  }
+  const std::uint64_t x = wgmma_operand(stage.x_rows());
+  wgmma_hold(o);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    wgmma_k16<1>(o, weighted[step], wgmma_further(x, step * 16 * kTileRowBytes));
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_hold(o);
+#pragma unroll
+  for (int i = 0; i < kAccumulators; ++i) out[i] = o[i];
+}
 
 // A token's row of x, as a thread reads the columns of its fragment: of a tile in bf16, or, as
 // the op was given it, in fp32. Behind the end are zeros.
@@ -47,6 +86,7 @@ struct Outputs {
     return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
                    own.column};
   }
+
  private:
   __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
                                                         unsigned token) const {
@@ -56,8 +96,8 @@ struct Outputs {
 
 // o += skip X, normalised over the head where the layer does.
 template <class Out>
-__device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, unsigned r, int half,
-                                                float (&o)[kAccumulators]) {
+__device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, unsigned r,
+                                                int half, float (&o)[kAccumulators]) {
   float squares = 0;
   const typename Out::Row x_row = out.x(token);
   float2 skip = make_float2(out.m.skip_x[0][0], out.m.skip_x[0][0]);  // with one rank, of all p
@@ -119,8 +159,8 @@ __device__ __forceinline__ void gate_rows(const Out& out, float (&o)[kAccumulato
   }
 }
 
-// y of a token that has several rows, in the place of the first: two of them are in this thread, with
-// rank 4 two more in the lane four further.
+// y of a token that has several rows, in the place of the first: two of them are in this thread,
+// with rank 4 two more in the lane four further.
 template <class Out>
 __device__ __forceinline__ void gate_ranks(const Out& out, float (&o)[kAccumulators]) {
   const GateRows gates(out);
@@ -145,7 +185,8 @@ template <class Out>
 __device__ __forceinline__ void put_rows(const Out& out, const float (&y)[kAccumulators]) {
   using S = typename Out::Shape;
   if (S::kRank == 4 && out.own.row % 2 != 0) return;
-  const std::uint32_t place = shared_address(out.stage.gates) + y_place(out.own.row, out.own.column);
+  const std::uint32_t place =
+      shared_address(out.stage.gates) + y_place(out.own.row, out.own.column);
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
     store_shared(at_piece(place, j), pack_bf16(y[4 * j], y[4 * j + 1]));
@@ -215,6 +256,31 @@ __device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumula
     put_rows(out, o);
     __syncwarp();
     store_rows(out);
+  }
+}
+
+// One warpgroup's way through the chunks of a sequence.
+template <class S>
+__device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPlace at,
+                                             ChunkMemory<S>& m) {
+  Fragment own;
+  StageCursor cursor;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    forget_lane(at);
+    own.forget();
+    const int s = cursor.uniform_stage();
+    ChunkStage<S>& stage = m.stages[s];
+    barrier_wait(&m.filled[s], cursor.parity);
+    barrier_wait(&m.shown[s], cursor.parity);
+    float o[kAccumulators];
+    read_out<S>(own, stage, o);
+    if (__builtin_expect(job.y_bf16, 1)) {
+      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, o);
+    } else {
+      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, o);
+    }
+    arrive_warp(&m.emptied[s], at.lane);
+    cursor.next();
   }
 }
 

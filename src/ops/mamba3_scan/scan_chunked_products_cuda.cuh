@@ -27,8 +27,8 @@ struct Fragment {
 template <class S>
 using State = float[S::kTiles][kAccumulators];  // [p, n] transposed products: rows are p
 
-// Calls f(number of the state, its place in memory) for all that the thread has. What canonical_place
-// says grows evenly with the number of the columns' step.
+// Calls f(number of the state, its place in memory) for all that the thread has. What
+// canonical_place says grows evenly with the number of the columns' step.
 template <class S, class F>
 __device__ __forceinline__ void for_each_of_state(const ChunkedScanJob& job, const Fragment& own,
                                                   float* ssm, const F& f) {
@@ -91,8 +91,7 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenB
 template <class S>
 __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
                                            ChunkStage<S>& stage) {
-  const std::uint32_t place =
-      shared_address(stage.tiles[0].h) + swizzled(own.row, own.column);
+  const std::uint32_t place = shared_address(stage.tiles[0].h) + swizzled(own.row, own.column);
   for_each_number<S::kTiles>([&](auto tile) {
     constexpr int kTile = decltype(tile)::value;
 #pragma unroll
@@ -134,7 +133,7 @@ struct Weights {
   }
   // `i`: which of the thread's columns among the 16 with number `group`.
   static __device__ __forceinline__ unsigned column_token(const Fragment& own, unsigned group,
-                                                           unsigned i) {
+                                                          unsigned i) {
     if (S::kRank == 1) return 16 * group + i / 2 * 8 + own.column + i % 2;
     if (S::kRank == 2) return 8 * group + own.column + i;
     return 4 * group + own.column / 2;

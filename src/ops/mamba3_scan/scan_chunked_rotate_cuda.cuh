@@ -1,6 +1,6 @@
-// Rows of K and Q for the chunked scan: eight warps normalise, bias and rotate those of a chunk,
-// while others multiply those of the chunk before. Rows come from memory into registers, a chunk
-// ahead.
+// Rows of K and Q for the chunked scan, by two warpgroups: they normalise, bias and rotate those of
+// a chunk, while others multiply those of the chunk before. X of every rank and the gates are made
+// here too. Each warp has tokens of its own, whose rows come from memory a chunk ahead.
 #pragma once
 
 #include <cstdint>
@@ -74,8 +74,7 @@ __device__ __forceinline__ float2 turned(float2 v, float2 cos_sin) {
 // To about 2^-21, far within what rounding to bf16 takes; NaN if `broken` is.
 __device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken) {
   constexpr float kRadians = 1.4629180792671596e-9f;  // 2 pi / 2^32
-  const float angle =
-      fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
+  const float angle = fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
   return make_float2(__cosf(angle), __sinf(angle));
 }
 
@@ -191,8 +190,8 @@ __device__ __forceinline__ void keep_k(const ChunkedScanJob& job, const ChunkTur
         RawRows<S>::rows(job.in_b, at.lane)[(token * S::kRank + r) * kWarpLanes];
 #pragma unroll
     for (int j = 0; j < S::kLanePairs; ++j) {
-      stage.kept.k[r][at.lane * S::kLanePairs + j] = rotated<S>(
-          raw_pair(raw, j), parameters.b_norm[j], parameters.b_bias[r][j], j, cos_sin);
+      stage.kept.k[r][at.lane * S::kLanePairs + j] =
+          rotated<S>(raw_pair(raw, j), parameters.b_norm[j], parameters.b_bias[r][j], j, cos_sin);
     }
   }
 }
@@ -217,14 +216,12 @@ struct RankSpreader {
 
   __device__ __forceinline__ void spread(const ChunkPlace& at, const WarpColumns<S>& columns,
                                          ChunkStage<S>& stage) const {
-    const std::uint32_t place =
-        shared_address(stage.own_x) +
-        swizzled(S::row(at.warp * S::kWarpTokens + token, rank), column);
+    const std::uint32_t place = shared_address(stage.own_x) +
+                                swizzled(S::row(at.warp * S::kWarpTokens + token, rank), column);
     for_each_number<kPieces>([&](auto number) {
       constexpr int kToken = decltype(number)::value * kTokensAtOnce;
       constexpr unsigned kRow = S::row(kToken, 0);
-      const uint4 from =
-          *reinterpret_cast<const uint4*>(&columns.x()[token + kToken][2 * column]);
+      const uint4 from = *reinterpret_cast<const uint4*>(&columns.x()[token + kToken][2 * column]);
       const uint4 own = {weighted(from.x, 0), weighted(from.y, 2), weighted(from.z, 4),
                          weighted(from.w, 6)};
       store_shared_piece<kRow * kTileRowBytes>(at_piece(place, kRow % 8), own);
@@ -239,6 +236,44 @@ struct RankSpreader {
     return pack_bf16(a * weights[i], b * weights[i + 1]);
   }
 };
+
+// Two warpgroups' way through the chunks of a sequence.
+template <class S>
+__device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPlace at,
+                                              ChunkMemory<S>& m) {
+  at.warp -= kRotatingThread / kWarpLanes;
+  const auto first_in_chunk = static_cast<int>(at.warp * S::kWarpTokens);
+  const PairParameters<S> parameters(job, at);
+  const RankSpreader<S> ranks(m, at.lane);
+  WarpColumns<S>& columns = m.columns[at.warp];
+  RawRows<S> rows;
+  rows.load(job, at, at.begin + first_in_chunk);
+  request_warp_columns(job, at, at.begin + first_in_chunk, columns);
+  StageCursor cursor;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    forget_lane(at);
+    const int s = cursor.stage;
+    ChunkStage<S>& stage = m.stages[s];
+    const int first = begin + first_in_chunk;
+    const bool goes_on = begin + S::kTokens < at.end;
+    barrier_wait(&m.turned[s], cursor.parity);
+    barrier_wait(&m.emptied[s], cursor.parity ^ 1);
+    rotate_rows(rows, m.turns[s], parameters, at, stage);
+    const int kept = kept_token<S>(at, begin);
+    if (__builtin_expect(kept >= 0 && kept / S::kWarpTokens == static_cast<int>(at.warp), 0)) {
+      keep_k(job, m.turns[s], parameters, at, begin, kept, stage);
+    }
+    if (goes_on) rows.load(job, at, first + S::kTokens);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    if constexpr (S::kRank > 1) ranks.spread(at, columns, stage);
+    make_gates(job, at, first, m, stage);
+    fence_async_proxy();
+    arrive_warp(&m.filled[s], at.lane);
+    if (goes_on) request_warp_columns(job, at, first + S::kTokens, columns);
+    cursor.next();
+  }
+}
 
 }  // namespace
 }  // namespace mamba3

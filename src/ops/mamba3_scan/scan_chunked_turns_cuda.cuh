@@ -62,13 +62,14 @@ struct Turner {
         if (quarter >= step) sums += before;
       }
       const std::uint32_t from = start[j] + sums - own;
-      start[j] += __shfl_sync(0xffffffffu, sums, kWarpLanes - kAnglesAtOnce + at.lane % kAnglesAtOnce);
+      start[j] +=
+          __shfl_sync(0xffffffffu, sums, kWarpLanes - kAnglesAtOnce + at.lane % kAnglesAtOnce);
       const unsigned angle = angle_of(at, j);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) to.quarters[quarter].turns[t][angle] = from + turns[t];
       constexpr std::uint32_t kSameAngle = 0x01010101u;  // lanes, but for the angle's number
-      const bool any = (__ballot_sync(0xffffffffu, broken) &
-                        (kSameAngle << at.lane % kAnglesAtOnce)) != 0;
+      const bool any =
+          (__ballot_sync(0xffffffffu, broken) & (kSameAngle << at.lane % kAnglesAtOnce)) != 0;
       if (quarter == 0) to.broken[angle] = any ? nanf("") : 0.0f;
     }
   }
