@@ -23,12 +23,12 @@ float dot(const Floats& a, const Floats& b) {
 // One token of one head.
 struct Token {
   float dt = 0, lam = 0, adt = 0;
-  float gamma = 0;  // weight of its own input where it is read at once
-  float scale = 0;  // weight of its input in the state, once the next token is known
-  std::vector<Floats> q, k;         // [r][n] rotated, bf16
-  std::vector<Floats> k_scaled;     // [r][n]
-  std::vector<Floats> x;            // [r][p]
-  std::vector<Floats> own;          // [r][r] q . k of the token with itself
+  float gamma = 0;               // weight of its own input where it is read at once
+  float scale = 0;               // weight of its input in the state, once the next token is known
+  std::vector<Floats> q, k;      // [r][n] rotated, bf16
+  std::vector<Floats> k_scaled;  // [r][n]
+  std::vector<Floats> x;         // [r][p]
+  std::vector<Floats> own;       // [r][r] q . k of the token with itself
 };
 
 class AuthorsRun {
@@ -367,8 +367,7 @@ class AuthorsRun {
 }  // namespace
 
 std::vector<float> mamba3_authors_ref(const Mamba3RefInputs<float>& inputs,
-                                      Mamba3RefState<float>& state, AuthorsPath path,
-                                      bool rounds) {
+                                      Mamba3RefState<float>& state, AuthorsPath path, bool rounds) {
   check_ref(inputs, state);
   AuthorsRun run(inputs, state, rounds);
   return path == AuthorsPath::kPrefill ? run.prefill() : run.steps();
