@@ -55,20 +55,21 @@ std::vector<json> some_requests() {
 
 TEST_F(CudaProgram, GeneratesAndScoresAsOnACpu) {
   for (const char* kind : {"siso", "mimo"}) {
-    const std::vector<std::string> generate{"generate", "-m",     tiny_model(kind), "-p",
-                                            "a prompt", "--temp", "0",              "--dtype",
-                                            "fp32",     "-n",     "40",             "--json",
-                                            "--ignore-eos"};
+    const std::vector<std::string> generate{
+        "generate", "-m",     tiny_model(kind), "-p",   "a prompt",
+        "--temp",   "0",      "--dtype",        "fp32", "-n",
+        "40",       "--json", "--ignore-eos"};
     const Outcome cpu = run_on("cpu", generate), gpu = run_on("cuda", generate);
     ASSERT_EQ(cpu.code, 0) << cpu.err;
     ASSERT_EQ(gpu.code, 0) << gpu.err;
     EXPECT_EQ(gpu.json()["samples"][0]["ids"], cpu.json()["samples"][0]["ids"]);
-    const json one = cpu.json()["samples"][0]["logprobs"], two = gpu.json()["samples"][0]["logprobs"];
+    const json one = cpu.json()["samples"][0]["logprobs"],
+               two = gpu.json()["samples"][0]["logprobs"];
     for (std::size_t i = 0; i < one.size(); ++i) {
       EXPECT_NEAR(one[i].get<double>(), two[i].get<double>(), 1e-3) << i;
     }
-    const std::vector<std::string> score{"score",      "-m",      tiny_model(kind), "--requests",
-                                         "-", "--dtype", "fp32",           "--json"};
+    const std::vector<std::string> score{"score", "-m",      tiny_model(kind), "--requests",
+                                         "-",     "--dtype", "fp32",           "--json"};
     const std::string line = R"({"context": "the quick", "continuation": " brown fox"})";
     const Outcome here = run_on("cpu", score, line), there = run_on("cuda", score, line);
     ASSERT_EQ(there.code, 0) << there.err;
@@ -139,12 +140,11 @@ TEST_F(CudaProgram, ShapesThatNoKernelsTakeAreRefusedAtLoad) {
       {{{"d_model", 257}, {"ssm_cfg", {{"headdim", 257}, {"expand", 1}}}}, "p = 257"}};
   for (const auto& [shape, reason] : shapes) {
     const std::string model = changed_model(folder.path(), shape);
-    const std::vector<std::vector<std::string>> commands{
-        {"generate", "-p", "a"},
-        {"score", "--text", folder / "text"},
-        {"bench", "decode"},
-        {"bench", "prefill"},
-        {"generate", "--requests", "-"}};
+    const std::vector<std::vector<std::string>> commands{{"generate", "-p", "a"},
+                                                         {"score", "--text", folder / "text"},
+                                                         {"bench", "decode"},
+                                                         {"bench", "prefill"},
+                                                         {"generate", "--requests", "-"}};
     for (std::vector<std::string> arguments : commands) {
       arguments.insert(arguments.end(), {"-m", model});
       expect_error(run_on("cuda", arguments, R"({"prompt": "a"})"), 3, reason);
