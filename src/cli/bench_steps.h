@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "mamba3/model.h"
@@ -18,9 +20,13 @@ class DecodeRun {
   DecodeRun& operator=(const DecodeRun&) = delete;
 
   std::int64_t ring_tokens() const { return states_.ring_tokens(); }
+  // Where prompts may be read that decoding goes on from; sequence i is in slot i.
+  StatePool& states() { return states_; }
+  // The next step takes ids[i] as sequence i's token at `position`.
+  void go_on_from(std::span<const std::int32_t> ids, std::int64_t position);
 
-  // Seconds of `count` steps.
-  double seconds(std::int64_t count);
+  // Seconds of `count` steps. `between` is called after each with how many are done.
+  double seconds(std::int64_t count, const std::function<void(std::int64_t)>& between = {});
   // One step whose ops are called one by one: a recorded graph would hide them from an OpTimer.
   void step_op_by_op();
 
@@ -45,14 +51,22 @@ double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repea
 class PrefillRun {
  public:
   PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx);
+  // Into the first `batch` slots of `states`, which must outlive it.
+  PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, StatePool& states,
+             Context& ctx);
 
   // Seconds from the ids to the logits of each prompt's last token.
   double seconds();
+  // The most likely token after each prompt, of the last run.
+  std::vector<std::int32_t> best_ids() const;
 
  private:
+  void draw_prompts(std::int64_t batch, std::int64_t tokens);
+
   const Model& model_;
   Context& ctx_;
-  StatePool states_;
+  std::optional<StatePool> own_states_;
+  StatePool& states_;
   std::vector<std::int32_t> ids_, slots_;
   std::vector<std::int64_t> cu_seqlens_;
   std::vector<float> logits_;  // [b, padded vocabulary]
