@@ -153,6 +153,25 @@ TEST_F(CudaProgram, ShapesThatNoKernelsTakeAreRefusedAtLoad) {
   }
 }
 
+// 50 MB of states for each sequence, 200 GB for all of them: refused, with what would fit, before
+// anything is loaded.
+TEST_F(CudaProgram, ABatchWithoutRoomIsRefusedBeforeItIsLoaded) {
+  TestFolder folder;
+  const std::string model = changed_model(
+      folder.path(), {{"n_layer", 24}, {"ssm_cfg", {{"d_state", 256}, {"expand", 64}}}});
+  const std::string line = R"({"prompt": "a", "max_tokens": 1})";
+  const std::vector<std::string> generate{"generate", "-m", model, "--requests", "-", "--batch"};
+  const auto with_batch = [&](const std::string& batch) {
+    std::vector<std::string> arguments = generate;
+    arguments.push_back(batch);
+    return run_on("cuda", arguments, line);
+  };
+  const Outcome refused = with_batch("4096");
+  expect_error(refused, 3, "a batch of 4096 needs");
+  EXPECT_NE(refused.err.find(" fits: choose that or less"), std::string::npos) << refused.err;
+  EXPECT_EQ(with_batch("2").code, 0);
+}
+
 TEST_F(CudaProgram, VerifiesEveryGolden) {
   for (const char* dtype : {"fp32", "bf16"}) {
     const Outcome outcome = run_on(
