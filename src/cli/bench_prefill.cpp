@@ -62,6 +62,7 @@ void measure(const NamedModel& named, const Prompts& prompts, const BenchOptions
 }  // namespace
 
 void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  check_models(options, ctx);
   for_each_model(options, ctx, [&](const NamedModel& named) {
     for (const Prompts& prompts : prompts_of(options, ctx)) {
       measure(named, prompts, options, report, ctx);

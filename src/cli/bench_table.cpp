@@ -138,6 +138,7 @@ void run_table7(std::int64_t batch, const BenchOptions& options, BenchReport& re
 }  // namespace
 
 void bench_table(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  check_models(options, ctx);
   report.write(device_name(ctx) + "\n");
   for (const std::int64_t batch : or_else(options.batches, {kPaperBatch})) {
     const bool own_model = options.presets.empty() && !options.common.model.empty();

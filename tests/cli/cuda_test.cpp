@@ -1,9 +1,10 @@
 // The program with --device cuda, as a user runs it.
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 
 #include "cli/program.h"
 #include "core/gpu.h"
@@ -110,22 +111,34 @@ void spoil_row(const std::string& model, std::int64_t row) {
   write_file(path, file);
 }
 
+// A byte that no sound answer holds, and no prompt.
+int unused_id(const std::vector<json>& answers) {
+  for (int id = 128; id < 256; ++id) {
+    const auto holds = [id](const json& answer) {
+      return std::find(answer["ids"].begin(), answer["ids"].end(), id) != answer["ids"].end();
+    };
+    if (std::none_of(answers.begin(), answers.end(), holds)) return id;
+  }
+  throw std::runtime_error("the answers hold every id");
+}
+
 TEST_F(CudaProgram, NanLogitsStopTheirSequenceAlone) {
   TestFolder folder;
   const std::string model = changed_model(folder.path(), {{"tie_embeddings", false}});
   std::vector<json> requests = some_requests();
   const std::vector<json> sound = answers(model, requests, "4");
-  spoil_row(model, 0xe9);
-  requests.insert(requests.begin() + 2, {{"prompt_ids", {97, 0xe9, 97}}, {"max_tokens", 5}});
-  requests.insert(requests.begin() + 5, {{"prompt_ids", {0xe9}}, {"repeat_penalty", 1.5}});
+  const int bad = unused_id(sound);
+  spoil_row(model, bad);
+  const json in_the_middle{{"prompt_ids", {97, bad, 97}}, {"max_tokens", 5}};
+  const json penalised{{"prompt_ids", json::array({bad})}, {"repeat_penalty", 1.5}};
+  requests.insert(requests.begin() + 2, in_the_middle);
+  requests.insert(requests.begin() + 5, penalised);
   const std::vector<json> got = answers(model, requests, "4", 1);
   ASSERT_EQ(got.size(), requests.size());
   std::size_t next = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    if (requests[i].contains("prompt_ids")) {
-      EXPECT_TRUE(got[i].contains("error")) << got[i];
-      continue;
-    }
+    EXPECT_EQ(got[i].contains("error"), requests[i].contains("prompt_ids")) << got[i];
+    if (got[i].contains("error")) continue;
     EXPECT_EQ(got[i]["ids"], sound[next]["ids"]) << i;
     EXPECT_EQ(got[i]["logprobs"], sound[next]["logprobs"]) << i;
     ++next;

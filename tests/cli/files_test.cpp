@@ -226,6 +226,18 @@ TEST(Convert, KeepsTokenizerAndEndOfText) {
   EXPECT_EQ(json::parse(read_file(to + "/generation_config.json"))["eos_token_id"], json({33}));
 }
 
+TEST(Init, TheFolderMayBeNamedFromWhereOneIs) {
+  TestFolder folder;
+  write_file(folder / "c.json", R"({"d_model": 32, "n_layer": 1, "vocab_size": 257, "ssm_cfg":
+      {"layer": "Mamba3", "d_state": 16, "headdim": 16}})");
+  const fs::path here = fs::current_path();
+  fs::current_path(folder.path());
+  const Outcome made = run_mamba3({"init", "--config", "c.json", "-o", "made"});
+  fs::current_path(here);
+  EXPECT_EQ(made.code, 0) << made.err;
+  EXPECT_TRUE(fs::exists(folder.path() / "made" / "model.safetensors"));
+}
+
 TEST(Init, TheSeedDecidesTheWeights) {
   TestFolder folder;
   write_file(folder / "config.json",
