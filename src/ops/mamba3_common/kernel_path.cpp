@@ -22,7 +22,7 @@ void check_gpu_takes(const Mamba3Dims& dims) {
 }
 
 KernelPath tuned_for(const Mamba3Dims& dims, int compute_capability) {
-  if (const KernelPath general = general_for(dims); general.none) return general;
+  if (KernelPath general = general_for(dims); general.none) return general;
   if (compute_capability != 90) {
     return {false, str("compute capability ", compute_capability / 10, ".", compute_capability % 10,
                        "; the tuned kernels are for 9.0")};
