@@ -38,8 +38,9 @@ class SanitizeGpu(unittest.TestCase):
         done = self.sanitize(CLEAN)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertEqual([line.split()[:2] for line in done.stdout.splitlines()],
-                         [[tool, name] for tool in ('memcheck', 'racecheck', 'initcheck', 'synccheck') for name in ('test_ops', 'generate')])
-        self.assertEqual(done.stdout.count('clean'), 8)
+                         [[tool, name] for tool in ('memcheck', 'racecheck', 'initcheck', 'synccheck') for name in ('test_ops', 'generate')
+                          if (tool, name) != ('initcheck', 'generate')])
+        self.assertEqual(done.stdout.count('clean'), 7)
 
     def test_a_hazard_fails(self):
         done = self.sanitize('echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors)"', 'racecheck')
