@@ -93,7 +93,7 @@ Run add_bench(CLI::App& app) {
       ->check(whole_number(1, 1'000'000));
   app.add_option(
          "--ring", options.states.ring_tokens,
-         "tokens that wait beside a state before it is rewritten (default: 16 where a GPU has "
+         "tokens that wait beside a state before it is rewritten (default: 8 where a GPU has "
          "it); 1: every token, 0: no ring")
       ->type_name("N")
       ->check(whole_number(0, 16));
@@ -103,7 +103,9 @@ Run add_bench(CLI::App& app) {
       "--skewed", options.skewed,
       "prefill: instead of equal prompts one of --tokens among --batch - 1 of 128, against "
       "as many tokens evenly divided");
-  app.add_flag("--full", options.full, "table: decode every token instead of a few cycles");
+  app.add_flag(
+      "--full", options.full,
+      "table: read the prompts and decode every token after them, instead of a few cycles");
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");
   app.add_option("--baseline", options.baseline,

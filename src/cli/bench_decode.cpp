@@ -75,6 +75,7 @@ void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilin
 }  // namespace
 
 void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  check_models(options, ctx);
   Ceilings ceilings;
   if (ctx.gpu()) {
     ceilings.gpu = std::make_unique<MachineCeilings>(bench_compute(options), ctx);

@@ -19,6 +19,7 @@ ModelConfig one_layer(ModelConfig config) {
 }
 
 ModelWeights random_weights(const ModelConfig& config, Context& ctx) {
+  check_layers(config, ctx);
   const InitialTensors tensors = init_tensors(config, DType::kBf16, ctx.seed(), ctx);
   return bind_weights(config, tensors.tensors, tensors.memory, ctx);
 }

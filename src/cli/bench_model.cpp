@@ -1,8 +1,14 @@
 #include "cli/bench_model.h"
 
+#include <algorithm>
 #include <chrono>
 
+#include "core/gpu.h"
 #include "core/op_timer.h"
+#include "engine/checkpoint_files.h"
+#include "model/memory_needed.h"
+#include "model/mixer.h"
+#include "model/weights.h"
 
 namespace mamba3::cli {
 
@@ -15,6 +21,24 @@ std::vector<std::string> presets_or_default(const BenchOptions& options, const C
 std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
                                   std::vector<std::int64_t> fallback) {
   return given.empty() ? std::move(fallback) : given;
+}
+
+void check_models(const BenchOptions& options, Context& ctx) {
+  const auto check = [&](const ModelSize& size) {
+    check_layers(size.config, ctx);
+    if (!ctx.gpu() || options.batches.empty()) return;
+    check_memory(size, *std::max_element(options.batches.begin(), options.batches.end()),
+                 ctx.gpu()->info());
+  };
+  if (options.presets.empty() && !options.common.model.empty()) {
+    const CheckpointFiles files = open_checkpoint_files(model_folder(options.common));
+    check_tensors(files.config, files.weights->tensors);
+    return check({files.config, resident_bytes(files.config, files.weights->tensors)});
+  }
+  const DType matrices = options.common.dtype == "fp32" ? DType::kF32 : DType::kBf16;
+  for (const std::string& name : presets_or_default(options, ctx)) {
+    check({preset(name), resident_bytes(preset(name), matrices)});
+  }
 }
 
 void for_each_model(const BenchOptions& options, Context& ctx,

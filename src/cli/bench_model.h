@@ -17,6 +17,11 @@ std::vector<std::string> presets_or_default(const BenchOptions& options, const C
 std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
                                   std::vector<std::int64_t> fallback);
 
+// Refuses at once, before ceilings are measured, what for_each_model() or a batch would refuse
+// later: layers that the device does not compute, and batches of --batch that a GPU has no room
+// for.
+void check_models(const BenchOptions& options, Context& ctx);
+
 struct NamedModel {
   std::string name;
   std::shared_ptr<const Model> model;

@@ -97,6 +97,7 @@ void measure_skewed(const NamedModel& named, const Prompts& prompts, const Bench
 
 void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ctx) {
   const bool by_default = options.batches.empty() && options.tokens.empty() && ctx.gpu();
+  check_models(options, ctx);
   for_each_model(options, ctx, [&](const NamedModel& named) {
     if (!options.skewed) {
       for (const Prompts& prompts : prompts_of(options, ctx)) {

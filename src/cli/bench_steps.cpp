@@ -34,9 +34,19 @@ DecodeRun::DecodeRun(const Model& model, std::int64_t batch, const StatePoolOpti
   }
 }
 
-double DecodeRun::seconds(std::int64_t count) {
+void DecodeRun::go_on_from(std::span<const std::int32_t> ids, std::int64_t position) {
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    rows_[i].id = ids[i];
+    rows_[i].position = position;
+  }
+}
+
+double DecodeRun::seconds(std::int64_t count, const std::function<void(std::int64_t)>& between) {
   return time_once(ctx_, [&] {
-    for (std::int64_t i = 0; i < count; ++i) step();
+    for (std::int64_t i = 0; i < count; ++i) {
+      step();
+      if (between) between(i + 1);
+    }
   });
 }
 
@@ -73,13 +83,28 @@ double step_seconds(DecodeRun& run, std::int64_t cycle_steps, std::int64_t repea
 PrefillRun::PrefillRun(const Model& model, const std::vector<std::int64_t>& lengths, Context& ctx)
     : model_(model),
       ctx_(ctx),
-      states_(model.config(), std::ssize(lengths), ctx),
+      own_states_(std::in_place, model.config(), std::ssize(lengths), ctx),
+      states_(*own_states_),
       slots_(slots_of(std::ssize(lengths))),
       logits_(logits_count(model, std::ssize(lengths))) {
+  draw_prompts(lengths);
+}
+
+PrefillRun::PrefillRun(const Model& model, const std::vector<std::int64_t>& lengths,
+                       StatePool& states, Context& ctx)
+    : model_(model),
+      ctx_(ctx),
+      states_(states),
+      slots_(slots_of(std::ssize(lengths))),
+      logits_(logits_count(model, std::ssize(lengths))) {
+  draw_prompts(lengths);
+}
+
+void PrefillRun::draw_prompts(const std::vector<std::int64_t>& lengths) {
   for (const std::int64_t length : lengths) cu_seqlens_.push_back(tokens() + length);
-  const auto vocab = static_cast<double>(model.config().vocab);
+  const auto vocab = static_cast<double>(model_.config().vocab);
   for (std::int64_t i = 0; i < tokens(); ++i) {
-    const double draw = uniform_draw(ctx.seed(), 0, static_cast<std::uint64_t>(i));
+    const double draw = uniform_draw(ctx_.seed(), 0, static_cast<std::uint64_t>(i));
     ids_.push_back(static_cast<std::int32_t>(draw * vocab));
   }
 }
@@ -92,6 +117,17 @@ double PrefillRun::seconds() {
   args.slots = slots_;
   args.last_logits = {logits_.data(), {std::ssize(slots_), model_.config().padded_vocab()}};
   return time_once(ctx_, [&] { model_.prefill(args, states_, ctx_); });
+}
+
+std::vector<std::int32_t> PrefillRun::best_ids() const {
+  const std::int64_t padded = model_.config().padded_vocab();
+  std::vector<std::int32_t> ids;
+  for (std::int64_t i = 0; i < std::ssize(slots_); ++i) {
+    const auto row = logits_.begin() + i * padded;
+    const auto best = std::max_element(row, row + model_.config().vocab);
+    ids.push_back(static_cast<std::int32_t>(best - row));
+  }
+  return ids;
 }
 
 }  // namespace mamba3::cli

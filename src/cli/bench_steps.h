@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "mamba3/model.h"
@@ -18,9 +20,13 @@ class DecodeRun {
   DecodeRun& operator=(const DecodeRun&) = delete;
 
   std::int64_t ring_tokens() const { return states_.ring_tokens(); }
+  // Where prompts may be read that decoding goes on from; sequence i is in slot i.
+  StatePool& states() { return states_; }
+  // The next step takes ids[i] as sequence i's token at `position`.
+  void go_on_from(std::span<const std::int32_t> ids, std::int64_t position);
 
-  // Seconds of `count` steps.
-  double seconds(std::int64_t count);
+  // Seconds of `count` steps. `between` is called after each with how many are done.
+  double seconds(std::int64_t count, const std::function<void(std::int64_t)>& between = {});
   // One step whose ops are called one by one: a recorded graph would hide them from an OpTimer.
   void step_op_by_op();
 
@@ -48,15 +54,23 @@ class PrefillRun {
   PrefillRun(const Model& model, std::int64_t batch, std::int64_t tokens, Context& ctx)
       : PrefillRun(model, std::vector<std::int64_t>(static_cast<std::size_t>(batch), tokens), ctx) {
   }
+  // Into the first slots of `states`, which must outlive it.
+  PrefillRun(const Model& model, const std::vector<std::int64_t>& lengths, StatePool& states,
+             Context& ctx);
 
   std::int64_t tokens() const { return cu_seqlens_.back(); }  // of all prompts
   // Seconds from the ids to the logits of each prompt's last token.
   double seconds();
+  // The most likely token after each prompt, of the last run.
+  std::vector<std::int32_t> best_ids() const;
 
  private:
+  void draw_prompts(const std::vector<std::int64_t>& lengths);
+
   const Model& model_;
   Context& ctx_;
-  StatePool states_;
+  std::optional<StatePool> own_states_;
+  StatePool& states_;
   std::vector<std::int32_t> ids_, slots_;
   std::vector<std::int64_t> cu_seqlens_ = {0};
   std::vector<float> logits_;  // [b, padded vocabulary]

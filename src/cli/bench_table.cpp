@@ -9,6 +9,7 @@
 #include "cli/bench_steps.h"
 #include "cli/bench_table_text.h"
 #include "cli/bench_timing.h"
+#include "cli/terminal.h"
 #include "core/check.h"
 
 namespace mamba3::cli {
@@ -80,6 +81,18 @@ double prefill_seconds(PrefillRun& run, std::int64_t repeat) {
   return median(seconds);
 }
 
+// The whole run, once: the prompts, and right after them as many tokens, in the same states.
+double full_seconds(const NamedModel& named, std::int64_t batch, std::int64_t tokens,
+                    DecodeRun& decode, const BenchOptions& options, Context& ctx) {
+  ProgressBar bar(options.common, str(named.name, ": reading, then decoding ", tokens), "tokens");
+  PrefillRun prompts(*named.model,
+                     std::vector<std::int64_t>(static_cast<std::size_t>(batch), tokens),
+                     decode.states(), ctx);
+  const double prefill_s = prompts.seconds();
+  decode.go_on_from(prompts.best_ids(), tokens);
+  return prefill_s + decode.seconds(tokens, [&](std::int64_t done) { bar.update(done, tokens); });
+}
+
 Table7Row measure_length(const NamedModel& named, std::int64_t batch, std::int64_t tokens,
                          double step_s, DecodeRun& decode, const BenchOptions& options,
                          BenchReport& report, Context& ctx) {
@@ -93,7 +106,8 @@ Table7Row measure_length(const NamedModel& named, std::int64_t batch, std::int64
   }
   row.ran = options.full;
   const auto count = static_cast<double>(tokens);
-  row.total = row.prefill + (options.full ? decode.seconds(tokens) : count * step_s);
+  row.total = options.full ? full_seconds(named, batch, tokens, decode, options, ctx)
+                           : row.prefill + count * step_s;
   row.paper_prefill = paper_figure(name + "prefill");
   row.paper_total = paper_figure(name + "prefill+decode");
   row.authors_prefill = authors_figure(name + "prefill");
@@ -126,6 +140,7 @@ void run_table7(std::int64_t batch, const BenchOptions& options, BenchReport& re
 }  // namespace
 
 void bench_table(const BenchOptions& options, BenchReport& report, Context& ctx) {
+  check_models(options, ctx);
   report.write(device_name(ctx) + "\n");
   for (const std::int64_t batch : or_else(options.batches, {kPaperBatch})) {
     const bool own_model = options.presets.empty() && !options.common.model.empty();

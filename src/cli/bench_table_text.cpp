@@ -77,7 +77,7 @@ std::string table7_text(const std::vector<Table7Row>& rows, std::int64_t batch,
   std::string text = str("Table 7: seconds to read n tokens, and to read n and decode n more, ",
                          batch, " sequences.\n");
   text += all_ran
-              ? std::string("All n tokens were decoded, one after the other.\n")
+              ? std::string("One run each: all n tokens were decoded, right after the prompts.\n")
               : str("Decoding n tokens is n times the time of a step, measured over whole cycles "
                     "of ",
                     cycle_steps, ".\n");

@@ -85,7 +85,7 @@ std::vector<fs::path> files_of(const fs::path& folder) {
 
 CheckpointFolder::CheckpointFolder(const fs::path& target, bool force) {
   std::error_code ec;
-  target_ = fs::weakly_canonical(target, ec);
+  target_ = fs::weakly_canonical(fs::absolute(target), ec);
   if (ec || target_.empty()) target_ = target;
   if (!target_.has_filename()) target_ = target_.parent_path();
   const fs::file_status status = fs::status(target_, ec);

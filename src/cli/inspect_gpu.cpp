@@ -52,6 +52,7 @@ GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t b
 }
 
 std::string path_name(const KernelPath& path) {
+  if (path.none) return "none";
   return path.tuned ? "tuned" : "general";
 }
 

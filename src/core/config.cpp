@@ -49,7 +49,12 @@ void check_mixer(const Mamba3Config& mixer) {
   check_range("expand", mixer.expand, 1, 1024);
   check_range("headdim", mixer.head_dim, 1, kMaxInner);
   check_range("ngroups", mixer.groups, 1, kMaxInner);
-  check_range("mimo_rank", mixer.rank, 1, kMaxRank);
+  check_input(mixer.rank >= 1, "mimo_rank is ", mixer.rank, "; expected 1 to ", kMaxRank,
+              "; correct it in the model's config");
+  if (mixer.rank > kMaxRank) {
+    fail(ErrorCode::kUnavailable, "mimo_rank is ", mixer.rank, "; expected at most ", kMaxRank,
+         ", which is what the kernels are for; use a model of a smaller rank");
+  }
   check_range("chunk_size", mixer.chunk_size, 1, 1 << 20);
   check_input(mixer.state % 2 == 0, "d_state is ", mixer.state,
               "; expected an even number, since B and C are rotated in pairs; correct it in the "

@@ -65,6 +65,29 @@ double largest_error(std::span<const T> got, std::span<const U> truth, ErrorMetr
   return scale > 0 ? worst / scale : std::numeric_limits<double>::infinity();
 }
 
+// The root of the mean square of the errors over that of the truth (kCircle: in radians); infinite
+// as above. Where errors of roundings are compared: it hangs on all elements, not on the worst one.
+template <class T, class U>
+double rms_error(std::span<const T> got, std::span<const U> truth, ErrorMetric metric) {
+  if (got.size() != truth.size()) return std::numeric_limits<double>::infinity();
+  double errors = 0;
+  double squares = 0;
+  double count = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double a = got[i];
+    const double b = truth[i];
+    if (!same_kind(a, b)) return std::numeric_limits<double>::infinity();
+    if (!std::isfinite(b)) continue;
+    const double off = metric == ErrorMetric::kCircle ? circle_distance(a, b) : a - b;
+    errors += off * off;
+    squares += b * b;
+    ++count;
+  }
+  if (errors == 0) return 0;
+  if (metric == ErrorMetric::kCircle) return std::sqrt(errors / count);
+  return squares > 0 ? std::sqrt(errors / squares) : std::numeric_limits<double>::infinity();
+}
+
 // `rounding` is one of the constants above. A plain run that overflows allows nothing more: its
 // error counts as none.
 inline Comparison judge(double error, double naive_error, double rounding) {
@@ -75,6 +98,12 @@ inline Comparison judge(double error, double naive_error, double rounding) {
   out.bound = (std::isfinite(naive_error) ? 2 * naive_error : 0) + rounding;
   out.ok = error <= out.bound;
   return out;
+}
+
+// Whether an error of roundings is no larger than the authors': both root mean squares, `authors`
+// of a run that rounds as their kernels do. Sums in another order may differ by kFloatRounding.
+inline bool within_authors(double rms, double authors) {
+  return rms <= authors + kFloatRounding;
 }
 
 template <class T, class N, class U>

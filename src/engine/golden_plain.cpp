@@ -109,31 +109,47 @@ Mamba3RefState<T> cast_state(const Mamba3RefState<From>& state) {
   return {part(state.angle), part(state.ssm), part(state.k), part(state.v)};
 }
 
-}  // namespace
-
-template <class T>
-GoldenPart run_plain(const Golden& golden, std::span<const GoldenRange> ranges,
-                     std::span<const Mamba3RefState<double>> start, PlainRounding rounding) {
+// The plain loop over ranges; `scan` gives the y of one.
+template <class T, class Scan>
+GoldenPart run_ranges(const Golden& golden, std::span<const GoldenRange> ranges,
+                      std::span<const Mamba3RefState<double>> start, bool bf16_linears,
+                      Mamba3RefInputs<T> in, const Scan& scan) {
   GoldenPart out;
-  Mamba3RefInputs<T> in = layer<T>(golden);
-  in.bf16_products = rounding.scan;
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     in.tokens = ranges[i].end - ranges[i].begin;
     if (golden.mixer) {
-      project_columns(golden, ranges[i], rounding.linears, in);
+      project_columns(golden, ranges[i], bf16_linears, in);
     } else {
       take_columns(golden, ranges[i], in);
     }
     Mamba3RefState<T> state = cast_state<T>(start[i]);
-    std::vector<T> y = mamba3_scan_ref(in, state);
+    std::vector<T> y = scan(in, state);
     if (golden.mixer) {
-      y = multiply(y, cast<T>(golden.at("param.out_proj.weight")), golden.inner(),
-                   rounding.linears);
+      y = multiply(y, cast<T>(golden.at("param.out_proj.weight")), golden.inner(), bf16_linears);
     }
     out.y.insert(out.y.end(), y.begin(), y.end());
     out.states.push_back(cast_state<double>(state));
   }
   return out;
+}
+
+}  // namespace
+
+template <class T>
+GoldenPart run_plain(const Golden& golden, std::span<const GoldenRange> ranges,
+                     std::span<const Mamba3RefState<double>> start, PlainRounding rounding) {
+  Mamba3RefInputs<T> inputs = layer<T>(golden);
+  inputs.bf16_products = rounding.scan;
+  return run_ranges<T>(golden, ranges, start, rounding.linears, std::move(inputs),
+                       mamba3_scan_ref<T>);
+}
+
+GoldenPart run_authors(const Golden& golden, std::span<const GoldenRange> ranges,
+                       std::span<const Mamba3RefState<double>> start, AuthorsPath path) {
+  return run_ranges<float>(golden, ranges, start, true, layer<float>(golden),
+                           [path](const Mamba3RefInputs<float>& in, Mamba3RefState<float>& state) {
+                             return mamba3_authors_ref(in, state, path);
+                           });
 }
 
 template GoldenPart run_plain<double>(const Golden&, std::span<const GoldenRange>,

@@ -11,6 +11,7 @@
 #include "mamba3/context.h"
 #include "model/reference.h"
 #include "ops/linear/linear.h"
+#include "ops/mamba3_scan/mamba3_authors_ref.h"
 
 namespace mamba3 {
 
@@ -35,6 +36,10 @@ extern template GoldenPart run_plain<double>(const Golden&, std::span<const Gold
                                              PlainRounding);
 extern template GoldenPart run_plain<float>(const Golden&, std::span<const GoldenRange>,
                                             std::span<const Mamba3RefState<double>>, PlainRounding);
+
+// As the authors' kernels round: what their roundings allow.
+GoldenPart run_authors(const Golden& golden, std::span<const GoldenRange> ranges,
+                       std::span<const Mamba3RefState<double>> start, AuthorsPath path);
 
 // mamba3_step, a token of every range at a time.
 GoldenPart run_step(const Golden& golden, std::span<const GoldenRange> ranges,

@@ -7,6 +7,7 @@
 #include "io/config_file.h"
 #include "mamba3/engine.h"
 #include "model/memory_needed.h"
+#include "model/mixer.h"
 #include "model/weights.h"
 
 namespace mamba3 {
@@ -32,6 +33,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions&
   choose_a_activation(files.config, options.a_activation, ctx);
   const ModelOptions model_options{choose_compute(options, *files.weights), options.strict};
 
+  check_layers(files.config, ctx);
   if (ctx.gpu()) {
     check_tensors(files.config, files.weights->tensors);
     const std::int64_t weights_bytes = resident_bytes(files.config, files.weights->tensors);

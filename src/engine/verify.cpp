@@ -20,7 +20,8 @@ using Ranges = std::vector<GoldenRange>;
 struct Path {
   std::string name;
   std::function<GoldenPart(const Ranges&, const States&)> run;
-  std::function<GoldenPart(const Ranges&, const States&)> run_naive;  // empty for the oracle
+  // Empty for the oracle.
+  std::function<GoldenPart(const Ranges&, const States&)> run_naive, run_as_authors;
   double rounding = 0;
   bool packs = false;  // takes all sequences in one call, so that neighbours could matter
 };
@@ -31,6 +32,11 @@ std::vector<Path> paths_of(const Golden& golden, const VerifyOptions& options, C
   const auto plain = [&golden](PlainRounding rounding) {
     return [&golden, rounding](const Ranges& ranges, const States& start) {
       return run_plain<float>(golden, ranges, start, rounding);
+    };
+  };
+  const auto authors = [&golden](AuthorsPath path) {
+    return [&golden, path](const Ranges& ranges, const States& start) {
+      return run_authors(golden, ranges, start, path);
     };
   };
   Path oracle;
@@ -44,6 +50,7 @@ std::vector<Path> paths_of(const Golden& golden, const VerifyOptions& options, C
     return run_step(golden, ranges, start, compute, ctx);
   };
   step.run_naive = plain({bf16, false});
+  step.run_as_authors = authors(AuthorsPath::kStep);
   step.rounding = bf16 && golden.mixer ? kBf16Rounding : kFloatRounding;
   step.packs = true;
   Path scan;
@@ -52,6 +59,7 @@ std::vector<Path> paths_of(const Golden& golden, const VerifyOptions& options, C
     return run_scan(golden, ranges, start, compute, ctx);
   };
   scan.run_naive = plain({bf16, bf16});
+  scan.run_as_authors = authors(AuthorsPath::kPrefill);
   scan.rounding = bf16 ? kBf16Rounding : kFloatRounding;
   scan.packs = true;
   return {oracle, step, scan};
@@ -65,7 +73,7 @@ class GoldenVerifier {
 
   void verify() {
     const States start = states("state0");
-    const Parts whole = run(ranges(0, kToEnd), {start, start, start});
+    const Parts whole = run(ranges(0, kToEnd), {start, start, start, start});
     note_y("", ranges(0, kToEnd), whole);
     note_states("state1", "", whole);
     if (path_.packs && golden_.sequences() > 1) verify_one_by_one(whole.got, start);
@@ -75,13 +83,14 @@ class GoldenVerifier {
  private:
   static constexpr std::int64_t kToEnd = -1;
 
-  // The path's own result, the plain run's, and the oracle's: the plain run's error is measured
-  // against the oracle, since a wrong file would make any error look allowed.
+  // The path's own result, the plain run's, the authors', and the oracle's: the errors of the two
+  // in the middle are measured against the oracle, since a wrong file would make any error look
+  // allowed.
   struct Starts {
-    States got, naive, exact;
+    States got, naive, authors, exact;
   };
   struct Parts {
-    GoldenPart got, naive, exact;
+    GoldenPart got, naive, authors, exact;
   };
 
   Parts run(const Ranges& rows, const Starts& start) const {
@@ -89,6 +98,7 @@ class GoldenVerifier {
     out.got = path_.run(rows, start.got);
     if (!path_.run_naive) return out;
     out.naive = path_.run_naive(rows, start.naive);
+    out.authors = path_.run_as_authors(rows, start.authors);
     out.exact = run_plain<double>(golden_, rows, start.exact, {});
     return out;
   }
@@ -122,8 +132,8 @@ class GoldenVerifier {
   }
 
   void note_y(const std::string& suffix, const Ranges& rows, const Parts& parts) {
-    note("out.y" + suffix, {parts.got.y, parts.naive.y, parts.exact.y}, expected_y(rows),
-         ErrorMetric::kRelative);
+    note("out.y" + suffix, {parts.got.y, parts.naive.y, parts.authors.y, parts.exact.y},
+         expected_y(rows), ErrorMetric::kRelative);
   }
 
   void note_states(const std::string& prefix, const std::string& suffix, const Parts& parts) {
@@ -143,7 +153,7 @@ class GoldenVerifier {
       const bool angle = part == &Mamba3RefState<double>::angle;
       note(prefix + name + suffix,
            {joined(parts.got.states, part), joined(parts.naive.states, part),
-            joined(parts.exact.states, part)},
+            joined(parts.authors.states, part), joined(parts.exact.states, part)},
            golden_.at(prefix + name), angle ? ErrorMetric::kCircle : ErrorMetric::kRelative);
     }
   }
@@ -151,11 +161,12 @@ class GoldenVerifier {
   // To the cut, then on from there: the oracle from the file's own state, the others from theirs.
   void verify_cut(std::int64_t cut, const States& start) {
     const std::string name = "cut" + std::to_string(cut);
-    const Parts first = run(ranges(0, cut), {start, start, start});
+    const Parts first = run(ranges(0, cut), {start, start, start, start});
     note_states(name, "", first);
     const States middle = path_.run_naive ? first.got.states : states(name);
     const Ranges rest = ranges(cut, kToEnd);
-    const Parts second = run(rest, {middle, first.naive.states, first.exact.states});
+    const Parts second =
+        run(rest, {middle, first.naive.states, first.authors.states, first.exact.states});
     const std::string suffix = " after cut " + std::to_string(cut);
     note_y(suffix, rest, second);
     note_states("state1", suffix, second);
@@ -188,7 +199,7 @@ class GoldenVerifier {
   std::string label(const std::string& tensor) const { return tensor + " (" + path_.name + ")"; }
 
   struct Values {
-    std::vector<double> got, naive, exact;
+    std::vector<double> got, naive, authors, exact;
   };
 
   void note(const std::string& tensor, const Values& values, const std::vector<double>& expected,
@@ -197,10 +208,19 @@ class GoldenVerifier {
     const auto error = [metric](const std::vector<double>& a, const std::vector<double>& b) {
       return largest_error(std::span<const double>(a), std::span<const double>(b), metric);
     };
-    const Comparison c = path_.run_naive ? judge(error(values.got, expected),
-                                                 error(values.naive, values.exact), path_.rounding)
-                                         : judge(error(values.got, expected), 0, kGoldenRounding);
-    add({golden_.file, label(tensor), c.error, c.naive_error, c.bound, c.ok});
+    const auto rms = [metric](const std::vector<double>& a, const std::vector<double>& b) {
+      return rms_error(std::span<const double>(a), std::span<const double>(b), metric);
+    };
+    if (!path_.run_naive) {
+      const Comparison c = judge(error(values.got, expected), 0, kGoldenRounding);
+      return add({golden_.file, label(tensor), c.error, c.naive_error, c.bound, c.ok});
+    }
+    const Comparison c =
+        judge(error(values.got, expected), error(values.naive, values.exact), path_.rounding);
+    const double ours = rms(values.got, expected);
+    const double authors = rms(values.authors, values.exact);
+    add({golden_.file, label(tensor), c.error, c.naive_error, c.bound,
+         c.ok && within_authors(ours, authors), ours, authors});
   }
 
   void add(VerifyCase result) { report_.cases.push_back(std::move(result)); }
@@ -262,9 +282,12 @@ VerifyReport verify_goldens(const std::vector<std::filesystem::path>& paths,
       }
     }
   }
+  constexpr double kMost = std::numeric_limits<double>::max();
   for (VerifyCase& c : report.cases) {
-    c.max_rel_error = std::min(c.max_rel_error, std::numeric_limits<double>::max());
-    c.naive_error = std::min(c.naive_error, std::numeric_limits<double>::max());
+    c.max_rel_error = std::min(c.max_rel_error, kMost);
+    c.naive_error = std::min(c.naive_error, kMost);
+    if (c.rms_error) c.rms_error = std::min(*c.rms_error, kMost);
+    if (c.authors_rms_error) c.authors_rms_error = std::min(*c.authors_rms_error, kMost);
   }
   return report;
 }

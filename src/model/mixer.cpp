@@ -2,6 +2,7 @@
 
 #include "core/arena.h"
 #include "ops/linear/fused_linear.h"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
 
@@ -97,6 +98,12 @@ Mamba3Dims mixer_dims(const ModelConfig& config) {
   dims.a_floor = static_cast<float>(mixer.a_floor);
   dims.a_activation = mixer.a_activation;
   return dims;
+}
+
+void check_layers(const ModelConfig& config, const Context& ctx) {
+  const Mamba3Dims dims = mixer_dims(config);
+  check_dims(dims);
+  if (ctx.gpu()) check_gpu_takes(dims);
 }
 
 Mamba3Params mixer_params(const Mamba3MixerWeights& w) {

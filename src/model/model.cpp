@@ -336,6 +336,7 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
                                            std::shared_ptr<const void> owner,
                                            const ModelOptions& options, Context& ctx) {
   check_config(config);
+  check_layers(config, ctx);
   std::shared_ptr<Model> model(new Model());
   Impl& impl = *model->impl_;
   impl.weights = bind_weights(config, tensors, std::move(owner), ctx);
@@ -361,6 +362,7 @@ std::shared_ptr<const Model> Model::create(ModelConfig config,
 std::shared_ptr<const Model> Model::random(ModelConfig config, DType dtype, std::uint64_t seed,
                                            const ModelOptions& options, Context& ctx) {
   check_config(config);
+  check_layers(config, ctx);
   auto tensors = std::make_shared<InitialTensors>(init_tensors(config, dtype, seed, ctx));
   return create(std::move(config), tensors->tensors, tensors, options, ctx);
 }

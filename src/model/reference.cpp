@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <type_traits>
 
 #include "core/check.h"
 #include "model/mixer.h"
@@ -17,8 +19,8 @@ template <class T>
 class Reference {
  public:
   Reference(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors,
-            PlainRounding rounding)
-      : config_(config), tensors_(tensors), rounding_(rounding) {}
+            PlainRounding rounding, std::optional<AuthorsPath> authors = {})
+      : config_(config), tensors_(tensors), rounding_(rounding), authors_(authors) {}
 
   std::vector<T> logits(std::span<const std::int32_t> ids) {
     tokens_ = static_cast<std::int64_t>(ids.size());
@@ -32,7 +34,7 @@ class Reference {
     }
     const std::vector<T> last = norm(residual, load("backbone.norm_f.weight"));
     const char* head = config_.tied_embeddings ? "backbone.embedding.weight" : "lm_head.weight";
-    return matmul(last, load(head), config_.width);
+    return product(last, load(head), config_.width);
   }
 
  private:
@@ -58,13 +60,22 @@ class Reference {
     return out;
   }
 
+  static T bf16(T v) { return static_cast<T>(to_float(to_bf16(static_cast<float>(v)))); }
+
   // What a linear takes its inputs as.
-  T factor(T v) const {
-    return rounding_.linears ? static_cast<T>(to_float(to_bf16(static_cast<float>(v)))) : v;
+  T factor(T v) const { return rounding_.linears ? bf16(v) : v; }
+
+  // What a linear gives.
+  std::vector<T> matmul(const std::vector<T>& x, const std::vector<T>& w, std::int64_t k) const {
+    std::vector<T> y = product(x, w, k);
+    if (authors_) {
+      for (T& v : y) v = bf16(v);
+    }
+    return y;
   }
 
   // x [t, k] times w [n, k] transposed.
-  std::vector<T> matmul(const std::vector<T>& x, const std::vector<T>& w, std::int64_t k) const {
+  std::vector<T> product(const std::vector<T>& x, const std::vector<T>& w, std::int64_t k) const {
     const auto rows = static_cast<std::int64_t>(x.size()) / k,
                n = static_cast<std::int64_t>(w.size()) / k;
     std::vector<T> y(static_cast<std::size_t>(rows * n));
@@ -111,7 +122,8 @@ class Reference {
     for (std::int64_t t = 0; t < tokens_; ++t) {
       for (std::int64_t i = 0; i < f; ++i) {
         const T gate = wide[t * 2 * f + f + i];
-        gated[t * f + i] = wide[t * 2 * f + i] * gate / (T(1) + std::exp(-gate));
+        const T silu = gate / (T(1) + std::exp(-gate));
+        gated[t * f + i] = wide[t * 2 * f + i] * (authors_ ? bf16(silu) : silu);
       }
     }
     return matmul(gated, load(prefix + "fc2.weight"), f);
@@ -149,7 +161,14 @@ class Reference {
     in.angle_raw = columns(projected, at, in.dims.angles);
     load_small(in, prefix);
     auto state = Mamba3RefState<T>::zeros(in.dims);
-    return matmul(mamba3_scan_ref(in, state), load(prefix + "out_proj.weight"), config_.inner());
+    return matmul(scan(in, state), load(prefix + "out_proj.weight"), config_.inner());
+  }
+
+  std::vector<T> scan(const Mamba3RefInputs<T>& in, Mamba3RefState<T>& state) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (authors_) return mamba3_authors_ref(in, state, *authors_);
+    }
+    return mamba3_scan_ref(in, state);
   }
 
   void load_small(Mamba3RefInputs<T>& in, const std::string& prefix) const {
@@ -170,6 +189,7 @@ class Reference {
   const ModelConfig& config_;
   const std::map<std::string, TensorRef>& tensors_;
   const PlainRounding rounding_;
+  const std::optional<AuthorsPath> authors_;
   std::int64_t tokens_ = 0;
 };
 
@@ -185,6 +205,12 @@ std::vector<float> plain_logits(const ModelConfig& config,
                                 const std::map<std::string, TensorRef>& tensors,
                                 std::span<const std::int32_t> ids, PlainRounding rounding) {
   return Reference<float>(config, tensors, rounding).logits(ids);
+}
+
+std::vector<float> authors_logits(const ModelConfig& config,
+                                  const std::map<std::string, TensorRef>& tensors,
+                                  std::span<const std::int32_t> ids, AuthorsPath path) {
+  return Reference<float>(config, tensors, {true, false}, path).logits(ids);
 }
 
 }  // namespace mamba3

@@ -10,6 +10,7 @@
 
 #include "mamba3/config.h"
 #include "mamba3/tensor.h"
+#include "ops/mamba3_scan/mamba3_authors_ref.h"
 
 namespace mamba3 {
 
@@ -28,5 +29,10 @@ struct PlainRounding {
 std::vector<float> plain_logits(const ModelConfig& config,
                                 const std::map<std::string, TensorRef>& tensors,
                                 std::span<const std::int32_t> ids, PlainRounding rounding);
+// In floats, rounded where the authors' package rounds: every linear takes and gives bf16, and the
+// mixers run as their kernels do. The logits themselves are left as they are.
+std::vector<float> authors_logits(const ModelConfig& config,
+                                  const std::map<std::string, TensorRef>& tensors,
+                                  std::span<const std::int32_t> ids, AuthorsPath path);
 
 }  // namespace mamba3

@@ -103,6 +103,33 @@ TEST(Inspect, SaysWhichPathAModelGetsOnAGpu) {
   EXPECT_EQ(text.out.find("fits\n") != std::string::npos, card);
 }
 
+TEST(Inspect, SaysThatNoKernelsOfAGpuTakeALayer) {
+  TestFolder folder;
+  const std::string model = changed_model(folder.path(), {{"ssm_cfg", {{"d_state", 258}}}});
+  const Outcome outcome = run_mamba3({"inspect", "-m", model, "--device", "cuda", "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  for (const char* op : {"mamba3_scan", "mamba3_step"}) {
+    EXPECT_EQ(outcome.json()["gpu"][op]["path"], "none");
+    EXPECT_EQ(outcome.json()["gpu"][op]["because"], "n = 258; a GPU's kernels are for at most 256");
+  }
+  EXPECT_EQ(run_mamba3({"inspect", "-m", model, "--device", "cpu"}).code, 0);
+  EXPECT_EQ(run_mamba3({"generate", "-m", model, "--device", "cpu", "-p", "a", "-n", "1"}).code, 0);
+}
+
+// A rank that no device computes is refused by every command, before any work.
+TEST(Inspect, ARankThatNoPathComputesIsRefused) {
+  TestFolder folder;
+  fs::copy(tiny_model("mimo"), folder.path(), fs::copy_options::recursive);
+  json config = json::parse(read_file(folder / "config.json"));
+  config["ssm_cfg"]["mimo_rank"] = 9;
+  write_file(folder / "config.json", config.dump());
+  for (const char* command : {"inspect", "generate"}) {
+    std::vector<std::string> arguments{command, "-q", "-m", folder.path().string()};
+    if (command == std::string("generate")) arguments.insert(arguments.end(), {"-p", "a"});
+    expect_error(run_mamba3(arguments), 3, "mimo_rank is 9");
+  }
+}
+
 TEST(Inspect, NamesTensorsThatDoNotFit) {
   TestFolder folder;
   fs::copy(kGolden + "/lm_siso_fp32", folder.path(), fs::copy_options::recursive);
@@ -197,6 +224,18 @@ TEST(Convert, KeepsTokenizerAndEndOfText) {
   ASSERT_EQ(run_mamba3({"convert", "-q", "-m", from, "-o", to}).code, 0);
   EXPECT_EQ(read_file(to + "/tokenizer.json"), byte_tokenizer_json());
   EXPECT_EQ(json::parse(read_file(to + "/generation_config.json"))["eos_token_id"], json({33}));
+}
+
+TEST(Init, TheFolderMayBeNamedFromWhereOneIs) {
+  TestFolder folder;
+  write_file(folder / "c.json", R"({"d_model": 32, "n_layer": 1, "vocab_size": 257, "ssm_cfg":
+      {"layer": "Mamba3", "d_state": 16, "headdim": 16}})");
+  const fs::path here = fs::current_path();
+  fs::current_path(folder.path());
+  const Outcome made = run_mamba3({"init", "--config", "c.json", "-o", "made"});
+  fs::current_path(here);
+  EXPECT_EQ(made.code, 0) << made.err;
+  EXPECT_TRUE(fs::exists(folder.path() / "made" / "model.safetensors"));
 }
 
 TEST(Init, TheSeedDecidesTheWeights) {

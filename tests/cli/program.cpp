@@ -109,23 +109,27 @@ std::string byte_character(int byte) {
   return {static_cast<char>(0xc0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3f))};
 }
 
-std::string make_tiny_model(const std::filesystem::path& folder, const std::string& kind) {
+std::string make_model(const std::filesystem::path& folder, const std::string& name,
+                       const nlohmann::json& changes) {
   nlohmann::json config{
       {"d_model", 32}, {"d_intermediate", 48}, {"n_layer", 2}, {"vocab_size", 257}};
   config["ssm_cfg"] = {{"layer", "Mamba3"}, {"d_state", 16}, {"headdim", 16}};
-  if (kind == "mimo") {
-    config["ssm_cfg"]["is_mimo"] = true;
-    config["ssm_cfg"]["mimo_rank"] = 2;
-  }
-  const std::filesystem::path config_path = folder / (kind + ".json");
+  config.merge_patch(changes);
+  const std::filesystem::path config_path = folder / (name + ".json");
   const std::filesystem::path tokenizer_path = folder / "tokenizer.json";
   write_file(config_path, config.dump());
   write_file(tokenizer_path, byte_tokenizer_json());
-  const std::string model = (folder / kind).string();
+  const std::string model = (folder / name).string();
   const Outcome made = run_mamba3({"init", "--config", config_path.string(), "-o", model, "--dtype",
                                    "fp32", "--tokenizer", tokenizer_path.string(), "-s", "7"});
   if (made.code != 0) throw std::runtime_error("init failed: " + made.err);
   return model;
+}
+
+std::string make_tiny_model(const std::filesystem::path& folder, const std::string& kind) {
+  nlohmann::json changes = nlohmann::json::object();
+  if (kind == "mimo") changes["ssm_cfg"] = {{"is_mimo", true}, {"mimo_rank", 2}};
+  return make_model(folder, kind, changes);
 }
 
 }  // namespace
@@ -187,6 +191,10 @@ std::string read_file(const std::filesystem::path& path) {
 
 void write_file(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
+}
+
+std::string changed_model(const std::filesystem::path& folder, const nlohmann::json& changes) {
+  return make_model(folder, "changed", changes);
 }
 
 std::string tiny_model(const std::string& kind) {

@@ -57,6 +57,9 @@ void write_file(const std::filesystem::path& path, const std::string& bytes);
 // A folder with a tiny random model and a tokenizer of single bytes (BOS 256), made once by `init`.
 // Kinds: "siso", "mimo".
 std::string tiny_model(const std::string& kind);
+// The same of another shape: `changes` are merged into the config (a JSON merge patch). In
+// `folder`, with the tokenizer.
+std::string changed_model(const std::filesystem::path& folder, const nlohmann::json& changes);
 // The tokenizer.json of these.
 std::string byte_tokenizer_json();
 

@@ -108,5 +108,19 @@ TEST(Config, RefusesWhatNoModelCanBeBuiltFrom) {
   }
 }
 
+// Such a file may be sound: it is this version that has no path for it.
+TEST(Config, ARankThatNoPathComputesIsUnavailable) {
+  ModelConfig config = preset("mimo-1.5b");
+  config.mixer.rank = 8;
+  EXPECT_NO_THROW(check_config(config));
+  config.mixer.rank = 9;
+  try {
+    check_config(config);
+    ADD_FAILURE() << "rank 9 is taken";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+  }
+}
+
 }  // namespace
 }  // namespace mamba3

@@ -85,6 +85,27 @@ TEST(Verify, NamesEveryPathAndTensor) {
   }));
 }
 
+// Beside every error of a fast path stands what the authors' roundings make it; the oracle and the
+// comparisons of bits have none.
+TEST(Verify, PrintsTheAuthorsErrorsBesideOurs) {
+  for (const ComputeDType dtype : {ComputeDType::kF32, ComputeDType::kBf16}) {
+    const VerifyReport report = verify({kGoldens}, dtype);
+    std::int64_t compared = 0;
+    for (const VerifyCase& c : report.cases) {
+      EXPECT_EQ(c.rms_error.has_value(), c.authors_rms_error.has_value()) << c.tensor;
+      const bool oracle = c.tensor.ends_with("(oracle)");
+      const bool bits = c.tensor.find("one by one") != std::string::npos;
+      if (!c.tensor.starts_with("loss")) {
+        EXPECT_EQ(c.rms_error.has_value(), !oracle && !bits) << c.tensor;
+      }
+      if (!c.rms_error) continue;
+      ++compared;
+      EXPECT_LE(*c.rms_error, *c.authors_rms_error + 8 * 0x1p-24) << c.file << ": " << c.tensor;
+    }
+    EXPECT_GT(compared, 350);
+  }
+}
+
 TEST(Verify, OneModelByItsFolderOrItsFile) {
   const fs::path folder = kGoldens / "lm_mimo_bf16_mixed_g2";
   const VerifyReport by_folder = verify({folder});
@@ -154,6 +175,24 @@ class Copy {
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };
+
+// The same numbers fail where ours lie behind: an expectation that is off by more than the authors
+// are, and by less than the tolerance rule allows for bf16.
+TEST(Verify, RefusesWhatLiesBehindTheAuthors) {
+  Copy copy(kGoldens / "mixer_siso_t64.safetensors");
+  Copy::Tensor& y = copy.tensors().at("out.y");
+  double* values = y.doubles();
+  for (std::int64_t i = 0; i < y.count(); ++i) values[i] *= 1.005;
+  bool behind = false;
+  for (const VerifyCase& c : verify({copy.write()}, ComputeDType::kBf16).cases) {
+    if (c.tensor != "out.y (scan)") continue;
+    EXPECT_LE(c.max_rel_error, c.bound);
+    EXPECT_GT(*c.rms_error, *c.authors_rms_error);
+    EXPECT_FALSE(c.ok);
+    behind = true;
+  }
+  EXPECT_TRUE(behind);
+}
 
 // One number of an expectation off by 1 % of the largest: every path must refuse it.
 void expect_refused(const fs::path& golden, const std::string& tensor, std::size_t fewest_paths,

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "mamba3/error.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_step/mamba3_step.h"
 
@@ -57,6 +58,32 @@ TEST(KernelPath, OtherShapesAndCardsAreGeneralAndSayWhy) {
     EXPECT_FALSE(mamba3_step_path(tuned_dims(), capability).tuned) << capability;
   }
   EXPECT_NE(mamba3_scan_path(tuned_dims(), 89, true).because.find("8.9"), std::string::npos);
+}
+
+// What the kernels of a GPU hold in registers bounds n and p; both are refused with the number.
+TEST(KernelPath, NoneForWhatIsTooLargeForAnyKernel) {
+  for (const auto part : {&Mamba3Dims::state, &Mamba3Dims::head_dim}) {
+    Mamba3Dims dims = tuned_dims();
+    dims.*part = 256;
+    EXPECT_FALSE(general_for(dims).none);
+    EXPECT_NO_THROW(check_gpu_takes(dims));
+    EXPECT_FALSE(mamba3_scan_path(dims, 90, true).none);
+    dims.*part = 258;
+    for (const int capability : {80, 90}) {
+      for (const bool bf16 : {false, true}) {
+        EXPECT_TRUE(mamba3_scan_path(dims, capability, bf16).none);
+      }
+      EXPECT_TRUE(mamba3_step_path(dims, capability).none);
+      EXPECT_FALSE(mamba3_step_path(dims, capability).tuned);
+    }
+    try {
+      check_gpu_takes(dims);
+      ADD_FAILURE() << "258 is taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+      EXPECT_NE(std::string(error.what()).find("= 258"), std::string::npos) << error.what();
+    }
+  }
 }
 
 TEST(KernelPath, StepsWithOutNormOrOddAnglesAreGeneral) {

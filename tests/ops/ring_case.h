@@ -72,6 +72,30 @@ class RingSlots {
     return out;
   }
 
+  // Every token of `inputs` in one slot, without waiting in between: for long runs. y [t, h * p].
+  std::vector<float> run(const Mamba3RefInputs<float>& inputs, std::int32_t slot) {
+    const std::int64_t inner = dims_.heads * dims_.head_dim;
+    Rows rows(dims_, inputs.tokens, 4);
+    for (std::int64_t t = 0; t < inputs.tokens; ++t) rows.put(t, inputs, t);
+    const GpuArray<float> columns(ctx_, all(rows.data));
+    const GpuArray<std::int32_t> slot_ids(ctx_, all(std::vector{slot}));
+    const GpuArray<float> y(ctx_, all(std::vector<float>(inputs.tokens * inner, kNan)));
+    Mamba3StepArgs args;
+    args.dims = dims_;
+    args.params = params_.params;
+    args.slots = slot_ids.span();
+    args.states = views_;
+    for (std::int64_t t = 0; t < inputs.tokens; ++t) {
+      args.columns = split_columns(columns.data() + t * rows.stride, rows.stride, dims_);
+      args.y = {y.data() + t * inner, {1, inner}};
+      mamba3_step(args, ctx_);
+      if (views_.ring.tokens > 0) mamba3_ring_advance({views_.ring, slot_ids.span()}, *ctx_.gpu());
+    }
+    std::vector<float> out;
+    y.copy_to(out);
+    return out;
+  }
+
   void settle(const std::vector<std::int32_t>& slots) {
     const GpuArray<std::int32_t> slot_ids(ctx_, all(slots));
     mamba3_ring_settle({dims_, params_.params, views_, slot_ids.span()}, *ctx_.gpu());

@@ -4,7 +4,25 @@
 
 namespace mamba3 {
 
+KernelPath general_for(const Mamba3Dims& dims) {
+  const auto too_large = [](const char* name, std::int64_t value, std::int64_t most) {
+    return KernelPath{false, str(name, " = ", value, "; a GPU's kernels are for at most ", most),
+                      true};
+  };
+  if (dims.state > kMostStateCuda) return too_large("n", dims.state, kMostStateCuda);
+  if (dims.head_dim > kMostHeadDimCuda) return too_large("p", dims.head_dim, kMostHeadDimCuda);
+  return {false, "every shape", false};
+}
+
+void check_gpu_takes(const Mamba3Dims& dims) {
+  const KernelPath path = general_for(dims);
+  if (!path.none) return;
+  fail(ErrorCode::kUnavailable, "the model's layers have ", path.because,
+       ", so a smaller one was expected; use --device cpu");
+}
+
 KernelPath tuned_for(const Mamba3Dims& dims, int compute_capability) {
+  if (KernelPath general = general_for(dims); general.none) return general;
   if (compute_capability != 90) {
     return {false, str("compute capability ", compute_capability / 10, ".", compute_capability % 10,
                        "; the tuned kernels are for 9.0")};

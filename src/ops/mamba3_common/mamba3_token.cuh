@@ -10,16 +10,16 @@
 
 #include <cstdint>
 
-#include "core/check.h"
 #include "device/kernel_helpers.cuh"
+#include "ops/mamba3_common/kernel_path.h"
 #include "ops/mamba3_common/mamba3_args.h"
 
 namespace mamba3 {
 
 // A row of the state, and a head's columns, are walked by threads that hold what is theirs in
 // registers.
-constexpr int kMostState = 256;
-constexpr int kMostHeadDim = 256;
+constexpr int kMostState = static_cast<int>(kMostStateCuda);
+constexpr int kMostHeadDim = static_cast<int>(kMostHeadDimCuda);
 constexpr double kBcNormEps = 1e-5f;
 
 // Mamba3Dims for kernels: 32 bits where they suffice.
@@ -37,10 +37,7 @@ struct TokenSizes {
 };
 
 inline TokenSizes token_sizes(const Mamba3Dims& dims) {
-  check_input(dims.state <= kMostState, "state size is ", dims.state, "; expected at most ",
-              kMostState, " on a GPU");
-  check_input(dims.head_dim <= kMostHeadDim, "head dim is ", dims.head_dim, "; expected at most ",
-              kMostHeadDim, " on a GPU");
+  check_gpu_takes(dims);
   TokenSizes out{};
   out.heads = static_cast<int>(dims.heads);
   out.head_dim = static_cast<int>(dims.head_dim);

@@ -41,6 +41,10 @@ struct Mamba3RefState {
   static Mamba3RefState zeros(const Mamba3Dims& dims);
 };
 
+// Refuses sizes that do not fit together, naming the tensor.
+template <class T>
+void check_ref(const Mamba3RefInputs<T>& inputs, const Mamba3RefState<T>& state);
+
 // Returns y [t, h, p]; `state` is read and overwritten.
 template <class T>
 std::vector<T> mamba3_scan_ref(const Mamba3RefInputs<T>& inputs, Mamba3RefState<T>& state);
