@@ -17,7 +17,8 @@ namespace {
 // Behind the stages in shared memory. kTiles: of eight rows of x each.
 template <int kTiles>
 struct Scratch {
-  float sums[2][kWarps][kTiles][kTileValues];
+  static constexpr int kBuffers = 2 / kTiles;
+  float sums[kBuffers][kWarps][kTiles][kTileValues];
   double squares[2][kWarps];
   Ring ring;
 };
@@ -34,10 +35,9 @@ __device__ __forceinline__ void multiply(float (&sum)[4], std::uint32_t upper0,
 }
 
 // One stage of the ring: this warp's part of 16 rows.
-template <int kTiles, int kChunks>
+template <int kTiles>
 __device__ __forceinline__ void multiply_stage(const std::byte* stage, int left,
-                                               const Operand<kTiles, kChunks>& x, int c,
-                                               float (&sums)[kTiles][4]) {
+                                               const Operand<kTiles>& x, float (&sums)[kTiles][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   const std::byte* upper = stage + lane / 4 * kRowBytes + warp * kWarpChunk * 2 + lane % 4 * 16;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void multiply_stage(const std::byte* stage, int left,
         *reinterpret_cast<const uint4*>(upper + half * kHalf * 2 + kTileRows / 2 * kRowBytes);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const std::uint32_t(&words)[4] = x.words[tile][c * kHalves + half];
+      const std::uint32_t(&words)[4] = x.words[tile][half];
       multiply(sums[tile], u.x, l.x, u.y, l.y, words[0], words[1]);
       multiply(sums[tile], u.z, l.z, u.w, l.w, words[2], words[3]);
     }
@@ -105,7 +105,10 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
                                  Scratch<kTiles>& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  Operand<kTiles, kChunks> x;
+  // All of x where registers hold it; else each stage's part is loaded while the one before it is
+  // at work.
+  constexpr int kHeld = kTiles * kChunks <= kMostHeld ? kChunks : 2;
+  Operand<kTiles> x[kHeld];
   fetch_x(job, reinterpret_cast<__nv_bfloat16*>(&scratch.sums), scratch.squares, x);
   Ring& ring = scratch.ring;
   Position at;
@@ -113,18 +116,24 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
     const int begin = share.begin(tile);
     const Result result(job, begin, share.begin(tile + 1) - begin, kTiles * kTileValues);
     float sums[kTiles][4] = {};
+#pragma unroll 1
+    for (int first = 0; first < kChunks; first += kHeld) {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (c * kChunk >= job.k) break;
-      barrier_wait(&ring.full[at.stage], at.parity);
-      multiply_stage<kTiles, kChunks>(stages + at.stage * kStageBytes,
-                                      job.k - c * kChunk - warp * kWarpChunk, x, c, sums);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
-      at.next();
+      for (int held = 0; held < kHeld; ++held) {
+        const int chunk = first + held;
+        if (chunk * kChunk < job.k) {
+          barrier_wait(&ring.full[at.stage], at.parity);
+          multiply_stage<kTiles>(stages + at.stage * kStageBytes,
+                                 job.k - chunk * kChunk - warp * kWarpChunk, x[held], sums);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
+          at.next();
+        }
+        if (kHeld < kChunks) x[held].load(job, (chunk + kHeld) % kChunks);
+      }
     }
-    // Two buffers: whoever fills one has passed the barrier behind which all had read it.
-    auto& parts = scratch.sums[tile % 2];
+    // Of two buffers: whoever fills one has passed the barrier behind which all had read it.
+    auto& parts = scratch.sums[tile % Scratch<kTiles>::kBuffers];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       float* upper = &parts[warp][t][lane * 2];
@@ -133,15 +142,15 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
     }
     wait_for_warps();
     finish<kTiles>(job, begin, result, parts);
+    if (Scratch<kTiles>::kBuffers == 1) wait_for_warps();
   }
 }
 
 #endif
 
-// Registers for two blocks on a multiprocessor, but for the widest.
+// Two blocks fit on a multiprocessor.
 template <int kTiles, int kChunks>
-__global__ void __launch_bounds__(kBlockThreads, kTiles* kChunks* kHalves <= 16 ? 2 : 1)
-    stream_kernel(const StreamJob job) {
+__global__ void __launch_bounds__(kBlockThreads, 2) stream_kernel(const StreamJob job) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte stages[];
   auto& scratch = *reinterpret_cast<Scratch<kTiles>*>(stages + kStages * kStageBytes);
@@ -161,7 +170,7 @@ __global__ void __launch_bounds__(kBlockThreads, kTiles* kChunks* kHalves <= 16 
 
 constexpr std::size_t shared_bytes(int tiles) {
   // sizeof(Scratch<tiles>), which only code for the device knows.
-  return kStages * kStageBytes + 2 * sizeof(float) * kWarps * tiles * kTileValues +
+  return kStages * kStageBytes + sizeof(float) * kWarps * (2 / tiles * tiles) * kTileValues +
          sizeof(double) * 2 * kWarps + 2 * kStages * sizeof(std::uint64_t);
 }
 

@@ -1,5 +1,5 @@
-// The rows of x of a streamed product: in the registers of the warps that multiply, rounded to bf16,
-// after the norm where there is one.
+// The rows of x of a streamed product: in the registers of the warps that multiply, rounded to
+// bf16, after the norm where there is one.
 #pragma once
 
 #include "ops/linear/stream_ring_cuda.cuh"
@@ -65,70 +65,78 @@ struct StagedX {
   }
 };
 
-// What a lane multiplies by: of row lane / 4 of each tile of x, eight numbers of each 32 that its
-// warp takes, as they lie in memory. The mma's order along k is permuted by that, alike for x and
-// for the weights. Loads are not behind branches, so that all of them are under way at once.
-template <int kTiles, int kChunks>
+// What a lane multiplies one stage by: of row lane / 4 of each tile of x, eight numbers of each 32
+// that its warp takes, as they lie in memory. The mma's order along k is permuted by that, alike
+// for x and for the weights. Loads are not behind branches, so that all of them are under way at
+// once.
+template <int kTiles>
 struct Operand {
-  static constexpr int kParts = kChunks * kHalves;
-  std::uint32_t words[kTiles][kParts][4];
+  std::uint32_t words[kTiles][kHalves][4];
 
-  __device__ static int at(int part) {
+  __device__ static int at(int chunk, int half) {
     const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-    return part / kHalves * kChunk + warp * kWarpChunk + part % kHalves * kHalf +
+    return chunk * kChunk + warp * kWarpChunk + half * kHalf +
            static_cast<int>(threadIdx.x) % 4 * 8;
   }
   __device__ static int row(int tile) {
     return tile * kColumns + static_cast<int>(threadIdx.x) % kWarpLanes / 4;
   }
-  __device__ void put(const StreamJob& job, int tile, int part, const uint4& v) {
-    const bool exists = row(tile) < job.rows && at(part) < job.k;
-    std::uint32_t(&to)[4] = words[tile][part];
+  __device__ void put(int tile, int half, bool exists, const uint4& v) {
+    std::uint32_t(&to)[4] = words[tile][half];
     to[0] = exists ? v.x : 0, to[1] = exists ? v.y : 0;
     to[2] = exists ? v.z : 0, to[3] = exists ? v.w : 0;
   }
 
-  __device__ void load(const StreamJob& job, const __nv_bfloat16* x, std::int64_t stride) {
+  __device__ void load(const StreamJob& job, int chunk, const __nv_bfloat16* x,
+                       std::int64_t stride) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const __nv_bfloat16* from = x + min(row(tile), job.rows - 1) * stride;
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const int column = at(part) < job.k ? at(part) : 0;
-        put(job, tile, part, *reinterpret_cast<const uint4*>(from + column));
+      for (int half = 0; half < kHalves; ++half) {
+        const bool inside = at(chunk, half) < job.k;
+        const auto* v = reinterpret_cast<const uint4*>(from + (inside ? at(chunk, half) : 0));
+        put(tile, half, inside && row(tile) < job.rows, *v);
       }
     }
   }
 
-  __device__ void load(const StreamJob& job, const float* x) {
-    constexpr int kBatch = 4;
+  __device__ void load(const StreamJob& job, int chunk, const float* x) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const float* from = x + min(row(tile), job.rows - 1) * job.x_stride;
+      float4 values[kHalves][2];
 #pragma unroll
-      for (int first = 0; first < kParts; first += kBatch) {
-        float4 values[kBatch][2];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int column = at(first + i) < job.k ? at(first + i) : 0;
-          values[i][0] = *reinterpret_cast<const float4*>(from + column);
-          values[i][1] = *reinterpret_cast<const float4*>(from + column + 4);
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const float4 a = values[i][0], b = values[i][1];
-          put(job, tile, first + i,
-              {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
-        }
+      for (int half = 0; half < kHalves; ++half) {
+        const int column = at(chunk, half) < job.k ? at(chunk, half) : 0;
+        values[half][0] = *reinterpret_cast<const float4*>(from + column);
+        values[half][1] = *reinterpret_cast<const float4*>(from + column + 4);
       }
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const float4 a = values[half][0], b = values[half][1];
+        put(tile, half, at(chunk, half) < job.k && row(tile) < job.rows,
+            {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
+      }
+      asm volatile("" ::: "memory");  // registers for one tile's loads at a time
+    }
+  }
+
+  // From where x is.
+  __device__ void load(const StreamJob& job, int chunk) {
+    if (job.x_is_bf16) {
+      load(job, chunk, static_cast<const __nv_bfloat16*>(job.x), job.x_stride);
+    } else {
+      load(job, chunk, static_cast<const float*>(job.x));
     }
   }
 };
 
-// `room` and `squares`: shared memory that nobody else uses until this returns.
-template <int kTiles, int kChunks>
+// The first kCount chunks. `room` and `squares`: shared memory that nobody else uses until this
+// returns.
+template <int kTiles, int kCount>
 __device__ void fetch_x(const StreamJob& job, __nv_bfloat16* room, double (&squares)[2][kWarps],
-                        Operand<kTiles, kChunks>& x) {
+                        Operand<kTiles> (&x)[kCount]) {
   if (kTiles == 1 && job.staged) {
     StagedX staged;
     staged.load_weights(job);
@@ -137,12 +145,13 @@ __device__ void fetch_x(const StreamJob& job, __nv_bfloat16* room, double (&squa
       staged.put(job, row, squares[row % 2], room + row * job.k);
     }
     wait_for_warps();
-    x.load(job, room, job.k);
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) x[c].load(job, c, room, job.k);
     return wait_for_warps();
   }
   wait_for_predecessor();
-  if (job.x_is_bf16) return x.load(job, static_cast<const __nv_bfloat16*>(job.x), job.x_stride);
-  x.load(job, static_cast<const float*>(job.x));
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) x[c].load(job, c);
 }
 
 #endif

@@ -30,6 +30,7 @@ struct RingJob {
   const std::int32_t* slots;
   Mamba3States states;
   void* y;
+  bool y_is_bf16;
   std::int64_t y_stride;
   int items;           // rows * heads
   int states_at_once;  // in a block, at most kMostStates

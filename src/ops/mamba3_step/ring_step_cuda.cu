@@ -60,7 +60,7 @@ __device__ void take_share(const RingJob& job, const RingShared<N, R, T>& shared
   __syncthreads();
 }
 
-template <int N, int R, int T, class Y>
+template <int N, int R, int T>
 __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob job) {
   extern __shared__ float4 memory[];
   SharedParts parts(reinterpret_cast<float*>(memory));
@@ -95,7 +95,7 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
     append_segment<N, R, T>(job, shared.segment, at, group, start.head);
     for (int i = from + (from - begin + team.number) % T; i < to; i += T) {
       const RingItem item(job, start.row, start.head + i - from, at);
-      do_item<N, R, T, Y>(walk, team, item, i - begin, scratch, shared.segment.tokens[i - from]);
+      do_item<N, R, T>(walk, team, item, i - begin, scratch, shared.segment.tokens[i - from]);
     }
     __syncthreads();
     from = to;
@@ -164,6 +164,7 @@ enum class CursorChange : std::uint8_t { kAdvance, kRollBack, kClear };
 
 __global__ void cursor_kernel(const Mamba3Ring ring, const std::int32_t* slots,
                               const std::int32_t* tokens, int rows, CursorChange change) {
+  wait_for_predecessor();
   const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (row >= rows) return;
   const std::int32_t slot = slots[row];
@@ -177,7 +178,8 @@ __global__ void cursor_kernel(const Mamba3Ring ring, const std::int32_t* slots,
     cursor.count = 0;
   }
   ring.cursors[slot] = pack_cursor(cursor);
-  // A kernel that was started early, two or more behind this one, reads it without waiting.
+  // A kernel that was started early, two or more behind this one, reads it without waiting: so none
+  // is let go before the end.
   __threadfence();
 }
 
@@ -186,10 +188,8 @@ void change_cursors(const RingCursorArgs& args, const std::int32_t* tokens, Curs
   constexpr int kBlock = 128;
   const auto rows = static_cast<std::int64_t>(args.slots.size());
   if (rows == 0) return;
-  const auto stream = static_cast<cudaStream_t>(gpu.stream());
-  cursor_kernel<<<grid_blocks(rows, kBlock), kBlock, 0, stream>>>(
-      args.ring, args.slots.data(), tokens, static_cast<int>(rows), change);
-  check_launch("mamba3_ring's cursors");
+  launch_dependent("mamba3_ring's cursors", cursor_kernel, {grid_blocks(rows, kBlock), kBlock}, gpu,
+                   args.ring, args.slots.data(), tokens, static_cast<int>(rows), change);
 }
 
 template <int N, int R, int T>
@@ -208,7 +208,7 @@ void allow_shared(const void* kernel, int bytes) {
 template <int N, int R, int T>
 void start_step(const RingJob& job, std::int64_t blocks, bool early, Context& ctx) {
   const int bytes = shared_bytes<N, R, T>(job, job.states_at_once);
-  const auto kernel = ring_step_kernel<N, R, T, float>;
+  const auto kernel = ring_step_kernel<N, R, T>;
   allow_shared(reinterpret_cast<const void*>(kernel), bytes);
   const KernelShape shape{grid_blocks(blocks), T * kTeamThreads, static_cast<std::size_t>(bytes)};
   if (early) return launch_dependent("mamba3_step with a ring", kernel, shape, ctx, job);
@@ -296,6 +296,7 @@ void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx) {
   RingJob job = ring_job(args.dims, args.params, args.slots, args.states);
   job.columns = args.columns;
   job.y = args.y.data;
+  job.y_is_bf16 = args.y.is_bf16();
   job.y_stride = args.y.stride[0];
   job.early_states = args.states_are_old;
   for_shape(args.dims,

@@ -146,18 +146,13 @@ __device__ float read_entries(const TokenSizes& sizes, const RingTile<N, R>& til
   return sum;
 }
 
-template <class Y>
-__device__ __forceinline__ void store_output(void* y, std::int64_t at, float value) {
-  static_cast<Y*>(y)[at] = static_cast<Y>(value);
-}
-
 // What a thread needs of the columns and of D.
 struct ItemColumns {
   float x, z, skip;
 };
 
 // Sums over warps and splits, skip, gate, sum over ranks.
-template <int N, int R, class Y>
+template <int N, int R>
 __device__ void finish(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
                        const RingScratch<N, R>& s, const OutputPlace<R>& at, float entries,
                        const ItemColumns& own) {
@@ -178,7 +173,12 @@ __device__ void finish(const RingJob& job, const RingItem& item, const RingTile<
 #pragma unroll
   for (int mask = 1; mask < R; mask *= 2) y += __shfl_xor_sync(0xffffffffu, y, mask);
   if (at.rank == 0) {
-    store_output<Y>(job.y, item.row * job.y_stride + item.head * kHeadDim + at.column, y);
+    const std::int64_t index = item.row * job.y_stride + item.head * kHeadDim + at.column;
+    if (job.y_is_bf16) {
+      static_cast<__nv_bfloat16*>(job.y)[index] = __float2bfloat16_rn(y);
+    } else {
+      static_cast<float*>(job.y)[index] = y;
+    }
   }
 }
 
@@ -196,7 +196,7 @@ __device__ void append_item(const RingJob& job, const RingItem& item, const Outp
   }
 }
 
-template <int N, int R, int T, class Y>
+template <int N, int R, int T>
 __device__ void do_item(const Walk<N, R, T>& walk, const Team& team, const RingItem& item,
                         int number, const RingScratch<N, R>& s, const RingToken& fresh) {
   const RingJob& job = walk.job;
@@ -237,7 +237,7 @@ __device__ void do_item(const Walk<N, R, T>& walk, const Team& team, const RingI
     s.partial[((kTeamWarps + at.split - 1) * R + at.rank) * kHeadDim + at.column] = entries;
   }
   team.sync();
-  finish<N, R, Y>(job, item, tile, s, at, entries, own);
+  finish<N, R>(job, item, tile, s, at, entries, own);
   append_item(job, item, at, fresh, own.x);
   team.sync();
   if (last_warp) walk.ask_for_tile(number + walk.kInputs, team.lane);
