@@ -39,6 +39,17 @@ inline unsigned grid_blocks(std::int64_t items, std::int64_t per_block = 1) {
   return static_cast<unsigned>(blocks);
 }
 
+// Lets blocks of a kernel have so much shared memory, and stand beside those of other kernels for
+// which this was called: a multiprocessor divides its memory anew only when it is empty.
+inline void allow_shared(const void* kernel, std::size_t bytes, const char* name) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             name);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             name);
+}
+
 struct KernelShape {
   dim3 grid;
   unsigned threads = 0;

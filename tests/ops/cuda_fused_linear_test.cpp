@@ -131,8 +131,8 @@ TEST(CudaFusedLinear, EqualsTheOracle) {
 TEST(CudaFusedLinear, ManyOutputsEqualTheOracle) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
-  for (const std::int64_t k : {2592, 3072, 4096}) {
-    for (const std::int64_t rows : {8, 9}) {
+  for (const std::int64_t k : {2592, 4096}) {
+    for (const std::int64_t rows : {2, 9}) {
       for (const bool x_is_bf16 : {false, true}) {
         FusedCase fused = streamed(rows, 2300, k);
         fused.x_is_bf16 = x_is_bf16;

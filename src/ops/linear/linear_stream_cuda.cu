@@ -14,9 +14,9 @@ namespace {
 
 #if __CUDA_ARCH__ >= 900
 
-// Behind the stages in shared memory. kTiles: of eight rows of x each.
+// Before the stages in shared memory. kTiles: of eight rows of x each.
 template <int kTiles>
-struct Scratch {
+struct alignas(128) Scratch {
   static constexpr int kBuffers = 2 / kTiles;
   float sums[kBuffers][kWarps][kTiles][kTileValues];
   double squares[2][kWarps];
@@ -34,19 +34,31 @@ __device__ __forceinline__ void multiply(float (&sum)[4], std::uint32_t upper0,
       : "r"(upper0), "r"(lower0), "r"(upper1), "r"(lower1), "r"(x0), "r"(x1));
 }
 
+// Where in a stage a lane's two rows of weights are. Rows that a tile has not repeat its last.
+struct LaneRows {
+  int upper, lower;
+  __device__ explicit LaneRows(const StreamJob& job) {
+    const int row = static_cast<int>(threadIdx.x) % kWarpLanes / 4;
+    const int half = job.tile_rows / 2;
+    const bool gated = job.gate_rows > 0;
+    upper = min(row, (gated ? half : job.tile_rows) - 1) * kRowBytes;
+    lower = (gated ? half + min(row, half - 1) : min(row + kTileRows / 2, job.tile_rows - 1)) *
+            kRowBytes;
+  }
+};
+
 // One stage of the ring: this warp's part of 16 rows.
 template <int kTiles>
-__device__ __forceinline__ void multiply_stage(const std::byte* stage, int left,
+__device__ __forceinline__ void multiply_stage(const std::byte* stage, const LaneRows& at, int left,
                                                const Operand<kTiles>& x, float (&sums)[kTiles][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const std::byte* upper = stage + lane / 4 * kRowBytes + warp * kWarpChunk * 2 + lane % 4 * 16;
+  const std::byte* part = stage + warp * kWarpChunk * 2 + lane % 4 * 16;
 #pragma unroll
   for (int half = 0; half < kHalves; ++half) {
     if (half * kHalf >= left) break;  // the same in all lanes; what is there was never copied
-    const uint4 u = *reinterpret_cast<const uint4*>(upper + half * kHalf * 2);
-    const uint4 l =
-        *reinterpret_cast<const uint4*>(upper + half * kHalf * 2 + kTileRows / 2 * kRowBytes);
+    const uint4 u = *reinterpret_cast<const uint4*>(part + at.upper + half * kHalf * 2);
+    const uint4 l = *reinterpret_cast<const uint4*>(part + at.lower + half * kHalf * 2);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const std::uint32_t(&words)[4] = x.words[tile][half];
@@ -111,10 +123,11 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
   Operand<kTiles> x[kHeld];
   fetch_x(job, reinterpret_cast<__nv_bfloat16*>(&scratch.sums), scratch.squares, x);
   Ring& ring = scratch.ring;
-  Position at;
+  const LaneRows lane_rows(job);
+  Position at(job);
   for (int tile = 0; tile < share.tiles; ++tile) {
     const int begin = share.begin(tile);
-    const Result result(job, begin, share.begin(tile + 1) - begin, kTiles * kTileValues);
+    const Result result(job, begin, share.outs(tile), kTiles * kTileValues);
     float sums[kTiles][4] = {};
 #pragma unroll 1
     for (int first = 0; first < kChunks; first += kHeld) {
@@ -123,7 +136,7 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
         const int chunk = first + held;
         if (chunk * kChunk < job.k) {
           barrier_wait(&ring.full[at.stage], at.parity);
-          multiply_stage<kTiles>(stages + at.stage * kStageBytes,
+          multiply_stage<kTiles>(stages + at.offset(job), lane_rows,
                                  job.k - chunk * kChunk - warp * kWarpChunk, x[held], sums);
           __syncwarp();
           if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
@@ -152,10 +165,11 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
 template <int kTiles, int kChunks>
 __global__ void __launch_bounds__(kBlockThreads, 2) stream_kernel(const StreamJob job) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) std::byte stages[];
-  auto& scratch = *reinterpret_cast<Scratch<kTiles>*>(stages + kStages * kStageBytes);
+  extern __shared__ __align__(128) std::byte memory[];
+  auto& scratch = *reinterpret_cast<Scratch<kTiles>*>(memory);
+  std::byte* const stages = memory + sizeof(scratch);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < job.stages; ++i) {
       barrier_init(&scratch.ring.full[i], 1);
       barrier_init(&scratch.ring.empty[i], kWarps);
     }
@@ -168,20 +182,42 @@ __global__ void __launch_bounds__(kBlockThreads, 2) stream_kernel(const StreamJo
 #endif
 }
 
-constexpr std::size_t shared_bytes(int tiles) {
-  // sizeof(Scratch<tiles>), which only code for the device knows.
-  return kStages * kStageBytes + sizeof(float) * kWarps * (2 / tiles * tiles) * kTileValues +
-         sizeof(double) * 2 * kWarps + 2 * kStages * sizeof(std::uint64_t);
+int blocks_of(int outs, const Context& ctx) {
+  return std::min(outs, ctx.gpu()->info().multiprocessors);
+}
+
+// The ring of a block: all that it reads where that is little, and fetched before the kernel ahead
+// has ended; else so much that it fits beside such a ring of another kernel's block.
+void plan_ring(StreamJob& job, const Context& ctx) {
+  const int blocks = blocks_of(job.outs, ctx);
+  const int each = job.gate_rows > 0 ? 2 : 1;  // rows of weights for an output
+  const int rows = (job.outs + blocks - 1) / blocks * each;
+  const int chunks = (job.k + kChunk - 1) / kChunk;
+  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  if (tiles * chunks <= kMostStages) {
+    job.stages = tiles * chunks;
+    job.tile_rows = (rows / each + tiles - 1) / tiles * each;
+  } else {
+    job.stages = 2;
+    job.tile_rows = kTileRows;
+  }
+}
+
+std::size_t shared_bytes(const StreamJob& job) {
+  // Of Scratch, which only code for the device knows, for one tile of x or for two.
+  constexpr std::size_t kScratch = 2 * sizeof(float) * kWarps * kTileValues +
+                                   sizeof(double) * 2 * kWarps +
+                                   2 * kMostStages * sizeof(std::uint64_t);
+  return (kScratch + 127) / 128 * 128 +
+         static_cast<std::size_t>(job.stages * job.tile_rows * kRowBytes);
 }
 
 template <int kTiles, int kChunks>
 void launch(const StreamJob& job, Context& ctx) {
   const auto kernel = stream_kernel<kTiles, kChunks>;
-  const std::size_t bytes = shared_bytes(kTiles);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             "linear's shared memory");
-  const int blocks = std::min(job.outs, ctx.gpu()->info().multiprocessors);
+  const std::size_t bytes = shared_bytes(job);
+  allow_shared(reinterpret_cast<const void*>(kernel), bytes, "linear's shared memory");
+  const int blocks = blocks_of(job.outs, ctx);
   launch_dependent("linear: streaming", kernel,
                    {static_cast<unsigned>(blocks), kBlockThreads, bytes}, ctx, job);
 }
@@ -227,6 +263,7 @@ void linear_stream_cuda(const FusedLinearArgs& args, Context& ctx) {
   job.y_is_bf16 = args.y.is_bf16();
   job.accumulate = args.accumulate;
   job.rows = static_cast<int>(args.x.shape[0]);
+  plan_ring(job, ctx);
   const bool few = job.rows <= kColumns, near = job.k <= kMostK / 2;
   constexpr int kNear = kMostK / 2 / kChunk, kFar = kMostK / kChunk;
   if (few) return near ? launch<1, kNear>(job, ctx) : launch<1, kFar>(job, ctx);

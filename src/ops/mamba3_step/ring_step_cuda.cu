@@ -200,16 +200,12 @@ int shared_bytes(const RingJob& job, int states) {
   return parts.bytes() + states * N * kHeadDim * static_cast<int>(sizeof(float));
 }
 
-void allow_shared(const void* kernel, int bytes) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "mamba3_ring's shared memory");
-}
-
 template <int N, int R, int T>
 void start_step(const RingJob& job, std::int64_t blocks, bool early, Context& ctx) {
   const int bytes = shared_bytes<N, R, T>(job, job.states_at_once);
   const auto kernel = ring_step_kernel<N, R, T>;
-  allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  allow_shared(reinterpret_cast<const void*>(kernel), static_cast<std::size_t>(bytes),
+               "mamba3_ring's shared memory");
   const KernelShape shape{grid_blocks(blocks), T * kTeamThreads, static_cast<std::size_t>(bytes)};
   if (early) return launch_dependent("mamba3_step with a ring", kernel, shape, ctx, job);
   kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream_of(ctx)>>>(job);
@@ -244,7 +240,8 @@ void launch_settle(RingJob job, cudaStream_t stream) {
   job.rows_at_most = 1;
   const int bytes = shared_bytes<N, R, 1>(job, 1);
   const auto kernel = ring_settle_kernel<N, R>;
-  allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  allow_shared(reinterpret_cast<const void*>(kernel), static_cast<std::size_t>(bytes),
+               "mamba3_ring's shared memory");
   kernel<<<grid_blocks(job.items), kTeamThreads, static_cast<std::size_t>(bytes), stream>>>(job);
   check_launch("mamba3_ring_settle");
 }

@@ -247,9 +247,7 @@ void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx) {
   job.out = args.out;
   const std::size_t bytes = sizeof(RowShared) + (staged ? staged_bytes : 0);
   const auto kernel = staged ? sample_kernel<true> : sample_kernel<false>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             "sampling's shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), bytes, "sampling's shared memory");
   launch_dependent("sampling", kernel,
                    {.grid = grid_blocks(rows * blocks),
                     .threads = kSampleThreads,
