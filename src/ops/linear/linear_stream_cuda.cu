@@ -189,18 +189,16 @@ int blocks_of(int outs, const Context& ctx) {
 // The ring of a block: all that it reads where that is little, and fetched before the kernel ahead
 // has ended; else so much that it fits beside such a ring of another kernel's block.
 void plan_ring(StreamJob& job, const Context& ctx) {
+  constexpr int kFewRows = 12, kFewStages = 3;
   const int blocks = blocks_of(job.outs, ctx);
   const int each = job.gate_rows > 0 ? 2 : 1;  // rows of weights for an output
-  const int rows = (job.outs + blocks - 1) / blocks * each;
+  const int outs = (job.outs + blocks - 1) / blocks;
   const int chunks = (job.k + kChunk - 1) / kChunk;
-  const int tiles = (rows + kTileRows - 1) / kTileRows;
-  if (tiles * chunks <= kMostStages) {
-    job.stages = tiles * chunks;
-    job.tile_rows = (rows / each + tiles - 1) / tiles * each;
-  } else {
-    job.stages = 2;
-    job.tile_rows = kTileRows;
-  }
+  const auto tiles_of = [&](int rows) { return (outs * each + rows - 1) / rows; };
+  const bool whole = tiles_of(kTileRows) * chunks <= kMostStages;
+  const int tiles = tiles_of(whole ? kTileRows : kFewRows);
+  job.stages = whole ? tiles * chunks : kFewStages;
+  job.tile_rows = (outs + tiles - 1) / tiles * each;
 }
 
 std::size_t shared_bytes(const StreamJob& job) {

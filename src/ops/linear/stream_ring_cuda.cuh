@@ -124,6 +124,9 @@ __device__ void copy_weights(const StreamJob& job, const Share& share, std::byte
     for (int k = 0; k < job.k; k += kChunk, ++asked) {
       const std::uint32_t bytes = static_cast<std::uint32_t>(min(kChunk, job.k - k)) * 2;
       if (asked >= job.stages) barrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+      // While the ring fills a stage at a time: more at once would stand before what the kernel
+      // ahead still loads.
+      if (asked > 0 && asked < job.stages) barrier_wait(&ring.full[asked - 1], 0);
       Barrier* const full = &ring.full[at.stage];
       std::byte* const to = stages + at.offset(job);
       if (elect_lane()) {

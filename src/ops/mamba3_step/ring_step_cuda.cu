@@ -72,7 +72,6 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
   const RingScratch<N, R> scratch = shared.scratch(job, team.number);
   // States, ring and slots are from kernels long ago, unless the caller says otherwise.
   if (!job.early_states) wait_for_predecessor();
-  start_successor();
   int begin = static_cast<int>(blockIdx.x), end = begin + 1;
   if constexpr (T > 1) {
     take_share(job, shared);
@@ -80,7 +79,10 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
   }
   const Walk<N, R, T> walk{job, shared, begin, end, begin / sizes.heads};
   if (begin < end) begin_walk(walk);
+  fetch_parameters<N>(job.params, begin % sizes.heads);
   if (job.early_states) wait_for_predecessor();
+  // Not before: what the next kernel fetches would delay the one ahead.
+  start_successor();
 
   unsigned parity = 0;
   for (int from = begin; from < end; parity ^= 1u) {
@@ -89,13 +91,16 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
     const RingRow& at = shared.rows[start.row - walk.first_row];
     const int group = start.head / (sizes.heads / sizes.groups);
     if (from > begin) ask_for_segment(walk, from);
+    const OutputPlace<R> place(team.thread);
+    const ItemColumns first(job, start, place);  // before what it would wait for
     prepare_segment<N, R, T>(job, shared.segment, start.row, group, start.head, to - from);
     wait_barrier(shared.segment_full, parity);
     __syncthreads();
     append_segment<N, R, T>(job, shared.segment, at, group, start.head);
     for (int i = from + (from - begin + team.number) % T; i < to; i += T) {
       const RingItem item(job, start.row, start.head + i - from, at);
-      do_item<N, R, T>(walk, team, item, i - begin, scratch, shared.segment.tokens[i - from]);
+      const ItemColumns own = T == 1 ? first : ItemColumns(job, item, place);
+      do_item<N, R, T>(walk, team, item, own, i - begin, scratch, shared.segment.tokens[i - from]);
     }
     __syncthreads();
     from = to;

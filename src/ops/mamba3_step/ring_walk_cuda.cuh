@@ -56,8 +56,23 @@ __device__ int segment_end(const RingJob& job, int begin, int end) {
   return min(min(end, group_begin + group_heads), begin + kMostSegmentHeads);
 }
 
+// Parameters that are read with the new token come near while the kernel ahead still runs.
+template <int N>
+__device__ void fetch_parameters(const Mamba3Params& params, int head) {
+  constexpr int kLine = 32;  // floats
+  const int thread = static_cast<int>(threadIdx.x);
+  const float* from = nullptr;
+  if (thread < N / kLine) from = params.in_b_norm + thread * kLine;
+  if (thread / kWarpLanes == 1 && thread % kWarpLanes < N / kLine) {
+    from = params.out_c_norm + thread % kWarpLanes * kLine;
+  }
+  if (thread == 2 * kWarpLanes) from = params.dt_bias + head;
+  if (thread == 3 * kWarpLanes) from = params.skip + head;
+  if (from != nullptr) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // What the new token brings for all heads of the segment, normalised and in double where the state
-// needs it. Each part by a warp or threads of its own.
+// needs it. Each part by a warp or threads of its own, whose loads all come first.
 template <int N, int R, int T>
 __device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& segment,
                                 std::int64_t row, int group, int head, int heads) {
@@ -67,6 +82,16 @@ __device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& seg
   const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   const std::int64_t from = row * in.row_stride;
   const bool mimo = R > 1 || sizes.mimo;
+  const int last = T * kTeamThreads - 1 - thread;  // from the last thread on: other warps
+  const float angle = last < sizes.angles ? in.angle_raw[from + last] : 0.0f;
+  const int own = last - kMostSegmentHeads;
+  const bool has_own = own >= 0 && own < heads;
+  float dt = 0, dt_bias = 0, decay = 0, trap = 0;
+  if (has_own) {
+    const std::int64_t at = from + head + own;
+    dt = in.dt_raw[at], dt_bias = job.params.dt_bias[head + own];
+    decay = in.decay_raw[at], trap = in.trap_raw[at];
+  }
   if (warp < 2 * R) {
     const int r = warp / 2;
     const std::int64_t at = from + (std::int64_t{r} * sizes.groups + group) * N;
@@ -78,14 +103,10 @@ __device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& seg
       out[place] = value;
     });
   }
-  const int last = T * kTeamThreads - 1 - thread;  // from the last thread on: other warps
   double* half_tanhs = segment.half_tanh + job.states.ring.tokens * sizes.angles;
-  if (last < sizes.angles) half_tanhs[last] = half_tanh(in.angle_raw[from + last]);
-  const int own = last - kMostSegmentHeads;
-  if (own >= 0 && own < heads) {
-    const std::int64_t at = from + head + own;
-    const TokenNumbers numbers = token_numbers(sizes, in.dt_raw[at], job.params.dt_bias[head + own],
-                                               in.decay_raw[at], in.trap_raw[at]);
+  if (last < sizes.angles) half_tanhs[last] = half_tanh(angle);
+  if (has_own) {
+    const TokenNumbers numbers = token_numbers(sizes, dt, dt_bias, decay, trap);
     RingToken& out = segment.tokens[own];
     out.dt = numbers.dt;
     out.log_decay = numbers.log_decay;
@@ -149,6 +170,12 @@ __device__ float read_entries(const TokenSizes& sizes, const RingTile<N, R>& til
 // What a thread needs of the columns and of D.
 struct ItemColumns {
   float x, z, skip;
+
+  template <int R>
+  __device__ ItemColumns(const RingJob& job, const RingItem& item, const OutputPlace<R>& at) {
+    const std::int64_t from = item.row * job.columns.row_stride + item.head * kHeadDim + at.column;
+    x = job.columns.x[from], z = job.columns.z[from], skip = job.params.skip[item.head];
+  }
 };
 
 // Sums over warps and splits, skip, gate, sum over ranks.
@@ -198,15 +225,14 @@ __device__ void append_item(const RingJob& job, const RingItem& item, const Outp
 
 template <int N, int R, int T>
 __device__ void do_item(const Walk<N, R, T>& walk, const Team& team, const RingItem& item,
-                        int number, const RingScratch<N, R>& s, const RingToken& fresh) {
+                        const ItemColumns& own, int number, const RingScratch<N, R>& s,
+                        const RingToken& fresh) {
   const RingJob& job = walk.job;
   const TokenSizes& sizes = job.sizes;
   const RingSegment<N, R>& segment = walk.shared.segment;
   const int count = item.count;
   const bool last_warp = team.warp == kTeamWarps - 1;
   const OutputPlace<R> at(team.thread);
-  const std::int64_t column = item.row * job.columns.row_stride + item.head * kHeadDim + at.column;
-  const ItemColumns own{job.columns.x[column], job.columns.z[column], job.params.skip[item.head]};
   const RingTile<N, R> tile = walk.receive_tile(number);
   if (last_warp) {
     weigh_entries(tile, s, count, item.fold, &fresh, team.lane);
