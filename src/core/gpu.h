@@ -32,8 +32,6 @@ class Gpu {
   // Memory of the host that the GPU reads and writes by itself; null when there is none.
   void* allocate_pinned(std::size_t bytes);
   void free_pinned(void* p) noexcept;
-  // `to_pinned` is filled after the next synchronize().
-  void copy_out_later(void* to_pinned, const void* from, std::size_t bytes);
   // Waits for everything, and reports what went wrong in it.
   void synchronize();
 

@@ -131,11 +131,6 @@ void Gpu::free_pinned(void* p) noexcept {
   cudaFreeHost(p);
 }
 
-void Gpu::copy_out_later(void* to_pinned, const void* from, std::size_t bytes) {
-  check_cuda(cudaMemcpyAsync(to_pinned, from, bytes, cudaMemcpyDeviceToHost, impl_->stream),
-             "copying from its memory");
-}
-
 void Gpu::synchronize() {
   check_cuda(cudaStreamSynchronize(impl_->stream), "computing");
 }

@@ -50,9 +50,6 @@ void* Gpu::allocate_pinned(std::size_t) {
   refuse();
 }
 void Gpu::free_pinned(void*) noexcept {}
-void Gpu::copy_out_later(void*, const void*, std::size_t) {
-  refuse();
-}
 void Gpu::synchronize() {
   refuse();
 }

@@ -49,6 +49,20 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
       : "memory");
 }
 
+// True in one lane of a warp whose lanes are all here. The compiler knows that it is one, which
+// keeps what only that lane starts free of loops over lanes.
+__device__ __forceinline__ bool elect_lane() {
+  std::uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, one;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
+
 // Data that is read once should not drive other data out of the L2 cache.
 __device__ __forceinline__ std::uint64_t read_once_policy() {
   std::uint64_t policy;

@@ -25,12 +25,16 @@ struct Batch {
   LinearPath linear_path() const { return is_step ? LinearPath::kSkinny : LinearPath::kGemm; }
 };
 
+inline Matrix allocate_matrix(std::int64_t rows, std::int64_t columns, bool bf16,
+                              ArenaScope& scope) {
+  const std::array<std::int64_t, 2> shape{rows, columns};
+  if (bf16) return TensorView<Bf16, 2>(scope.allocate<Bf16>(rows * columns), shape);
+  return TensorView<float, 2>(scope.allocate<float>(rows * columns), shape);
+}
+
 // [batch.rows, columns] of the type that the batch keeps between ops.
 inline Matrix allocate_activations(const Batch& batch, std::int64_t columns, ArenaScope& scope) {
-  const std::array<std::int64_t, 2> shape{batch.rows, columns};
-  const std::int64_t count = batch.rows * columns;
-  if (batch.bf16_activations) return TensorView<Bf16, 2>(scope.allocate<Bf16>(count), shape);
-  return TensorView<float, 2>(scope.allocate<float>(count), shape);
+  return allocate_matrix(batch.rows, columns, batch.bf16_activations, scope);
 }
 
 }  // namespace mamba3

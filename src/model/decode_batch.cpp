@@ -36,9 +36,12 @@ struct PinnedFree {
   void operator()(void* p) const { gpu->free_pinned(p); }
 };
 
-// Arrays of one element a row, one after the other in one block of the device's memory.
+// Arrays of one element a row: one after the other in one block of the device's memory, tokens in
+// memory of the host, which a GPU writes by itself.
 struct RowArrays {
   Memory memory;
+  std::unique_ptr<void, PinnedFree> pinned;
+  std::vector<SampledToken> host_tokens;
   std::int32_t* ids = nullptr;
   std::int32_t* slots = nullptr;
   RowSampling* sampling = nullptr;
@@ -46,8 +49,7 @@ struct RowArrays {
 
   RowArrays(std::int64_t rows, const std::shared_ptr<Gpu>& gpu) {
     const auto count = static_cast<std::size_t>(rows);
-    memory = allocate_memory(
-        count * (sizeof(RowSampling) + 2 * sizeof(std::int32_t) + sizeof(SampledToken)), gpu);
+    memory = allocate_memory(count * (sizeof(RowSampling) + 2 * sizeof(std::int32_t)), gpu);
     if (!memory) {
       fail(ErrorCode::kUnavailable, "no memory for decoding ", rows,
            " sequences at once; use a smaller batch");
@@ -55,7 +57,18 @@ struct RowArrays {
     sampling = reinterpret_cast<RowSampling*>(memory.get());
     ids = reinterpret_cast<std::int32_t*>(sampling + rows);
     slots = ids + rows;
-    tokens = reinterpret_cast<SampledToken*>(slots + rows);
+    if (!gpu) {
+      host_tokens.resize(count);
+      tokens = host_tokens.data();
+      return;
+    }
+    const std::size_t bytes = count * sizeof(SampledToken);
+    pinned = {gpu->allocate_pinned(bytes), PinnedFree{gpu}};
+    if (!pinned) {
+      fail(ErrorCode::kUnavailable, "the system gave no ", bytes,
+           " bytes of memory that a GPU can write; free memory, or use --device cpu");
+    }
+    tokens = static_cast<SampledToken*>(pinned.get());
   }
 };
 
@@ -72,7 +85,6 @@ struct DecodeBatch::Impl {
   Context& ctx;
   std::int64_t most_rows;
   RowArrays device;
-  std::unique_ptr<void, PinnedFree> pinned;  // tokens as a GPU delivers them
   std::vector<SampledToken> tokens;
   std::vector<DecodeRow> expected;           // what the device's arrays hold
   std::map<std::size_t, Recorded> recorded;  // by number of rows
@@ -85,13 +97,6 @@ struct DecodeBatch::Impl {
         most_rows(most_rows_in),
         device(most_rows, ctx.gpu()) {
     tokens.reserve(static_cast<std::size_t>(most_rows));
-    if (!ctx.gpu()) return;
-    const std::size_t bytes = static_cast<std::size_t>(most_rows) * sizeof(SampledToken);
-    pinned = {ctx.gpu()->allocate_pinned(bytes), PinnedFree{ctx.gpu()}};
-    if (!pinned) {
-      fail(ErrorCode::kUnavailable, "the system gave no ", bytes,
-           " bytes of memory that a GPU can write; free memory, or use --device cpu");
-    }
   }
 
   void check(std::span<const DecodeRow> rows) const;
@@ -139,8 +144,6 @@ void DecodeBatch::Impl::run(std::size_t rows) {
   const auto count = static_cast<std::int64_t>(rows);
   model.step_and_sample({count, device.ids, device.slots, device.sampling, device.tokens}, states,
                         ctx);
-  if (!ctx.gpu()) return;
-  ctx.gpu()->copy_out_later(pinned.get(), device.tokens, rows * sizeof(SampledToken));
 }
 
 void DecodeBatch::Impl::launch(std::size_t rows) {
@@ -187,12 +190,8 @@ std::span<const SampledToken> DecodeBatch::step(std::span<const DecodeRow> rows)
   impl.upload(rows);
   impl.expected.clear();  // nothing is known of the device's arrays until all went well
   impl.launch(rows.size());
-  const SampledToken* tokens = impl.device.tokens;
-  if (impl.ctx.gpu()) {
-    impl.ctx.gpu()->synchronize();
-    tokens = static_cast<const SampledToken*>(impl.pinned.get());
-  }
-  impl.tokens.assign(tokens, tokens + rows.size());
+  if (impl.ctx.gpu()) impl.ctx.gpu()->synchronize();
+  impl.tokens.assign(impl.device.tokens, impl.device.tokens + rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     DecodeRow next = rows[i];
     impl.states.impl_->count_token({&next.slot, 1});

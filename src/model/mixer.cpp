@@ -57,8 +57,9 @@ void step(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& con
   const std::int64_t e = config.in_proj_rows();
   ArenaScope scope(ctx.workspace());
   const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * e), {batch.rows, e});
-  const TensorView<float, 2> y(scope.allocate<float>(batch.rows * config.inner()),
-                               {batch.rows, config.inner()});
+  // The next product would round it anyway.
+  const bool rounded = batch.compute == Compute::kBf16 && states.ring.tokens > 0;
+  const Matrix y = allocate_matrix(batch.rows, config.inner(), rounded, scope);
   FusedLinearArgs in;
   in.x = residual;
   in.norm_weight = norm.data();

@@ -34,11 +34,8 @@ void step(const SwigluMlpWeights& weights, const Batch& batch, TensorView<float,
   up.swiglu = true;
   up.compute = batch.compute;
   up.path = batch.linear_path();
-  if (ctx.gpu() && batch.compute == Compute::kBf16) {  // the next product would round it anyway
-    up.y = TensorView<Bf16, 2>(scope.allocate<Bf16>(batch.rows * f), {batch.rows, f});
-  } else {
-    up.y = TensorView<float, 2>(scope.allocate<float>(batch.rows * f), {batch.rows, f});
-  }
+  // The next product would round it anyway.
+  up.y = allocate_matrix(batch.rows, f, ctx.gpu() && batch.compute == Compute::kBf16, scope);
   fused_linear(up, ctx);
   FusedLinearArgs down;
   down.x = up.y;

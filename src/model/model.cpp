@@ -322,10 +322,11 @@ void Model::step_and_sample(const SampledStep& step, StatePool& states, Context&
   const TensorView<float, 2> logits(scope.allocate<float>(step.rows * v), {step.rows, v});
   if (pool.ring.tokens() > 0) pool.use_parameters(impl_->mixers(), impl_);
   impl_->read_step({step.ids, count}, batch, pool, residual, ctx);
-  pool.ring.advance(batch.slots);
   impl_->head_in_place(residual, impl_->weights.final_norm.data(), logits, batch.linear_path(),
                        ctx);
   sample_rows({logits, impl_->config.vocab, step.sampling, step.ids, step.out}, ctx);
+  // Last, where it does not stand between products that overlap.
+  pool.ring.advance(batch.slots);
 }
 
 Model::Model() : impl_(std::make_shared<Impl>()) {}

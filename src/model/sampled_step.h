@@ -8,7 +8,7 @@
 
 namespace mamba3 {
 
-// Everything lies in the Context's memory; ids and slots have been checked.
+// Everything lies in the Context's memory, or what it can write; ids and slots have been checked.
 struct SampledStep {
   std::int64_t rows = 0;
   std::int32_t* ids = nullptr;          // [rows] read, then replaced by what was sampled

@@ -39,6 +39,17 @@ inline unsigned grid_blocks(std::int64_t items, std::int64_t per_block = 1) {
   return static_cast<unsigned>(blocks);
 }
 
+// Lets blocks of a kernel have so much shared memory, and stand beside those of other kernels for
+// which this was called: a multiprocessor divides its memory anew only when it is empty.
+inline void allow_shared(const void* kernel, std::size_t bytes, const char* name) {
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             name);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             name);
+}
+
 struct KernelShape {
   dim3 grid;
   unsigned threads = 0;
@@ -51,17 +62,17 @@ struct KernelShape {
 // device/dependent_launch.cuh. Captured into a graph, it stays so.
 template <class... Parameters, class... Arguments>
 void launch_dependent(const char* name, void (*kernel)(Parameters...), const KernelShape& shape,
-                      Context& ctx, Arguments&&... arguments) {
+                      Gpu& gpu, Arguments&&... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream_of(ctx);
+  config.stream = static_cast<cudaStream_t>(gpu.stream());
   config.attrs = attributes;
   // Only code for Hopper waits: on a later card, which translates the code for 8.0, kernels must
   // not overlap.
-  if (ctx.gpu()->info().compute_capability == 90) {
+  if (gpu.info().compute_capability == 90) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -70,6 +81,12 @@ void launch_dependent(const char* name, void (*kernel)(Parameters...), const Ker
     attributes[config.numAttrs++].val.clusterDim = {shape.cluster, 1, 1};
   }
   check_cuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_dependent(const char* name, void (*kernel)(Parameters...), const KernelShape& shape,
+                      Context& ctx, Arguments&&... arguments) {
+  launch_dependent(name, kernel, shape, *ctx.gpu(), std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace mamba3

@@ -126,6 +126,23 @@ TEST(CudaFusedLinear, EqualsTheOracle) {
   for (std::int64_t rows = 1; rows <= 17; ++rows) expect_all_kinds(streamed(rows, 40, 160), gpu);
 }
 
+// Blocks with more than one tile of weights, where registers do not hold all of x: stages along k
+// that are even, odd and not whole in number.
+TEST(CudaFusedLinear, ManyOutputsEqualTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t k : {2592, 4096}) {
+    for (const std::int64_t rows : {2, 9}) {
+      for (const bool x_is_bf16 : {false, true}) {
+        FusedCase fused = streamed(rows, 2300, k);
+        fused.x_is_bf16 = x_is_bf16;
+        const FusedData data(fused);
+        testing::expect_fused(run(fused, data, 0, gpu), data, fused);
+      }
+    }
+  }
+}
+
 TEST(CudaFusedLinear, ManyRowsEqualTheOracle) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());

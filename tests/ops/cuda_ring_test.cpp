@@ -149,7 +149,8 @@ TEST_P(CudaRing, SlotAndNeighboursChangeNoBit) {
 INSTANTIATE_TEST_SUITE_P(Sizes, CudaRing, ::testing::ValuesIn(ring_dims()),
                          [](const auto& p) { return describe(p.param); });
 
-// Blocks that walk many items of several sequences compute what blocks with a single one do.
+// Blocks that walk many items of several sequences, which fold at the same or, staggered, at
+// different tokens, compute what blocks with a single one do.
 TEST(CudaRingBatch, SizeChangesNoBit) {
   SKIP_WITHOUT_GPU();
   Context ctx(on_gpu());
@@ -167,10 +168,42 @@ TEST(CudaRingBatch, SizeChangesNoBit) {
       slots[i] = static_cast<std::int32_t>((7 * i + 2) % kRows);
     }
     for (const std::int64_t ring : {1, 8}) {
-      const RingRun together = run_ring(data, which, slots, ring, false, ctx);
-      for (const std::size_t i : {0, 1, 22, 44}) {
-        expect_same(run_ring(data, {i}, {0}, ring, false, ctx), 0, together, i);
+      for (const bool stagger : {false, true}) {
+        const RingRun together = run_ring(data, which, slots, ring, stagger, ctx);
+        for (const std::size_t i : {0, 1, 22, 44}) {
+          const std::int32_t slot = stagger ? slots[i] : 0;
+          expect_same(run_ring(data, {i}, {slot}, ring, stagger, ctx), 0, together, i);
+        }
       }
+    }
+  }
+}
+
+// y in bf16 is y in fp32, rounded once; in blocks of one item and in blocks that walk.
+TEST(CudaRingBatch, RoundsItsOutput) {
+  SKIP_WITHOUT_GPU();
+  Context ctx(on_gpu());
+  SKIP_WITHOUT_RINGS(ctx);
+  const Mamba3Dims dims = ring_dims()[1];
+  for (const std::int32_t rows : {1, 80}) {
+    const ScanCase data(dims, {10}, 38);
+    RingSlots plain(data.inputs[0], rows, 8, false, ctx),
+        rounding(data.inputs[0], rows, 8, false, ctx);
+    std::vector<std::int32_t> slots(rows);
+    for (std::int32_t i = 0; i < rows; ++i) {
+      slots[i] = i;
+      plain.start(i, data.starts[0]);
+      rounding.start(i, data.starts[0]);
+    }
+    const std::vector<const Mamba3RefInputs<float>*> inputs(rows, &data.inputs[0]);
+    for (std::int64_t t = 0; t < 10; ++t) {
+      const std::vector<std::int64_t> tokens(rows, t);
+      std::vector<float> want = plain.step(inputs, tokens, slots), got;
+      for (float& value : want) value = to_float(to_bf16(value));
+      for (const Bf16 value : rounding.step<Bf16>(inputs, tokens, slots)) {
+        got.push_back(to_float(value));
+      }
+      EXPECT_TRUE(same_bits(got, want)) << rows << " rows, token " << t;
     }
   }
 }

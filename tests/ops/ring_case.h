@@ -47,27 +47,28 @@ class RingSlots {
     ctx_.gpu()->copy_in(ring_.data() + slot * slot_bytes_, garbage.data(), garbage.size());
   }
 
-  // Token tokens[i] of inputs[i] in slots[i]; y [row, h * p].
-  std::vector<float> step(const std::vector<const Mamba3RefInputs<float>*>& inputs,
-                          const std::vector<std::int64_t>& tokens,
-                          const std::vector<std::int32_t>& slots) {
+  // Token tokens[i] of inputs[i] in slots[i]; y [row, h * p]. Y: float or Bf16.
+  template <class Y = float>
+  std::vector<Y> step(const std::vector<const Mamba3RefInputs<float>*>& inputs,
+                      const std::vector<std::int64_t>& tokens,
+                      const std::vector<std::int32_t>& slots) {
     const auto count = static_cast<std::int64_t>(slots.size());
     const std::int64_t inner = dims_.heads * dims_.head_dim;
     Rows rows(dims_, count, 3);
     for (std::int64_t i = 0; i < count; ++i) rows.put(i, *inputs[i], tokens[i]);
     const GpuArray<float> columns(ctx_, all(rows.data));
     const GpuArray<std::int32_t> slot_ids(ctx_, all(slots));
-    const GpuArray<float> y(ctx_, all(std::vector<float>(count * inner, kNan)));
+    const GpuArray<Y> y(ctx_, all(std::vector<Y>(count * inner, nan_of<Y>())));
     Mamba3StepArgs args;
     args.dims = dims_;
     args.params = params_.params;
     args.columns = split_columns(columns.data(), rows.stride, dims_);
     args.slots = slot_ids.span();
     args.states = views_;
-    args.y = {y.data(), {count, inner}};
+    args.y = TensorView<Y, 2>(y.data(), {count, inner});
     mamba3_step(args, ctx_);
     if (views_.ring.tokens > 0) mamba3_ring_advance({views_.ring, slot_ids.span()}, *ctx_.gpu());
-    std::vector<float> out;
+    std::vector<Y> out;
     y.copy_to(out);
     return out;
   }
@@ -87,7 +88,7 @@ class RingSlots {
     args.states = views_;
     for (std::int64_t t = 0; t < inputs.tokens; ++t) {
       args.columns = split_columns(columns.data() + t * rows.stride, rows.stride, dims_);
-      args.y = {y.data() + t * inner, {1, inner}};
+      args.y = TensorView<float, 2>(y.data() + t * inner, {1, inner});
       mamba3_step(args, ctx_);
       if (views_.ring.tokens > 0) mamba3_ring_advance({views_.ring, slot_ids.span()}, *ctx_.gpu());
     }
@@ -132,6 +133,13 @@ class RingSlots {
   }
 
  private:
+  template <class Y>
+  static Y nan_of() {
+    if constexpr (std::is_same_v<Y, float>)
+      return kNan;
+    else
+      return to_bf16(kNan);
+  }
   void clear(const std::vector<std::int32_t>& slots) {
     if (views_.ring.tokens == 0) return;
     const GpuArray<std::int32_t> slot_ids(ctx_, all(slots));

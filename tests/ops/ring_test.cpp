@@ -202,7 +202,7 @@ TEST(RingMemory, IsRefusedOnACpu) {
   args.states = slots.states();
   args.states.ring = ring_views(data.dims, 8, memory.data(), 1 << 14);
   args.states.ring.cursors = &cursor;
-  args.y = {y.data(), {1, 12}};
+  args.y = TensorView<float, 2>(y.data(), {1, 12});
   EXPECT_NE(error_of([&] { mamba3_step(args, ctx); }).find("no ring"), std::string::npos);
 }
 

@@ -33,16 +33,32 @@ Matrix scratch(std::int64_t rows, std::int64_t columns, bool bf16, ArenaScope& s
   return TensorView<float, 2>(scope.allocate<float>(rows * columns), {rows, columns});
 }
 
-Matrix normed(const FusedLinearArgs& args, bool bf16, ArenaScope& scope, Context& ctx) {
+// Whether the product behind a norm reads bf16 as fast as fp32, so that the norm does the rounding.
+bool takes_bf16(const FusedLinearArgs& args, const Context& ctx) {
+  if (!ctx.gpu() || args.compute != Compute::kBf16) return false;
+  if (args.x.shape[0] > kMostSkinnyRows) return true;
+  FusedLinearArgs rounded = args;
+  rounded.norm_weight = nullptr;
+  rounded.x.dtype = DType::kBf16;
+  rounded.x.data = nullptr;
+  rounded.x.stride = {args.x.shape[1], 1};
+  return fused_linear_takes_cuda(rounded, ctx);
+}
+
+void norm_first(const FusedLinearArgs& args, Context& ctx) {
   const std::int64_t rows = args.x.shape[0], k = args.x.shape[1];
+  ArenaScope scope(ctx.workspace());
   RmsNormArgs norm;
   // Only read, since nothing is added to it.
   norm.residual = {const_cast<float*>(args.x.floats()), args.x.shape, args.x.stride};
   norm.weight = args.norm_weight;
   norm.eps = args.norm_eps;
-  norm.y = scratch(rows, k, bf16, scope);
+  norm.y = scratch(rows, k, takes_bf16(args, ctx), scope);
   rms_norm(norm, ctx);
-  return norm.y;
+  FusedLinearArgs rest = args;
+  rest.x = norm.y;
+  rest.norm_weight = nullptr;
+  fused_linear(rest, ctx);
 }
 
 // y += added, on a CPU.
@@ -57,15 +73,10 @@ void add_rows(const Matrix& added, const Matrix& y, Context& ctx) {
 
 void op_by_op(const FusedLinearArgs& args, Context& ctx) {
   ArenaScope scope(ctx.workspace());
-  const std::int64_t rows = args.y.shape[0];
-  // Where the product takes bf16 as it is, the norm does the rounding.
-  const bool bf16 = ctx.gpu() && args.compute == Compute::kBf16 && rows > kMostSkinnyRows;
-  ConstMatrix x = args.x;
-  if (args.norm_weight != nullptr) x = normed(args, bf16, scope, ctx);
   const bool added_later = args.accumulate && !ctx.gpu();
   Matrix y = args.y;
-  if (args.swiglu || added_later) y = scratch(rows, args.w.shape[0], false, scope);
-  linear({x, args.w, y, args.compute, args.path, args.accumulate && !added_later}, ctx);
+  if (args.swiglu || added_later) y = scratch(y.shape[0], args.w.shape[0], false, scope);
+  linear({args.x, args.w, y, args.compute, args.path, args.accumulate && !added_later}, ctx);
   if (args.swiglu) swiglu({y, args.y}, ctx);
   if (added_later) add_rows(y, args.y, ctx);
 }
@@ -79,6 +90,7 @@ void fused_linear(const FusedLinearArgs& args, Context& ctx) {
     const OpTimer timer(ctx, "linear");
     return fused_linear_cuda(args, ctx);
   }
+  if (args.norm_weight != nullptr) return norm_first(args, ctx);
   op_by_op(args, ctx);
 }
 

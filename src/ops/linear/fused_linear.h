@@ -19,6 +19,8 @@ struct FusedLinearArgs {
   LinearPath path = LinearPath::kAuto;
 };
 
+// The norm gives the bits of rms_norm whether it is part of the kernel or not. How a row's bits
+// depend on the number of rows: as in linear.
 void fused_linear(const FusedLinearArgs& args, Context& ctx);
 
 }  // namespace mamba3

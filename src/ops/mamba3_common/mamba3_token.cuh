@@ -170,12 +170,16 @@ __device__ __forceinline__ void warp_norm_row(const float* row, const float* wei
                                               int lane, const Out& out) {
   constexpr int kHeld = kMostState / kWarpLanes;
   static_assert(kMostHeadDim <= kMostState);
-  float held[kHeld];
+  float held[kHeld], weights[kHeld];
   double squares = 0;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int j = i * kWarpLanes + lane;
     held[i] = j < count ? row[j] : 0.0f;
+    weights[i] = j < count ? weight[j] : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
     squares = __fma_rn(double{held[i]}, double{held[i]}, squares);
   }
   const double mean = warp_sum(squares) / static_cast<double>(count);
@@ -184,7 +188,7 @@ __device__ __forceinline__ void warp_norm_row(const float* row, const float* wei
   for (int i = 0; i < kHeld; ++i) {
     const int j = i * kWarpLanes + lane;
     if (j >= count) continue;
-    out(j, static_cast<float>(__dmul_rn(__dmul_rn(double{held[i]}, scale), double{weight[j]})));
+    out(j, static_cast<float>(__dmul_rn(__dmul_rn(double{held[i]}, scale), double{weights[i]})));
   }
 }
 

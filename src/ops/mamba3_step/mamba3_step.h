@@ -16,7 +16,7 @@ struct Mamba3StepArgs {
   Mamba3Columns columns;                // b rows, one token each
   std::span<const std::int32_t> slots;  // [b], all different
   Mamba3States states;                  // read and overwritten; with a ring: mamba3_ring_ops.h
-  TensorView<float, 2> y;               // [b, h * p], rows may be strided
+  Matrix y;                             // [b, h * p], rows may be strided  bf16: with a ring
   // With a ring: the kernel just before in the stream wrote none of states, ring and slots (say, it
   // made the columns), so the step may begin to read them before that kernel has ended.
   bool states_are_old = false;

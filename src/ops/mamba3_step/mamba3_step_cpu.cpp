@@ -205,7 +205,7 @@ void step_head(const Mamba3StepArgs& args, std::int64_t row, std::int64_t head,
   std::copy_n(x, p, v);
   update_state_of_rank(dims, static_cast<float>(decay), s,
                        args.states.ssm + slot * args.states.ssm_stride + head * p * dims.state);
-  gate_row(dims, gate, s.read_out, p, args.y.data + row * args.y.stride[0] + head * p);
+  gate_row(dims, gate, s.read_out, p, args.y.row(row) + head * p);
 }
 
 // Heads [begin, end) of one row.

@@ -217,7 +217,7 @@ void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx) {
   job.columns = args.columns;
   job.slots = args.slots.data();
   job.states = args.states;
-  job.y = args.y.data;
+  job.y = args.y.floats();
   job.y_stride = args.y.stride[0];
   const auto rows = static_cast<std::int64_t>(args.slots.size());
   if (rows == 0) return;

@@ -3,7 +3,7 @@
 // A block of two teams of threads walks (row, head) items, each item done by one team. What an
 // item needs from memory is asked for several items ahead of its use, the state apart from the
 // rest: its place is free again as soon as it lies in registers. What all heads of a row share is
-// prepared once by the whole block: a segment.
+// prepared once by the whole block: a segment. Of few items each has a block of one team.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,9 @@ namespace mamba3 {
 namespace {
 
 constexpr int kHeadDim = 64;
-constexpr int kTeams = 2;
 constexpr int kTeamThreads = 256;
 constexpr int kTeamWarps = kTeamThreads / kWarpLanes;
-constexpr int kRingThreads = kTeams * kTeamThreads;
-constexpr int kRingWarps = kRingThreads / kWarpLanes;
 constexpr int kMostStates = 6;  // on the way or at work in a block
-constexpr int kInputs = 4;      // the same of an item's other memory
 constexpr int kMostSegmentHeads = 64;
 constexpr int kFoldRows = kTeamWarps;  // rows K that are folded at a time, each by a warp
 
@@ -34,6 +30,7 @@ struct RingJob {
   const std::int32_t* slots;
   Mamba3States states;
   void* y;
+  bool y_is_bf16;
   std::int64_t y_stride;
   int items;           // rows * heads
   int states_at_once;  // in a block, at most kMostStates
@@ -130,8 +127,13 @@ struct RingScratch {
 };
 
 // The barriers come first, then the rows, the segment, the teams' scratch, tiles and states.
-template <int N, int R>
+// T: teams of the block.
+template <int N, int R, int T>
 struct RingShared {
+  static constexpr int kThreads = T * kTeamThreads;
+  static constexpr int kWarps = T * kTeamWarps;
+  static constexpr int kInputs = T == 1 ? 1 : 2 * T;  // tiles on the way or at work
+
   std::uint64_t* state_full;    // [kMostStates]
   std::uint64_t* tile_full;     // [kInputs]
   std::uint64_t* segment_full;  // [1]
@@ -151,7 +153,7 @@ struct RingShared {
         tile_full(parts.take<std::uint64_t>(kInputs)),
         segment_full(parts.take<std::uint64_t>(1)),
         share(parts.take<int>(2)),
-        warp_costs(parts.take<int>(kRingWarps)),
+        warp_costs(parts.take<int>(kWarps)),
         rows(parts.take<RingRow>(rows_at_most)),
         segment(sizes, ring_tokens, parts) {
     SharedParts scratch_parts(nullptr), tile_parts(nullptr);
@@ -159,7 +161,7 @@ struct RingShared {
     const RingTile<N, R> tile(sizes, ring_tokens, tile_parts);
     scratch_floats = scratch_parts.bytes() / static_cast<int>(sizeof(float));
     tile_floats = tile_parts.bytes() / static_cast<int>(sizeof(float));
-    scratch_base = parts.take<float>(kTeams * scratch_floats);
+    scratch_base = parts.take<float>(T * scratch_floats);
     tile_base = parts.take<float>(kInputs * tile_floats);
     states = parts.take<float>(0);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "device/dependent_launch.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
 #include "ops/sampling/sample_list_cuda.cuh"
@@ -183,6 +184,8 @@ __global__ void __launch_bounds__(kSampleThreads, 3) sample_kernel(const SampleJ
   const std::int64_t index = blockIdx.x / cluster_blocks();
   if (threadIdx.x == 0) s.listed = 0;
   cluster_arrive();
+  start_successor();
+  wait_for_predecessor();
   const std::int64_t first = std::int64_t{rank} * job.slice;
   const int begin = static_cast<int>(min(first, std::int64_t{job.vocab}));
   const int count = min(job.slice, job.vocab - begin);
@@ -244,20 +247,13 @@ void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx) {
   job.out = args.out;
   const std::size_t bytes = sizeof(RowShared) + (staged ? staged_bytes : 0);
   const auto kernel = staged ? sample_kernel<true> : sample_kernel<false>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             "sampling's shared memory");
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {blocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid_blocks(rows * blocks);
-  config.blockDim = kSampleThreads;
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream_of(ctx);
-  config.attrs = &cluster;
-  config.numAttrs = clusters ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<const SampleJob>(job)), "sampling");
+  allow_shared(reinterpret_cast<const void*>(kernel), bytes, "sampling's shared memory");
+  launch_dependent("sampling", kernel,
+                   {.grid = grid_blocks(rows * blocks),
+                    .threads = kSampleThreads,
+                    .shared_bytes = bytes,
+                    .cluster = blocks},
+                   ctx, job);
 }
 
 }  // namespace mamba3
