@@ -82,29 +82,33 @@ __device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& seg
   const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   const std::int64_t from = row * in.row_stride;
   const bool mimo = R > 1 || sizes.mimo;
-  const int last = T * kTeamThreads - 1 - thread;  // from the last thread on: other warps
-  const float angle = last < sizes.angles ? in.angle_raw[from + last] : 0.0f;
-  const int own = last - kMostSegmentHeads;
-  const bool has_own = own >= 0 && own < heads;
+  // From the last thread on a head's numbers each, then an angle each; the first warps take rows.
+  constexpr int kNumbers = T == 1 ? kWarpLanes : kMostSegmentHeads;
+  constexpr int kRowWarps = T == 1 ? kTeamWarps - 3 : kTeamWarps;
+  const int own = T * kTeamThreads - 1 - thread;
+  const int i = own - kNumbers;
+  const bool has_angle = i >= 0 && i < sizes.angles, has_own = own < heads;
+  const float angle = has_angle ? in.angle_raw[from + i] : 0.0f;
   float dt = 0, dt_bias = 0, decay = 0, trap = 0;
   if (has_own) {
     const std::int64_t at = from + head + own;
     dt = in.dt_raw[at], dt_bias = job.params.dt_bias[head + own];
     decay = in.decay_raw[at], trap = in.trap_raw[at];
   }
-  if (warp < 2 * R) {
-    const int r = warp / 2;
+  for (int index = warp; warp < kRowWarps && index < 2 * R; index += kRowWarps) {
+    const int r = index / 2;
+    const bool is_b = index % 2 == 0;
     const std::int64_t at = from + (std::int64_t{r} * sizes.groups + group) * N;
-    const float* raw = (warp % 2 == 0 ? in.in_b : in.out_c) + at;
-    const float* weight = warp % 2 == 0 ? job.params.in_b_norm : job.params.out_c_norm;
-    float* out = (warp % 2 == 0 ? segment.in_b : segment.out_c) + r * N;
+    const float* raw = (is_b ? in.in_b : in.out_c) + at;
+    const float* weight = is_b ? job.params.in_b_norm : job.params.out_c_norm;
+    float* out = (is_b ? segment.in_b : segment.out_c) + r * N;
     warp_norm_row(raw, weight, N, lane, [&](int j, float value) {
       const int place = !mimo ? j : j < N / 2 ? 2 * j : 2 * (j - N / 2) + 1;
       out[place] = value;
     });
   }
   double* half_tanhs = segment.half_tanh + job.states.ring.tokens * sizes.angles;
-  if (last < sizes.angles) half_tanhs[last] = half_tanh(angle);
+  if (has_angle) half_tanhs[i] = half_tanh(angle);
   if (has_own) {
     const TokenNumbers numbers = token_numbers(sizes, dt, dt_bias, decay, trap);
     RingToken& out = segment.tokens[own];
