@@ -46,8 +46,8 @@ constexpr int kChunkHeadDim = 64;
 constexpr int kTileBytes = kChunkRows * kTileRowBytes;
 constexpr int kPieceBytes = 16;
 constexpr int kRowPieces = kTileRowBytes / kPieceBytes;
-// At multiples of so many tokens from the start of a call the last token's K and x are taken into
-// the state in fp32, as they are where a call begins: a cut there changes no bit.
+// At multiples of so many tokens from the start of a piece the last token's K and x are taken into
+// the state in fp32, as they are where a piece begins: a cut there changes no bit.
 constexpr int kGridTokens = static_cast<int>(kScanGridTokensCuda);
 
 // kTurned: of a lane's pairs, those that may be rotated. kOutputs: without, only the state is
@@ -152,7 +152,7 @@ using RankRow = float[kChunkHeadDim + 8];
 template <class S>
 struct ChunkMemory {
   ChunkStage<S> stages[kStages];
-  TokenBefore<S> before;  // the call
+  TokenBefore<S> before;  // the piece
   RankRow mimo_x[S::kRank];
   RankRow skip_x[S::kRank];  // D mimo_x
   // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
