@@ -25,6 +25,9 @@ struct ContextOptions {
   std::uint64_t seed = 0;
   LogCallback log;  // empty: the library stays silent
   Device device = {};
+  // On a GPU, what reading a prompt gives keeps its bits whatever prompts are read beside it and
+  // wherever it is cut on the grid; without, few long prompts are read faster.
+  bool same_bits = false;
 };
 
 class Context {
@@ -41,6 +44,7 @@ class Context {
   // before the work is done: its results are there for whatever follows in the stream.
   const std::shared_ptr<Gpu>& gpu() const;
   std::uint64_t seed() const;
+  bool same_bits() const;
   void log(LogLevel level, const std::string& message) const;
 
   // Where ops add the time they take (core/op_timer.h); null, the default: nobody measures.

@@ -64,6 +64,9 @@ const std::shared_ptr<Gpu>& Context::gpu() const {
 std::uint64_t Context::seed() const {
   return impl_->options.seed;
 }
+bool Context::same_bits() const {
+  return impl_->options.same_bits;
+}
 
 void wait_for_device(Context& ctx) noexcept {
   try {

@@ -46,7 +46,7 @@ void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const
   const Mamba3Columns columns = project(weights, config, batch, dims, stream.normed, scope, ctx);
   const bool bf16_products = batch.compute == Compute::kBf16;
   mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
-               bf16_products},
+               bf16_products, ctx.same_bits()},
               ctx);
   stream.add_product(y, weights.out_proj, batch, ctx);
 }

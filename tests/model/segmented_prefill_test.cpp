@@ -70,6 +70,7 @@ class SegmentedPrefill : public testing::TestWithParam<Case> {
     ContextOptions options;
     options.threads = 2;
     options.device.kind = GetParam().device;
+    options.same_bits = true;
     ctx_.emplace(options);
     model_ = Model::random(GetParam().config, DType::kBf16, 7, {GetParam().compute, false}, *ctx_);
     v_ = model_->config().padded_vocab();

@@ -1,6 +1,7 @@
 // The scan in chunks on Hopper's tensor cores: against the oracle, and against itself.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -99,6 +100,76 @@ TEST_P(CudaChunkedScan, ACutOnTheGridChangesNoBit) {
   const GpuRun whole = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
   expect_same(GpuRunner(data, 3).with_bf16_products().scan_on_gpu({grid, grid, 9}), 0, whole, 0);
   expect_same(GpuRunner(data, 3).with_bf16_products().scan_on_gpu({2 * grid, 9}), 0, whole, 0);
+}
+
+// Long enough to be walked in parts. States last, and tokens at the ends of parts count for much.
+ScanCase parted(const Mamba3Dims& dims, const std::vector<std::int64_t>& lengths,
+                std::uint64_t seed) {
+  ScanCase data(dims, lengths, seed);
+  for (auto& in : data.inputs) {
+    for (float& v : in.decay_raw)
+      v = 0.2f * v - (dims.a_activation == AActivation::kSoftplus ? 6 : 300);
+    const std::int64_t inner = dims.heads * dims.head_dim;
+    for (std::int64_t t = kScanGridTokensCuda - 1; t < in.tokens; t += kScanGridTokensCuda) {
+      for (std::int64_t i = 0; i < inner; ++i) in.x[t * inner + i] *= 16;
+    }
+  }
+  return data;
+}
+
+TEST_P(CudaChunkedScan, InPartsIsNearTheOracle) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  for (const auto& lengths : std::vector<std::vector<std::int64_t>>{{2125}, {70, 2049, 0}}) {
+    const ScanCase data = parted(GetParam(), lengths, 45);
+    expect_right(data, GpuRunner(data, 4).with_bf16_products().scan_on_gpu());
+  }
+}
+
+// A long sequence has parts of several sections.
+TEST(CudaPartedScan, IsNearTheOracleInSections) {
+  Mamba3Dims dims;
+  dims.heads = 1;
+  dims.head_dim = dims.state = 64;
+  dims.rank = 1;
+  dims.groups = 1;
+  dims.angles = 16;
+  SKIP_WITHOUT_CHUNKS(dims);
+  const ScanCase data = parted(dims, {9077}, 46);
+  expect_right(data, GpuRunner(data, 3).with_bf16_products().scan_on_gpu());
+}
+
+TEST_P(CudaChunkedScan, PartsHaveThePhasesOfOneWalk) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const ScanCase data = parted(GetParam(), {2125, 100}, 47);
+  const GpuRun parts = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  const GpuRun walk = GpuRunner(data, 3).with_bf16_products().in_one_walk().scan_on_gpu();
+  EXPECT_EQ(parts.turns, walk.turns);
+  expect_same(parts, 1, walk, 1);  // too short for parts
+  EXPECT_FALSE(same_bits(parts.y[0], walk.y[0])) << "there were no parts";
+}
+
+TEST_P(CudaChunkedScan, ANanReachesNoEarlierPart) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  ScanCase data = parted(GetParam(), {2125}, 48);
+  const GpuRun clean = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  const std::int64_t inner = data.dims.heads * data.dims.head_dim;
+  const std::int64_t token = 1500, before = token / kScanGridTokensCuda * kScanGridTokensCuda;
+  data.inputs[0].x[token * inner] = testing::kNan;
+  const GpuRun got = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  EXPECT_TRUE(same_bits(got.y[0].data(), clean.y[0].data(), before * inner));
+  EXPECT_TRUE(std::isnan(got.y[0][2124 * inner]));
+}
+
+TEST_P(CudaChunkedScan, InOneWalkNothingChangesABit) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  const ScanCase data = parted(GetParam(), {2057, 300}, 49);
+  const GpuRun whole = GpuRunner(data, 3).with_bf16_products().in_one_walk().scan_on_gpu();
+  const ScanCase one = only(data, 0);
+  const auto alone = [&one](const std::vector<std::int64_t>& pieces) {
+    return GpuRunner(one, 3).with_bf16_products().in_one_walk().scan_on_gpu(pieces);
+  };
+  expect_same(alone({}), 0, whole, 0);
+  expect_same(alone({1024, 1033}), 0, whole, 0);
 }
 
 std::vector<Mamba3Dims> chunked_dims() {

@@ -43,6 +43,11 @@ class GpuRunner {
     bf16_products_ = true;
     return *this;
   }
+  // Long sequences are not walked in parts.
+  GpuRunner& in_one_walk() {
+    one_walk_ = true;
+    return *this;
+  }
 
   GpuRun scan_on_cpu() {
     Context ctx(with_threads(1));
@@ -157,6 +162,7 @@ class GpuRunner {
     args.columns = rows.columns(data_.dims);
     args.y = y_view(y, tokens);
     args.bf16_products = bf16_products_;
+    args.one_walk = one_walk_;
     return args;
   }
   Mamba3StepArgs step_args(const Rows& rows, float* y) const {
@@ -199,6 +205,7 @@ class GpuRunner {
   const ScanCase& data_;
   std::int64_t padding_;
   bool bf16_products_ = false;
+  bool one_walk_ = false;
   std::int64_t count_;
   std::int64_t inner_;
   std::vector<std::int64_t> bounds_;

@@ -27,12 +27,16 @@ struct Mamba3ScanArgs {
   // Matrix products inside a chunk round their inputs to bf16 (states, decays and sums stay fp32)
   // where the machine is faster so. Never set for exact results.
   bool bf16_products = false;
+  // On a GPU, long sequences that are too few to fill it are cut into parts that are walked at
+  // once, which rounds differently. Never with this: results do not depend on neighbours or cuts.
+  bool one_walk = false;
 };
 
 // Tokens in a chunk of the path on a CPU.
 std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
 
-// Cutting a sequence at a multiple of it changes no bit of what follows.
+// Cutting a sequence at a multiple of it changes no bit of what follows; on a GPU that takes
+// one_walk.
 std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx);
 
 // Whether the layer is one that the tensor cores of this GPU scan in chunks: p 64, n 64 or 128,
@@ -48,7 +52,8 @@ KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool
 // Workspace taken from ctx.workspace() during the call.
 std::size_t mamba3_scan_workspace_bytes(const Mamba3ScanArgs& args, const Context& ctx);
 
-// The same input gives the same bits for any thread count, any packing and any neighbours.
+// The same input gives the same bits for any thread count, any packing and any neighbours; on a GPU
+// with bf16_products that takes one_walk too.
 void mamba3_scan(const Mamba3ScanArgs& args, Context& ctx);
 
 }  // namespace mamba3

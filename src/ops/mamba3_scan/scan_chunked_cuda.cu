@@ -1,5 +1,5 @@
-// One block walks one head of one sequence, chunk by chunk. docs/SEMANTICS.md derives the merged
-// form: in a chunk
+// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh), chunk by chunk.
+// docs/SEMANTICS.md derives the merged form: in a chunk
 //   O = (Q K^T with decays and weights) X + decayed Q h,    h' = decay h + (faded X)^T K
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32.
 //
@@ -13,6 +13,7 @@
 #include "ops/mamba3_scan/scan_chunked_outputs_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_state_cuda.cuh"
+#include "ops/mamba3_scan/scan_parts_cuda.cuh"
 
 // Code for other cards than Hopper has none of what the kernel calls.
 #pragma nv_diag_suppress 177
@@ -25,11 +26,11 @@ constexpr int kOutputRegisters = 120;
 constexpr int kStateRegisters = 152;
 constexpr int kRotatingRegisters = 120;
 
-template <int kState, int kRank, int kTurned>
+template <int kState, int kRank, int kTurned, bool kOutputs>
 __global__ void __launch_bounds__(kChunkThreads, 1)
     scan_chunked_kernel(const __grid_constant__ ChunkedScanJob job) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // no other card has these products
-  using S = ChunkShape<kState, kRank, kTurned>;
+  using S = ChunkShape<kState, kRank, kTurned, kOutputs>;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
   const ChunkPlace at(job);
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   __syncthreads();
   if (threadIdx.x < kStateThread) {
     wgmma_give_registers<kOutputRegisters>();
-    make_outputs(job, at, m);
+    if constexpr (kOutputs) make_outputs(job, at, m);
   } else if (threadIdx.x < kRotatingThread) {
     wgmma_take_registers<kStateRegisters>();
     StateCarrier<S>(job, at, m).run();
@@ -50,27 +51,46 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
 #endif
 }
 
-template <int kState, int kRank, int kTurned>
-void launch(const ChunkedScanJob& job, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(ChunkMemory<ChunkShape<kState, kRank, kTurned>>);
+// Walks `count` pieces, for their outputs and states or for their states alone.
+template <int kState, int kRank, int kTurned, bool kOutputs>
+void launch(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(ChunkMemory<ChunkShape<kState, kRank, kTurned, kOutputs>>);
   static_assert(kBytes <= 227 * 1024);
-  const auto kernel = scan_chunked_kernel<kState, kRank, kTurned>;
+  const auto kernel = scan_chunked_kernel<kState, kRank, kTurned, kOutputs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
              "mamba3_scan's shared memory");
-  kernel<<<grid_blocks(job.sequences * job.sizes.heads), kChunkThreads, kBytes, stream>>>(job);
+  kernel<<<grid_blocks(count * job.sizes.heads), kChunkThreads, kBytes, stream>>>(job);
   check_launch("mamba3_scan: chunks");
 }
 
-template <int kState, int kTurned>
-void launch_rank(const ChunkedScanJob& job, cudaStream_t stream) {
+template <int kState, int kTurned, bool kOutputs>
+void launch_rank(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) {
   switch (job.sizes.rank) {
     case 1:
-      return launch<kState, 1, kTurned>(job, stream);
+      return launch<kState, 1, kTurned, kOutputs>(job, count, stream);
     case 2:
-      return launch<kState, 2, kTurned>(job, stream);
+      return launch<kState, 2, kTurned, kOutputs>(job, count, stream);
     default:
-      return launch<kState, 4, kTurned>(job, stream);
+      return launch<kState, 4, kTurned, kOutputs>(job, count, stream);
   }
+}
+
+template <bool kOutputs>
+void walk(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) {
+  if (job.sizes.state == 64) return launch_rank<64, 1, kOutputs>(job, count, stream);
+  job.sizes.angles <= kWarpLanes ? launch_rank<128, 1, kOutputs>(job, count, stream)
+                                 : launch_rank<128, 2, kOutputs>(job, count, stream);
+}
+
+// Long sequences that are too few to fill the card.
+void walk_parts(ChunkedScanJob& job, const PartCounts& counts, ArenaScope& scope,
+                cudaStream_t stream) {
+  const ScanParts parts = cut_parts(job, counts, scope, stream);
+  job.pieces = parts.sections;
+  walk<false>(job, job.sequences * counts.all_sections(), stream);
+  join_parts(job, parts, stream);
+  job.pieces = parts.parts;
+  walk<true>(job, job.sequences * counts.parts, stream);
 }
 
 bool takes_pieces(const void* rows, std::int64_t stride_bytes) {
@@ -112,9 +132,10 @@ void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   const cudaStream_t stream = stream_of(ctx);
   if (job.z == nullptr) round_columns(job, scope, stream);
   prepare_chunked_tokens(job, stream);
-  if (job.sizes.state == 64) return launch_rank<64, 1>(job, stream);
-  job.sizes.angles <= kWarpLanes ? launch_rank<128, 1>(job, stream)
-                                 : launch_rank<128, 2>(job, stream);
+  const PartCounts counts(job, ctx.gpu()->info().multiprocessors);
+  if (counts.parts > 1 && !args.one_walk) return walk_parts(job, counts, scope, stream);
+  order_sequences(job, scope, stream);
+  walk<true>(job, job.sequences, stream);
 }
 
 }  // namespace mamba3

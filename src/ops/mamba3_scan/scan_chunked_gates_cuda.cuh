@@ -34,6 +34,7 @@ __device__ __forceinline__ void request_warp_columns(const ChunkedScanJob& job,
     const unsigned piece = (i + at.lane) % kRowPieces;
     const unsigned token = (i + at.lane) / kRowPieces % S::kWarpTokens;
     const unsigned kind = (i + at.lane) / kPieces;
+    if (!S::kOutputs && kind == 0) continue;
     const bool is = first + static_cast<int>(token) < at.end;
     const __nv_bfloat16* from = (kind == 0 ? job.z : job.x) + (first + token) * job.zx_stride +
                                 at.head * kChunkHeadDim + piece * 8;

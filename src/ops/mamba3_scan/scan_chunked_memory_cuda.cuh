@@ -46,13 +46,15 @@ constexpr int kChunkHeadDim = 64;
 constexpr int kTileBytes = kChunkRows * kTileRowBytes;
 constexpr int kPieceBytes = 16;
 constexpr int kRowPieces = kTileRowBytes / kPieceBytes;
-// At multiples of so many tokens from the start of a call the last token's K and x are taken into
-// the state in fp32, as they are where a call begins: a cut there changes no bit.
+// At multiples of so many tokens from the start of a piece the last token's K and x are taken into
+// the state in fp32, as they are where a piece begins: a cut there changes no bit.
 constexpr int kGridTokens = static_cast<int>(kScanGridTokensCuda);
 
-// kTurned: of a lane's pairs, those that may be rotated.
-template <int kStateIn, int kRankIn, int kTurnedIn>
+// kTurned: of a lane's pairs, those that may be rotated. kOutputs: without, only the state is
+// carried on.
+template <int kStateIn, int kRankIn, int kTurnedIn, bool kOutputsIn>
 struct ChunkShape {
+  static constexpr bool kOutputs = kOutputsIn;
   static constexpr int kState = kStateIn;
   static constexpr int kRank = kRankIn;
   static constexpr int kTurned = kTurnedIn;
@@ -150,7 +152,7 @@ using RankRow = float[kChunkHeadDim + 8];
 template <class S>
 struct ChunkMemory {
   ChunkStage<S> stages[kStages];
-  TokenBefore<S> before;  // the call
+  TokenBefore<S> before;  // the piece
   RankRow mimo_x[S::kRank];
   RankRow skip_x[S::kRank];  // D mimo_x
   // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
@@ -170,7 +172,7 @@ struct ChunkMemory {
       barrier_init(&turned[i], kGroupWarps);
       barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
       barrier_init(&shown[i], kGroupWarps);
-      barrier_init(&emptied[i], 2 * kGroupWarps);
+      barrier_init(&emptied[i], (S::kOutputs ? 2 : 1) * kGroupWarps);
     }
     barrier_init_done();
   }
@@ -215,8 +217,6 @@ __device__ __forceinline__ void arrive_warp(Barrier* barrier, unsigned lane) {
 
 // One block's part of the work, and one thread's in it.
 struct ChunkPlace {
-  std::int64_t sequence;
-  std::int64_t slot;
   int begin;  // tokens
   int end;
   int head;
@@ -226,30 +226,45 @@ struct ChunkPlace {
 
   __device__ explicit ChunkPlace(const ChunkedScanJob& job) {
     head = static_cast<int>(blockIdx.x % job.sizes.heads);
-    sequence = job.order[blockIdx.x / job.sizes.heads];
-    slot = job.slots[sequence];
-    begin = static_cast<int>(job.cu_seqlens[sequence]);
-    end = static_cast<int>(job.cu_seqlens[sequence + 1]);
+    begin = piece(job).begin;
+    end = piece(job).end;
     group = head / (job.sizes.heads / job.sizes.groups);
     warp = threadIdx.x / kWarpLanes;
     lane = threadIdx.x % kWarpLanes;
   }
-  __device__ float* ssm(const ChunkedScanJob& job) const {
-    return job.states.ssm + slot * job.states.ssm_stride +
-           std::int64_t{head} * job.sizes.state * kChunkHeadDim;
-  }
-  __device__ float* v(const ChunkedScanJob& job) const {
-    return job.states.v + slot * job.states.v_stride + head * kChunkHeadDim;
-  }
-  __device__ float* k(const ChunkedScanJob& job, int r) const {
-    return job.states.k + slot * job.states.k_stride +
-           (std::int64_t{r} * job.sizes.heads + head) * job.sizes.state;
-  }
-  __device__ std::uint32_t* turns(const ChunkedScanJob& job) const {
-    return job.states.turns + slot * job.states.turns_stride +
-           std::int64_t{head} * job.sizes.angles;
+  static __device__ __forceinline__ const ScanPiece& piece(const ChunkedScanJob& job) {
+    return job.pieces[blockIdx.x / job.sizes.heads];
   }
 };
+
+// What one head has in a slot.
+struct HeadState {
+  float* ssm;            // [n, p]
+  float* k;              // [r, n]
+  float* v;              // [p]
+  std::uint32_t* turns;  // [s]
+  std::int64_t rank_stride;
+
+  __device__ __forceinline__ HeadState(const ChunkedScanJob& job, int slot, int head) {
+    const TokenSizes& sizes = job.sizes;
+    const Mamba3States& states = slot < 0 ? job.parts : job.states;
+    const std::int64_t number = slot < 0 ? ~slot : slot;
+    ssm =
+        states.ssm + number * states.ssm_stride + std::int64_t{head} * sizes.state * kChunkHeadDim;
+    k = states.k + number * states.k_stride + std::int64_t{head} * sizes.state;
+    v = states.v + number * states.v_stride + head * kChunkHeadDim;
+    turns = states.turns + number * states.turns_stride + std::int64_t{head} * sizes.angles;
+    rank_stride = std::int64_t{sizes.heads} * sizes.state;
+  }
+};
+
+// Before a block's piece, and behind it.
+__device__ __forceinline__ HeadState start_state(const ChunkedScanJob& job, const ChunkPlace& at) {
+  return {job, at.piece(job).from, at.head};
+}
+__device__ __forceinline__ HeadState end_state(const ChunkedScanJob& job, const ChunkPlace& at) {
+  return {job, at.piece(job).to, at.head};
+}
 
 // Pair `i` of a row of parameters or of a state's k.
 __device__ __forceinline__ float2 canonical_pair(const TokenSizes& sizes, const float* row, int i) {
@@ -261,12 +276,15 @@ template <class S>
 __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, ChunkMemory<S>& m) {
   const TokenSizes& sizes = job.sizes;
   const Mamba3Params& params = job.params;
+  const HeadState start = start_state(job, at);
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < S::kState / 2; i += kChunkThreads) {
-    for (int r = 0; r < S::kRank; ++r) m.before.k[r][i] = canonical_pair(sizes, at.k(job, r), i);
+    for (int r = 0; r < S::kRank; ++r) {
+      m.before.k[r][i] = canonical_pair(sizes, start.k + r * start.rank_stride, i);
+    }
   }
   for (int p = thread; p < kChunkHeadDim; p += kChunkThreads) {
-    m.before.x[p] = at.v(job)[p];
+    m.before.x[p] = start.v[p];
     if (sizes.out_norm) m.out_norm[p] = params.out_norm[at.head * kChunkHeadDim + p];
     for (int r = 0; r < S::kRank; ++r) {
       const int from = (at.head * S::kRank + r) * kChunkHeadDim + p;
@@ -283,17 +301,17 @@ __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, Chunk
 
 // By the warpgroup that has the state.
 template <class S>
-__device__ void store_end(const ChunkedScanJob& job, const ChunkPlace& at,
+__device__ void store_end(const ChunkedScanJob& job, const HeadState& end,
                           const TokenBefore<S>& last) {
   const int thread = static_cast<int>(threadIdx.x) - kStateThread;
   for (int i = thread; i < S::kState / 2; i += kGroupThreads) {
     for (int r = 0; r < S::kRank; ++r) {
-      float* to = at.k(job, r);
+      float* to = end.k + r * end.rank_stride;
       to[canonical_place(job.sizes, 2 * i)] = last.k[r][i].x;
       to[canonical_place(job.sizes, 2 * i + 1)] = last.k[r][i].y;
     }
   }
-  for (int p = thread; p < kChunkHeadDim; p += kGroupThreads) at.v(job)[p] = last.x[p];
+  for (int p = thread; p < kChunkHeadDim; p += kGroupThreads) end.v[p] = last.x[p];
 }
 
 // Addresses are cheap to find anew and dear to keep: a register that is spilled costs a trip to

@@ -56,6 +56,7 @@ struct RawRows {
 #pragma unroll
       for (int r = 0; r < S::kRank; ++r) {
         b[t * S::kRank + r] = __ldg(in_b + (token * S::kRank + r) * kWarpLanes);
+        if (!S::kOutputs) continue;
         c[t * S::kRank + r] = __ldg(out_c + (token * S::kRank + r) * kWarpLanes);
       }
     }
@@ -168,7 +169,10 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw, const ChunkTu
       constexpr int kFrom = kToken * S::kRank + kRank;
       constexpr unsigned kRow = S::row(kToken, kRank);
       put_row<S, kRow>(raw.b[kFrom], parameters.b_norm, parameters.b_bias[kRank], cos_sin, k_place);
-      put_row<S, kRow>(raw.c[kFrom], parameters.c_norm, parameters.c_bias[kRank], cos_sin, q_place);
+      if constexpr (S::kOutputs) {
+        put_row<S, kRow>(raw.c[kFrom], parameters.c_norm, parameters.c_bias[kRank], cos_sin,
+                         q_place);
+      }
     });
   });
 }
@@ -267,7 +271,7 @@ __device__ __forceinline__ void rotate_chunks(const ChunkedScanJob& job, ChunkPl
     __pipeline_wait_prior(0);
     __syncwarp();
     if constexpr (S::kRank > 1) ranks.spread(at, columns, stage);
-    make_gates(job, at, first, m, stage);
+    if constexpr (S::kOutputs) make_gates(job, at, first, m, stage);
     fence_async_proxy();
     arrive_warp(&m.filled[s], at.lane);
     if (goes_on) request_warp_columns(job, at, first + S::kTokens, columns);

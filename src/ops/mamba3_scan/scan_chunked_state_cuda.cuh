@@ -83,7 +83,7 @@ struct StateCarrier {
   __device__ __forceinline__ StateCarrier(const ChunkedScanJob& job_in, const ChunkPlace& place,
                                           ChunkMemory<S>& memory)
       : job(job_in), m(memory), at(place), turner(job_in, place) {
-    load_state<S>(job, own, at.ssm(job), h);
+    load_state<S>(job, own, start_state(job, at).ssm, h);
     if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
   }
 
@@ -114,9 +114,11 @@ struct StateCarrier {
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     ChunkStage<S>& stage = m.stages[cursor.stage];
     request_x(job, at, begin, stage);
-    show_state<S>(own, h, stage);
-    fence_async_proxy();
-    arrive_warp(&m.shown[cursor.stage], at.lane);
+    if constexpr (S::kOutputs) {
+      show_state<S>(own, h, stage);
+      fence_async_proxy();
+      arrive_warp(&m.shown[cursor.stage], at.lane);
+    }
     if (at.warp % kGroupWarps != kWeighingWarp) return;
     const int next = begin + S::kTokens;
     decays.weigh(at.lane, (next - at.begin) % kGridTokens != 0, stage);
@@ -161,10 +163,11 @@ struct StateCarrier {
       make_turns<1>(next + S::kTokens, s);
       finish_chunk(cursor.stage);
     }
-    const ChunkPlace end(job);
-    store_state<S>(job, own, h, end.ssm(job));
+    const ChunkPlace place(job);
+    const HeadState end = end_state(job, place);
+    store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.stages[last].kept);
-    turner.store(job, end);
+    turner.store(job, place, end.turns);
   }
 };
 

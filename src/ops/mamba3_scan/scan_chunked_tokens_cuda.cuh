@@ -15,11 +15,21 @@
 
 namespace mamba3 {
 
+// A stretch of a sequence that one block for each head walks. Slots below zero are of the
+// workspace: -1 is its first.
+struct ScanPiece {
+  std::int32_t begin;  // tokens
+  std::int32_t end;
+  std::int32_t from;  // the slot with the state before it
+  std::int32_t to;    // the slot that gets the state behind it
+};
+
 struct ChunkedScanJob {
   TokenSizes sizes;
   Mamba3Params params;
   Mamba3Columns columns;
   Mamba3States states;
+  Mamba3States parts;              // the workspace's slots, see scan_parts_cuda.cuh
   const std::int64_t* cu_seqlens;  // [q + 1]
   const std::int32_t* slots;       // [q]
   std::int64_t tokens;
@@ -39,7 +49,7 @@ struct ChunkedScanJob {
   double* log_decay;    // [h, t]
   float2* weights;      // [h, t]  gamma, and (1 - lam) dt
   double* half_tanh;    // [t, n / 2]  zero where nothing is rotated
-  std::int32_t* order;  // [q]  the longest sequence first
+  ScanPiece* pieces;    // of one walk
   const void* nothing;  // an address, where zeros are asked for
 };
 
@@ -162,11 +172,18 @@ void round_columns(ChunkedScanJob& job, ArenaScope& scope, cudaStream_t stream) 
   job.zx_stride = inner;
 }
 
+__device__ ScanPiece whole_sequence(const ChunkedScanJob& job, std::int64_t sequence) {
+  const std::int32_t slot = job.slots[sequence];
+  return {static_cast<std::int32_t>(job.cu_seqlens[sequence]),
+          static_cast<std::int32_t>(job.cu_seqlens[sequence + 1]), slot, slot};
+}
+
+// Every sequence is a piece, the longest first.
 __global__ void __launch_bounds__(kPrepareThreads) order_kernel(const ChunkedScanJob job) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
   if (i >= job.sequences) return;
   if (job.sequences > kMostOrdered) {
-    job.order[i] = static_cast<std::int32_t>(i);
+    job.pieces[i] = whole_sequence(job, i);
     return;
   }
   const std::int64_t own = job.cu_seqlens[i + 1] - job.cu_seqlens[i];
@@ -175,7 +192,7 @@ __global__ void __launch_bounds__(kPrepareThreads) order_kernel(const ChunkedSca
     const std::int64_t other = job.cu_seqlens[j + 1] - job.cu_seqlens[j];
     before += other > own || (other == own && j < i) ? 1 : 0;
   }
-  job.order[before] = static_cast<std::int32_t>(i);
+  job.pieces[before] = whole_sequence(job, i);
 }
 
 void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
@@ -188,7 +205,6 @@ void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
   job.log_decay = scope.allocate<double>(pairs);
   job.weights = scope.allocate<float2>(pairs);
   job.half_tanh = scope.allocate<double>(job.tokens * (sizes.state / 2));
-  job.order = scope.allocate<std::int32_t>(job.sequences);
 }
 
 void prepare_chunked_tokens(const ChunkedScanJob& job, cudaStream_t stream) {
@@ -202,6 +218,10 @@ void prepare_chunked_tokens(const ChunkedScanJob& job, cudaStream_t stream) {
   token_numbers_of_heads_kernel<<<head_blocks + angle_blocks, kPrepareThreads, 0, stream>>>(
       job, head_blocks);
   check_launch("mamba3_scan: numbers");
+}
+
+void order_sequences(ChunkedScanJob& job, ArenaScope& scope, cudaStream_t stream) {
+  job.pieces = scope.allocate<ScanPiece>(job.sequences);
   order_kernel<<<grid_blocks(job.sequences, kPrepareThreads), kPrepareThreads, 0, stream>>>(job);
   check_launch("mamba3_scan: order");
 }

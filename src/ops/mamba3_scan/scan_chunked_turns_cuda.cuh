@@ -31,7 +31,7 @@ struct Turner {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
-      start[j] = angle < job.sizes.angles ? at.turns(job)[angle] : 0;
+      start[j] = angle < job.sizes.angles ? start_state(job, at).turns[angle] : 0;
     }
   }
 
@@ -74,11 +74,12 @@ struct Turner {
     }
   }
 
-  __device__ __forceinline__ void store(const ChunkedScanJob& job, const ChunkPlace& at) const {
+  __device__ __forceinline__ void store(const ChunkedScanJob& job, const ChunkPlace& at,
+                                        std::uint32_t* to) const {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
-      if (quarter_of(at) == 0 && angle < job.sizes.angles) at.turns(job)[angle] = start[j];
+      if (quarter_of(at) == 0 && angle < job.sizes.angles) to[angle] = start[j];
     }
   }
 
