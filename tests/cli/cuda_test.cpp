@@ -86,14 +86,16 @@ TEST_F(CudaProgram, RequestsAreAnsweredAlikeInBatchesOfAnySize) {
     const Outcome made =
         run_mamba3({"convert", "-q", "-m", tiny_model(kind), "-o", model, "--out-dtype", "bf16"});
     ASSERT_EQ(made.code, 0) << made.err;
-    const std::vector<json> alone = answers(model, requests, "1");
-    ASSERT_EQ(alone.size(), requests.size());
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      EXPECT_EQ(alone[i]["index"], i);
-      EXPECT_EQ(alone[i]["ids"].size(), requests[i]["max_tokens"].get<std::size_t>());
-    }
-    for (const char* batch : {"3", "16"}) {
-      EXPECT_EQ(answers(model, requests, batch), alone) << batch;
+    for (const std::string& weights : {model, tiny_model(kind)}) {
+      const std::vector<json> alone = answers(weights, requests, "1");
+      ASSERT_EQ(alone.size(), requests.size());
+      for (std::size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(alone[i]["index"], i);
+        EXPECT_EQ(alone[i]["ids"].size(), requests[i]["max_tokens"].get<std::size_t>());
+      }
+      for (const char* batch : {"3", "16"}) {
+        EXPECT_EQ(answers(weights, requests, batch), alone) << batch;
+      }
     }
   }
 }

@@ -72,12 +72,14 @@ class CudaLinear : public ::testing::TestWithParam<std::tuple<LinearPath, Comput
  protected:
   std::vector<float> product(const std::vector<float>& x, std::int64_t rows,
                              std::span<const std::byte> w, std::int64_t n, std::int64_t k,
-                             Context& ctx) const {
+                             Context& ctx, bool accumulate = false) const {
     const auto [path, compute, dtype] = GetParam();
-    PaddedRows x_rows(x, rows, k, 4), y_rows(rows, n, 3);
+    const std::vector<float> before(rows * n, accumulate ? 0.5f : testing::kNan);
+    PaddedRows x_rows(x, rows, k, 4), y_rows(before, rows, n, 3);
     const GpuArray<std::byte> w_there(ctx, w);
     GpuRows x_there(ctx, x_rows), y_there(ctx, y_rows);
-    linear({x_there.view, {w_there.data(), dtype, {n, k}}, y_there.view, compute, path}, ctx);
+    linear({x_there.view, {w_there.data(), dtype, {n, k}}, y_there.view, compute, path, accumulate},
+           ctx);
     y_there.fetch();
     EXPECT_TRUE(y_rows.gap_untouched());
     return y_rows.values();
@@ -134,11 +136,13 @@ TEST_P(CudaLinear, ARowsBitsDoNotDependOnTheOthers) {
   for (const float value : w) w_bf16.push_back(to_bf16(value));
   const auto bytes = std::get<2>(GetParam()) == DType::kBf16 ? std::as_bytes(std::span(w_bf16))
                                                              : std::as_bytes(std::span(w));
-  const auto all_rows = product(x, most, bytes, n, k, gpu);
-  for (const std::int64_t rows : {1, 2, 5, 9, 16}) {
-    const std::vector<float> some(x.begin(), x.begin() + rows * k);
-    const std::vector<float> want(all_rows.begin(), all_rows.begin() + rows * n);
-    EXPECT_TRUE(same_bits(product(some, rows, bytes, n, k, gpu), want)) << rows;
+  for (const bool accumulate : {false, true}) {
+    const auto all_rows = product(x, most, bytes, n, k, gpu, accumulate);
+    for (const std::int64_t rows : {1, 2, 5, 9, 16}) {
+      const std::vector<float> some(x.begin(), x.begin() + rows * k);
+      const std::vector<float> want(all_rows.begin(), all_rows.begin() + rows * n);
+      EXPECT_TRUE(same_bits(product(some, rows, bytes, n, k, gpu, accumulate), want)) << rows;
+    }
   }
 }
 

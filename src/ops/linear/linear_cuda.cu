@@ -66,7 +66,7 @@ struct Products {
 
 bool is_skinny(const LinearArgs& args) {
   return args.path != LinearPath::kGemm && args.x.shape[0] <= kMostSkinnyRows &&
-         !args.x.is_bf16() && !args.y.is_bf16() && !args.accumulate;
+         !args.x.is_bf16() && !args.y.is_bf16();
 }
 
 }  // namespace

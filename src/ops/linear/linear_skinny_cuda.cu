@@ -23,7 +23,8 @@ struct SkinnyArgs {
   float* y;
   std::int64_t y_stride;
   std::int64_t rows, n, k;
-  bool round;  // x, and weights that are not bf16 already
+  bool round;       // x, and weights that are not bf16 already
+  bool accumulate;  // onto y
 };
 
 __device__ float rounded(float v, bool round) {
@@ -112,7 +113,9 @@ struct Tile {
           sum += __shfl_xor_sync(0xffffffffu, sum, step);
         }
         const bool inside = row + r < args.rows && out + o < args.n;
-        if (lane == 0 && inside) args.y[(row + r) * args.y_stride + out + o] = sum;
+        if (lane != 0 || !inside) continue;
+        float* const to = args.y + (row + r) * args.y_stride + out + o;
+        *to = args.accumulate ? *to + sum : sum;
       }
     }
   }
@@ -174,7 +177,8 @@ void linear_skinny_cuda(const LinearArgs& args, Context& ctx) {
                                args.x.shape[0],
                                args.w.shape[0],
                                k,
-                               args.compute == Compute::kBf16};
+                               args.compute == Compute::kBf16,
+                               args.accumulate};
   // Which of the two orders of sums is taken depends on k alone where x and w begin on 16 bytes.
   const bool aligned = k % kVector == 0 && on_16_bytes(args.x.data, args.x.stride[0] * 4) &&
                        on_16_bytes(args.w.data, k * w_bytes);
