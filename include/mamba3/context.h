@@ -26,7 +26,7 @@ struct ContextOptions {
   LogCallback log;  // empty: the library stays silent
   Device device = {};
   // On a GPU, what reading a prompt gives keeps its bits whatever prompts are read beside it and
-  // wherever it is cut on the grid; without, few long prompts are read faster.
+  // wherever it is cut on the grid; without, a few long ones may be scanned in parts at once.
   bool same_bits = false;
 };
 

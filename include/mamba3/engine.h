@@ -86,11 +86,12 @@ GenerateResult generate(const Checkpoint& checkpoint, const GenerateRequest& req
 
 // Many requests at once: what a server is built on. Each sample of a request is a sequence with a
 // slot of its own; requests wait for slots, join and leave between steps, and prompts are read
-// beside the decoding of others. What a request gets does not depend on the others.
+// beside the decoding of others. What a request gets does not depend on the others; on a GPU that
+// takes ContextOptions::same_bits.
 struct BatchOptions {
   std::int64_t slots = 8;  // sequences at once; each takes the memory of a state
   // Most prompt tokens that one turn reads, which bounds how long decoding waits for it; rounded to
-  // where a cut changes no bit. 0: as many as the device reads at once. Prompts are read in the
+  // the scan's grid of cuts. 0: as many as the device reads at once. Prompts are read in the
   // order of their requests; on a GPU as many long ones side by side as fill it.
   std::int64_t prefill_tokens = 0;
   StatePoolOptions pool = {};  // how states are kept while decoding

@@ -115,7 +115,8 @@ class Model {
   std::int64_t weights_bytes() const;  // read once per decoded token
 
   // Reads packed tokens in segments, so memory does not grow with their number. A segment holds
-  // pieces of several sequences, as many as the device needs; no bit depends on how they are cut.
+  // pieces of several sequences, as many as the device needs; no bit depends on how they are cut
+  // (on a Hopper GPU in bf16 with ContextOptions::same_bits).
   void prefill(const PrefillArgs& args, StatePool& states, Context& ctx) const;
   // Reads one token of each slot. logits [b, padded vocabulary].
   void step(std::span<const std::int32_t> ids, std::span<const std::int32_t> slots,

@@ -21,7 +21,7 @@ constexpr std::int64_t kSegmentRounds = 4;
 
 struct SegmentRule {
   std::int64_t segment_tokens = 0;  // most in a segment; a grid_tokens, if that is more
-  std::int64_t grid_tokens = 0;     // a sequence is cut at multiples of it, which changes no bit
+  std::int64_t grid_tokens = 0;     // a sequence is cut at multiples of it, see mamba3_scan.h
   std::int64_t piece_tokens = 0;    // what a sequence that goes on gives to a segment at least
   // Long sequences that fill the device once, which is what reading them one by one would not.
   std::int64_t sequences_at_once() const {

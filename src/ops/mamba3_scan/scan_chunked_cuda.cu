@@ -1,5 +1,5 @@
-// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh), chunk by chunk.
-// docs/SEMANTICS.md derives the merged form: in a chunk
+// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh), chunk by
+// chunk. docs/SEMANTICS.md derives the merged form: in a chunk
 //   O = (Q K^T with decays and weights) X + decayed Q h,    h' = decay h + (faded X)^T K
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32.
 //

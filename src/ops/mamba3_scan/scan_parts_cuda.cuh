@@ -13,7 +13,7 @@
 namespace mamba3 {
 namespace {
 
-// Shorter sequences gain little.
+// Shorter sequences are walked in one piece and keep their bits.
 constexpr std::int64_t kFewestPartedTokens = 2048;
 // What one block joins, section by section, shall be little beside the walk.
 constexpr std::int64_t kMostParts = 16;
