@@ -25,7 +25,6 @@ constexpr int kWarpChunk = kChunk / kWarps;
 constexpr int kHalf = 32;  // numbers along k that a warp loads at once, 8 a lane
 constexpr int kHalves = kWarpChunk / kHalf;
 constexpr int kMostK = 4096;
-constexpr int kMostHeld = 4;  // chunks of eight rows of x in a thread's registers
 // 64 bytes more than a row has, so that eight lanes find their 16 bytes in different banks.
 constexpr int kRowBytes = kChunk * 2 + 64;
 constexpr int kMostStages = 4;
@@ -138,11 +137,11 @@ __device__ void copy_weights(const StreamJob& job, const Share& share, std::byte
         }
       }
       at.next();
-      // Early: starting a kernel takes longer than what it asks for delays this one.
-      if (asked == job.stages - 1) start_successor();
+      // Early, since starting a kernel takes long; but what it asks for delays this one.
+      if (asked == 1) start_successor();
     }
   }
-  start_successor();  // where the ring was not filled
+  start_successor();  // of a single stage
 }
 
 #endif
