@@ -126,7 +126,8 @@ TEST(CudaFusedLinear, EqualsTheOracle) {
   for (std::int64_t rows = 1; rows <= 17; ++rows) expect_all_kinds(streamed(rows, 40, 160), gpu);
 }
 
-// Blocks with more than one tile of weights: stages along k that are odd and even in number.
+// Blocks with more than one tile of weights, where registers do not hold all of x: stages along k
+// that are even, odd and not whole in number.
 TEST(CudaFusedLinear, ManyOutputsEqualTheOracle) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());

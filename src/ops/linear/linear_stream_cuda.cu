@@ -17,7 +17,8 @@ namespace {
 // Before the stages in shared memory. kTiles: of eight rows of x each.
 template <int kTiles>
 struct alignas(128) Scratch {
-  float sums[2][kWarps][kTiles][kTileValues];
+  static constexpr int kBuffers = 2 / kTiles;
+  float sums[kBuffers][kWarps][kTiles][kTileValues];
   double squares[2][kWarps];
   Ring ring;
 };
@@ -116,7 +117,10 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
                                  Scratch<kTiles>& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  Operand<kTiles> x[kChunks];
+  // All of x where registers hold it; else each stage's part is loaded while the one before it is
+  // at work.
+  constexpr int kHeld = kTiles * kChunks <= kMostHeld ? kChunks : 2;
+  Operand<kTiles> x[kHeld];
   fetch_x(job, reinterpret_cast<__nv_bfloat16*>(&scratch.sums), scratch.squares, x);
   Ring& ring = scratch.ring;
   const LaneRows lane_rows(job);
@@ -125,18 +129,24 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
     const int begin = share.begin(tile);
     const Result result(job, begin, share.outs(tile), kTiles * kTileValues);
     float sums[kTiles][4] = {};
+#pragma unroll 1
+    for (int first = 0; first < kChunks; first += kHeld) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (chunk * kChunk >= job.k) break;
-      barrier_wait(&ring.full[at.stage], at.parity);
-      multiply_stage<kTiles>(stages + at.offset(job), lane_rows,
-                             job.k - chunk * kChunk - warp * kWarpChunk, x[chunk], sums);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
-      at.next();
+      for (int held = 0; held < kHeld; ++held) {
+        const int chunk = first + held;
+        if (chunk * kChunk < job.k) {
+          barrier_wait(&ring.full[at.stage], at.parity);
+          multiply_stage<kTiles>(stages + at.offset(job), lane_rows,
+                                 job.k - chunk * kChunk - warp * kWarpChunk, x[held], sums);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
+          at.next();
+        }
+        if (kHeld < kChunks) x[held].load(job, (chunk + kHeld) % kChunks);
+      }
     }
-    // Two buffers: whoever fills one has passed the barrier behind which all had read it.
-    auto& parts = scratch.sums[tile % 2];
+    // Of two buffers: whoever fills one has passed the barrier behind which all had read it.
+    auto& parts = scratch.sums[tile % Scratch<kTiles>::kBuffers];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       float* upper = &parts[warp][t][lane * 2];
@@ -145,15 +155,15 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
     }
     wait_for_warps();
     finish<kTiles>(job, begin, result, parts);
+    if (Scratch<kTiles>::kBuffers == 1) wait_for_warps();
   }
 }
 
 #endif
 
-// Registers for two blocks on a multiprocessor, but for the widest.
+// Two blocks fit on a multiprocessor.
 template <int kTiles, int kChunks>
-__global__ void __launch_bounds__(kBlockThreads, kTiles* kChunks <= 4 ? 2 : 1)
-    stream_kernel(const StreamJob job) {
+__global__ void __launch_bounds__(kBlockThreads, 2) stream_kernel(const StreamJob job) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte memory[];
   auto& scratch = *reinterpret_cast<Scratch<kTiles>*>(memory);
@@ -177,27 +187,26 @@ int blocks_of(int outs, const Context& ctx) {
 }
 
 // The ring of a block: all that it reads where that is little, and fetched before the kernel ahead
-// has ended. Else, for up to eight rows of x, so much that it fits beside such a ring of another
-// kernel's block; more rows take so long to multiply by that a deeper ring gains more.
+// has ended; else so much that it fits beside such a ring of another kernel's block.
 void plan_ring(StreamJob& job, const Context& ctx) {
-  constexpr int kFewStages = 3, kFewRows = 12;
+  constexpr int kFewRows = 12, kFewStages = 3;
   const int blocks = blocks_of(job.outs, ctx);
   const int each = job.gate_rows > 0 ? 2 : 1;  // rows of weights for an output
   const int outs = (job.outs + blocks - 1) / blocks;
   const int chunks = (job.k + kChunk - 1) / kChunk;
   const auto tiles_of = [&](int rows) { return (outs * each + rows - 1) / rows; };
   const bool whole = tiles_of(kTileRows) * chunks <= kMostStages;
-  const int tiles = tiles_of(whole || job.rows > kColumns ? kTileRows : kFewRows);
+  const int tiles = tiles_of(whole ? kTileRows : kFewRows);
   job.stages = whole ? tiles * chunks : kFewStages;
   job.tile_rows = (outs + tiles - 1) / tiles * each;
 }
 
 std::size_t shared_bytes(const StreamJob& job) {
-  // sizeof(Scratch), which only code for the device knows.
-  const int tiles = job.rows > kColumns ? 2 : 1;
-  const std::size_t scratch = 2 * sizeof(float) * kWarps * tiles * kTileValues +
-                              sizeof(double) * 2 * kWarps + 2 * kMostStages * sizeof(std::uint64_t);
-  return (scratch + 127) / 128 * 128 +
+  // Of Scratch, which only code for the device knows, for one tile of x or for two.
+  constexpr std::size_t kScratch = 2 * sizeof(float) * kWarps * kTileValues +
+                                   sizeof(double) * 2 * kWarps +
+                                   2 * kMostStages * sizeof(std::uint64_t);
+  return (kScratch + 127) / 128 * 128 +
          static_cast<std::size_t>(job.stages * job.tile_rows * kRowBytes);
 }
 

@@ -132,11 +132,11 @@ struct Operand {
   }
 };
 
-// All of x. `room` and `squares`: shared memory that nobody else uses until this
+// The first kCount chunks. `room` and `squares`: shared memory that nobody else uses until this
 // returns.
-template <int kTiles, int kChunks>
+template <int kTiles, int kCount>
 __device__ void fetch_x(const StreamJob& job, __nv_bfloat16* room, double (&squares)[2][kWarps],
-                        Operand<kTiles> (&x)[kChunks]) {
+                        Operand<kTiles> (&x)[kCount]) {
   if (kTiles == 1 && job.staged) {
     StagedX staged;
     staged.load_weights(job);
@@ -146,12 +146,12 @@ __device__ void fetch_x(const StreamJob& job, __nv_bfloat16* room, double (&squa
     }
     wait_for_warps();
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) x[c].load(job, c, room, job.k);
+    for (int c = 0; c < kCount; ++c) x[c].load(job, c, room, job.k);
     return wait_for_warps();
   }
   wait_for_predecessor();
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) x[c].load(job, c);
+  for (int c = 0; c < kCount; ++c) x[c].load(job, c);
 }
 
 #endif

@@ -25,6 +25,7 @@ constexpr int kWarpChunk = kChunk / kWarps;
 constexpr int kHalf = 32;  // numbers along k that a warp loads at once, 8 a lane
 constexpr int kHalves = kWarpChunk / kHalf;
 constexpr int kMostK = 4096;
+constexpr int kMostHeld = 4;  // chunks of eight rows of x in a thread's registers
 // 64 bytes more than a row has, so that eight lanes find their 16 bytes in different banks.
 constexpr int kRowBytes = kChunk * 2 + 64;
 constexpr int kMostStages = 4;
