@@ -138,11 +138,11 @@ __device__ void copy_weights(const StreamJob& job, const Share& share, std::byte
         }
       }
       at.next();
-      // Early: starting a kernel takes longer than what it asks for delays this one.
-      if (asked == job.stages - 1) start_successor();
+      // Early, since starting a kernel takes long; but what it asks for delays this one.
+      if (asked == 1) start_successor();
     }
   }
-  start_successor();  // where the ring was not filled
+  start_successor();  // of a single stage
 }
 
 #endif
