@@ -63,6 +63,16 @@ __device__ __forceinline__ bool elect_lane() {
   return elected != 0;
 }
 
+// Addresses and size are multiples of 16.
+__device__ __forceinline__ void bulk_copy(void* to_shared, const void* from, std::uint32_t bytes,
+                                          Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to_shared)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
 // Data that is read once should not drive other data out of the L2 cache.
 __device__ __forceinline__ std::uint64_t read_once_policy() {
   std::uint64_t policy;
@@ -70,7 +80,7 @@ __device__ __forceinline__ std::uint64_t read_once_policy() {
   return policy;
 }
 
-// Addresses and size are multiples of 16.
+// The same with such a policy.
 __device__ __forceinline__ void bulk_copy(void* to_shared, const void* from, std::uint32_t bytes,
                                           Barrier* barrier, std::uint64_t policy) {
   asm volatile(

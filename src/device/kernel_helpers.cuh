@@ -75,6 +75,11 @@ __device__ __forceinline__ void store_vector(const float (&from)[V], __nv_bfloat
   }
 }
 
+// Waits for `threads` threads that use the same number, 1 to 15.
+__device__ __forceinline__ void sync_threads(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 // Every lane gets the sum, which is the same in all: the exchange is symmetric.
 __device__ __forceinline__ double warp_sum(double value) {
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {

@@ -206,7 +206,7 @@ struct StageCursor {
 
 // Of the warps that have the state alone.
 __device__ __forceinline__ void sync_state() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
+  sync_threads(1, kGroupThreads);
 }
 
 // Everything that this warp has written and read comes before what others do after the barrier.

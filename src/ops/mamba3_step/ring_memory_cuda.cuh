@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "device/async_copy.cuh"
+#include "device/bulk_copy.cuh"
 #include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/mamba3_common/mamba3_token.cuh"
@@ -134,12 +134,12 @@ struct RingShared {
   static constexpr int kWarps = T * kTeamWarps;
   static constexpr int kInputs = T == 1 ? 1 : 2 * T;  // tiles on the way or at work
 
-  std::uint64_t* state_full;    // [kMostStates]
-  std::uint64_t* tile_full;     // [kInputs]
-  std::uint64_t* segment_full;  // [1]
-  int* share;                   // [2] items [begin, end) of this block
-  int* warp_costs;              // [warps]
-  RingRow* rows;                // [rows_at_most]
+  Barrier* state_full;    // [kMostStates]
+  Barrier* tile_full;     // [kInputs]
+  Barrier* segment_full;  // [1]
+  int* share;             // [2] items [begin, end) of this block
+  int* warp_costs;        // [warps]
+  RingRow* rows;          // [rows_at_most]
   RingSegment<N, R> segment;
   float* scratch_base;
   int scratch_floats;
@@ -149,9 +149,9 @@ struct RingShared {
 
   __host__ __device__ RingShared(const TokenSizes& sizes, int ring_tokens, int rows_at_most,
                                  SharedParts& parts)
-      : state_full(parts.take<std::uint64_t>(kMostStates)),
-        tile_full(parts.take<std::uint64_t>(kInputs)),
-        segment_full(parts.take<std::uint64_t>(1)),
+      : state_full(parts.take<Barrier>(kMostStates)),
+        tile_full(parts.take<Barrier>(kInputs)),
+        segment_full(parts.take<Barrier>(1)),
         share(parts.take<int>(2)),
         warp_costs(parts.take<int>(kWarps)),
         rows(parts.take<RingRow>(rows_at_most)),
@@ -205,10 +205,10 @@ struct RingItem {
 // Asks for an item's state, by one thread.
 template <int N>
 __device__ void request_state(const RingJob& job, const RingItem& item, float* state,
-                              std::uint64_t* full) {
+                              Barrier* full) {
   constexpr int kBytes = N * kHeadDim * static_cast<int>(sizeof(float));
-  expect_bytes(full, kBytes);
-  copy_bulk(
+  barrier_arrive_expecting(full, kBytes);
+  bulk_copy(
       state,
       job.states.ssm + item.slot * job.states.ssm_stride + std::int64_t{item.head} * N * kHeadDim,
       kBytes, full);
@@ -266,22 +266,22 @@ __device__ RingCopy tile_copy(const RingJob& job, const RingItem& item, const Ri
 // Asks for an item's tile, by one warp: a copy a lane.
 template <int N, int R>
 __device__ void request_tile(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
-                             std::uint64_t* full, int lane) {
+                             Barrier* full, int lane) {
   constexpr int kCopies = 8 + R;
   const RingCopy copy = lane < kCopies ? tile_copy(job, item, tile, lane) : RingCopy{};
   int bytes = copy.bytes;
   for (int mask = kWarpLanes / 2; mask >= 1; mask /= 2) {
     bytes += __shfl_xor_sync(0xffffffffu, bytes, mask);
   }
-  if (lane == 0) expect_bytes(full, bytes);
+  if (lane == 0) barrier_arrive_expecting(full, bytes);
   __syncwarp();
-  if (copy.bytes > 0) copy_bulk(copy.to, copy.from, copy.bytes, full);
+  if (copy.bytes > 0) bulk_copy(copy.to, copy.from, copy.bytes, full);
 }
 
 // Asks for the ring's rows of one group, by one warp.
 template <int N, int R>
 __device__ void request_segment(const RingJob& job, const RingRow& row, int group,
-                                const RingSegment<N, R>& segment, std::uint64_t* full) {
+                                const RingSegment<N, R>& segment, Barrier* full) {
   constexpr int kRowBytes = R * N * static_cast<int>(sizeof(float));
   const Mamba3Ring& ring = job.states.ring;
   const RingCursor cursor = unpack_cursor(row.cursor);
@@ -289,16 +289,16 @@ __device__ void request_segment(const RingJob& job, const RingRow& row, int grou
   const int angles = job.sizes.angles;
   const int angle_bytes = angles * static_cast<int>(sizeof(double));
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  if (lane == 0) expect_bytes(full, count * (kRowBytes + angle_bytes));
+  if (lane == 0) barrier_arrive_expecting(full, count * (kRowBytes + angle_bytes));
   __syncwarp();
   if (lane >= count) return;
   const std::int64_t place =
       ring_place(cursor, static_cast<std::uint32_t>(lane), static_cast<std::uint32_t>(ring.tokens));
-  copy_bulk(segment.ring_b + lane * R * N,
+  bulk_copy(segment.ring_b + lane * R * N,
             ring_part(ring, ring.in_b, row.slot) + (place * job.sizes.groups + group) * R * N,
             kRowBytes, full);
   if (angle_bytes > 0) {
-    copy_bulk(segment.half_tanh + lane * angles,
+    bulk_copy(segment.half_tanh + lane * angles,
               ring_part(ring, ring.half_tanh, row.slot) + place * angles, angle_bytes, full);
   }
 }

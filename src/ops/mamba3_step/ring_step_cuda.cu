@@ -10,6 +10,9 @@
 #include "ops/launch.cuh"
 #include "ops/mamba3_step/ring_walk_cuda.cuh"
 
+// Code for other cards than Hopper has none of what the kernels call.
+#pragma nv_diag_suppress 177
+
 namespace mamba3 {
 namespace {
 
@@ -62,6 +65,7 @@ __device__ void take_share(const RingJob& job, const RingShared<N, R, T>& shared
 
 template <int N, int R, int T>
 __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob job) {
+#if __CUDA_ARCH__ >= 900  // no other card has these copies
   extern __shared__ float4 memory[];
   SharedParts parts(reinterpret_cast<float*>(memory));
   const TokenSizes& sizes = job.sizes;
@@ -94,7 +98,7 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
     const OutputPlace<R> place(team.thread);
     const ItemColumns first(job, start, place);  // before what it would wait for
     prepare_segment<N, R, T>(job, shared.segment, start.row, group, start.head, to - from);
-    wait_barrier(shared.segment_full, parity);
+    barrier_wait(shared.segment_full, parity);
     __syncthreads();
     append_segment<N, R, T>(job, shared.segment, at, group, start.head);
     for (int i = from + (from - begin + team.number) % T; i < to; i += T) {
@@ -105,11 +109,13 @@ __global__ void __maxnreg__(T == 1 ? 112 : 128) ring_step_kernel(const RingJob j
     __syncthreads();
     from = to;
   }
+#endif
 }
 
 // Folds a whole ring into the canonical tuple, one item a block.
 template <int N, int R>
 __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob job) {
+#if __CUDA_ARCH__ >= 900  // no other card has these copies
   extern __shared__ float4 memory[];
   SharedParts parts(reinterpret_cast<float*>(memory));
   const TokenSizes& sizes = job.sizes;
@@ -125,10 +131,10 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
   const int count = item.count;
   if (count == 0) return;
   if (team.thread == 0) {
-    init_barrier(shared.state_full);
-    init_barrier(shared.tile_full);
-    init_barrier(shared.segment_full);
-    publish_barriers();
+    barrier_init(shared.state_full, 1);
+    barrier_init(shared.tile_full, 1);
+    barrier_init(shared.segment_full, 1);
+    barrier_init_done();
   }
   __syncthreads();
   if (team.warp == 0) {
@@ -137,9 +143,9 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
     request_tile(job, item, tile, shared.tile_full, team.lane);
     if (team.lane == 0) request_state<N>(job, item, shared.state(0), shared.state_full);
   }
-  wait_barrier(shared.segment_full, 0);
-  wait_barrier(shared.tile_full, 0);
-  wait_barrier(shared.state_full, 0);
+  barrier_wait(shared.segment_full, 0);
+  barrier_wait(shared.tile_full, 0);
+  barrier_wait(shared.state_full, 0);
   if (team.warp == kTeamWarps - 1) {
     weigh_entries(tile, s, count, true, nullptr, team.lane);
   } else {
@@ -163,6 +169,7 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
   }
   float* v = job.states.v + slot * job.states.v_stride + std::int64_t{head} * kHeadDim;
   if (team.thread < kHeadDim) v[team.thread] = tile.x[(count - 1) * kHeadDim + team.thread];
+#endif
 }
 
 enum class CursorChange : std::uint8_t { kAdvance, kRollBack, kClear };

@@ -37,13 +37,13 @@ struct Walk {
   }
   __device__ const float* receive_state(int number) const {
     const int place = number % job.states_at_once;
-    wait_barrier(shared.state_full + place,
+    barrier_wait(shared.state_full + place,
                  static_cast<unsigned>(number / job.states_at_once) & 1u);
     return shared.state(place);
   }
   __device__ RingTile<N, R> receive_tile(int number) const {
     const int place = number % kInputs;
-    wait_barrier(shared.tile_full + place, static_cast<unsigned>(number / kInputs) & 1u);
+    barrier_wait(shared.tile_full + place, static_cast<unsigned>(number / kInputs) & 1u);
     return shared.tile(job, place);
   }
 };
@@ -295,10 +295,10 @@ __device__ void begin_walk(const Walk<N, R, T>& walk) {
     shared.rows[i] = {slot, job.states.ring.cursors[slot]};
   }
   if (thread == 0) {
-    for (int i = 0; i < job.states_at_once; ++i) init_barrier(shared.state_full + i);
-    for (int i = 0; i < walk.kInputs; ++i) init_barrier(shared.tile_full + i);
-    init_barrier(shared.segment_full);
-    publish_barriers();
+    for (int i = 0; i < job.states_at_once; ++i) barrier_init(shared.state_full + i, 1);
+    for (int i = 0; i < walk.kInputs; ++i) barrier_init(shared.tile_full + i, 1);
+    barrier_init(shared.segment_full, 1);
+    barrier_init_done();
   }
   __syncthreads();
   if (thread == 0) {
