@@ -80,7 +80,7 @@ class AuthorsRun {
 
   Floats advance_angles(std::int64_t t, std::int64_t h, float dt) {
     constexpr float kPi = kTurn / 2;
-    float* angle = &state_.angle[h * d_.angles];
+    float* angle = state_.angle.data() + h * d_.angles;  // there may be none
     for (std::int64_t i = 0; i < d_.angles; ++i) {
       angle[i] += kPi * std::tanh(in_.angle_raw[t * d_.angles + i]) * dt;
     }
