@@ -11,7 +11,6 @@
 namespace mamba3 {
 namespace {
 
-constexpr std::int64_t kResidentBlocks = 2;  // on a multiprocessor
 constexpr std::int64_t kFewestPieceTokens = 512;
 
 std::int64_t round_down(std::int64_t count, std::int64_t unit) {
@@ -97,8 +96,7 @@ class Cutter {
 SegmentRule segment_rule(std::int64_t heads, std::int64_t grid_tokens,
                          std::int64_t multiprocessors) {
   if (multiprocessors == 0) return {kSegmentTokens, grid_tokens, kSegmentTokens};
-  const std::int64_t exact =
-      kGpuSegmentTokens * heads / (kSegmentRounds * kResidentBlocks * multiprocessors);
+  const std::int64_t exact = kGpuSegmentTokens * heads / (kSegmentRounds * multiprocessors);
   const std::int64_t nearest = round_down(exact + grid_tokens / 2, grid_tokens);
   return {kGpuSegmentTokens, grid_tokens,
           std::clamp(nearest, round_up(kFewestPieceTokens, grid_tokens), kGpuSegmentTokens)};

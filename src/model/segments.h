@@ -17,7 +17,7 @@ constexpr std::int64_t kSegmentTokens = 1024;
 constexpr std::int64_t kGpuSegmentTokens = 16384;
 // A GPU works on so many sets of blocks, one after the other, so that what the last set leaves idle
 // is little of the whole.
-constexpr std::int64_t kSegmentRounds = 4;
+constexpr std::int64_t kSegmentRounds = 8;
 
 struct SegmentRule {
   std::int64_t segment_tokens = 0;  // most in a segment; a grid_tokens, if that is more
@@ -31,7 +31,7 @@ struct SegmentRule {
 
 // On a CPU (0 multiprocessors) a long sequence fills a segment alone, since all threads work on it.
 // On a GPU a block walks a head of a piece, so a segment needs many pieces: as long as they can be
-// with about kSegmentRounds times the two blocks that are resident on each multiprocessor. That
+// with about kSegmentRounds times the one block that a multiprocessor holds. That
 // makes 16 pieces of 1,024 tokens for 64 heads on 132 multiprocessors. But no less than 512 tokens,
 // since each piece reads and writes its state.
 SegmentRule segment_rule(std::int64_t heads, std::int64_t grid_tokens,

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <ostream>
 
@@ -132,6 +133,20 @@ class SegmentedPrefill : public testing::TestWithParam<Case> {
     return {kEndless, GetParam().rule.grid_tokens, kEndless};
   }
 
+  std::vector<std::int32_t> slots_in_order() const {
+    std::vector<std::int32_t> slots(static_cast<std::size_t>(sequences()));
+    std::iota(slots.begin(), slots.end(), 0);
+    return slots;
+  }
+  PrefillArgs all_tokens(std::span<const std::int32_t> slots, const SegmentRule& rule) const {
+    PrefillArgs args;
+    args.ids = ids_;
+    args.cu_seqlens = cu_;
+    args.slots = slots;
+    args.segments = &rule;
+    return args;
+  }
+
   // As bits, so that NaN equals NaN.
   static bool same_bits(const float* a, const float* b, std::int64_t count) {
     return count == 0 || std::memcmp(a, b, count * sizeof(float)) == 0;
@@ -173,14 +188,9 @@ TEST_P(SegmentedPrefill, WantedTokensAreFoundInTheirPieces) {
   std::vector<std::int64_t> wanted = {0,          5,      cu_[6] - 1, cu_[6],
                                       cu_[7] - 1, cu_[8], cu_[9] - 1, cu_.back() - 1};
   std::vector<int> given(wanted.size(), 0);
-  std::vector<std::int32_t> slots;
-  for (std::int64_t q = 0; q < sequences(); ++q) slots.push_back(static_cast<std::int32_t>(q));
+  const std::vector<std::int32_t> slots = slots_in_order();
   StatePool pool(model_->config(), sequences(), *ctx_);
-  PrefillArgs args;
-  args.ids = ids_;
-  args.cu_seqlens = cu_;
-  args.slots = slots;
-  args.segments = &rule;
+  PrefillArgs args = all_tokens(slots, rule);
   args.logit_tokens = wanted;
   args.on_logits = [&](std::span<const std::int64_t> which, TensorView<const float, 2> logits) {
     ASSERT_EQ(std::ssize(which), logits.shape[0]);
@@ -196,14 +206,9 @@ TEST_P(SegmentedPrefill, WantedTokensAreFoundInTheirPieces) {
 // Between two segments a caller may stop, and go on later: what was read is in the states.
 TEST_P(SegmentedPrefill, StoppingLeavesStatesOfWhatWasRead) {
   const SegmentRule rule = GetParam().rule;
-  std::vector<std::int32_t> slots;
-  for (std::int64_t q = 0; q < sequences(); ++q) slots.push_back(static_cast<std::int32_t>(q));
+  const std::vector<std::int32_t> slots = slots_in_order();
   StatePool pool(model_->config(), sequences(), *ctx_);
-  PrefillArgs args;
-  args.ids = ids_;
-  args.cu_seqlens = cu_;
-  args.slots = slots;
-  args.segments = &rule;
+  PrefillArgs args = all_tokens(slots, rule);
   std::int64_t stopped_at = 0;
   args.progress = [&](std::int64_t done) {
     stopped_at = done;
