@@ -57,8 +57,7 @@ void launch(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) 
   constexpr int kBytes = sizeof(ChunkMemory<ChunkShape<kState, kRank, kTurned, kOutputs>>);
   static_assert(kBytes <= 227 * 1024);
   const auto kernel = scan_chunked_kernel<kState, kRank, kTurned, kOutputs>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-             "mamba3_scan's shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), kBytes, "mamba3_scan's shared memory");
   kernel<<<grid_blocks(count * job.sizes.heads), kChunkThreads, kBytes, stream>>>(job);
   check_launch("mamba3_scan: chunks");
 }
