@@ -2,6 +2,8 @@
 
 #include <string_view>
 
+#include "core/check.h"
+
 namespace mamba3::cli {
 namespace {
 
@@ -111,8 +113,11 @@ std::optional<double> paper_figure(const std::string& row_name) {
   return find(kPaper, row_name);
 }
 
-bool is_baseline_card(const std::string& device) {
-  return device.find("H100") != std::string::npos && device.find("80GB") != std::string::npos;
+std::string baselines_for(const std::string& device) {
+  const auto named = [&](const char* part) { return device.find(part) != std::string::npos; };
+  if (named("H100") && named("80GB")) return kAuthorsSource;
+  if (!named("NVIDIA H200")) return "";
+  return str(kAuthorsSource, "; this card's memory is 1.4 times as fast");
 }
 
 }  // namespace mamba3::cli

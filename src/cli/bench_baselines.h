@@ -15,7 +15,8 @@ std::optional<double> authors_figure(const std::string& row_name);
 // What the paper's tables 6 and 7 give.
 std::optional<double> paper_figure(const std::string& row_name);
 
-// Whether this is the card that they were measured on.
-bool is_baseline_card(const std::string& device);
+// What rows on this device are compared with: kAuthorsSource on the card it names, and on an H200,
+// whose processor is the same and whose memory is faster, with a word about that. Empty: nothing.
+std::string baselines_for(const std::string& device);
 
 }  // namespace mamba3::cli

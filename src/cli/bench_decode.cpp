@@ -60,7 +60,8 @@ void measure(const NamedModel& named, std::int64_t batch, const Ceilings& ceilin
   const double flops = step_flops(model.config(), batch);
   BenchRow row;
   row.name = str("decode/", named.name, "/", compute_name(model), "/batch=", batch,
-                 options.states.ring_tokens < 0 ? "" : str("/ring=", run.ring_tokens()));
+                 options.states.ring_tokens < 0 ? "" : str("/ring=", run.ring_tokens()),
+                 ctx.same_bits() ? "/same-bits" : "");
   row.value = rows / seconds;
   row.unit = "tokens/s";
   row.bytes = traffic.bytes() / rows;

@@ -44,8 +44,8 @@ void measure(const NamedModel& named, const Prompts& prompts, const BenchOptions
   }
   const std::string batch = prompts.batch == 1 ? "" : str("/batch=", prompts.batch);
   BenchRow row;
-  row.name =
-      str("prefill/", named.name, "/", compute_name(model), batch, "/tokens=", prompts.tokens);
+  row.name = str("prefill/", named.name, "/", compute_name(model), batch,
+                 "/tokens=", prompts.tokens, ctx.same_bits() ? "/same-bits" : "");
   row.value = static_cast<double>(tokens) / median(seconds);
   row.unit = "tokens/s";
   // Without the head: only the last token of a prompt meets it.
@@ -78,8 +78,9 @@ void measure_skewed(const NamedModel& named, const Prompts& prompts, const Bench
     even_s.push_back(even_run.seconds());
   }
   BenchRow row;
-  const std::string name = str("prefill/", named.name, "/", compute_name(*named.model),
-                               "/skew=", prompts.tokens, "+", prompts.batch - 1, "x", kShortTokens);
+  const std::string name =
+      str("prefill/", named.name, "/", compute_name(*named.model), "/skew=", prompts.tokens, "+",
+          prompts.batch - 1, "x", kShortTokens, ctx.same_bits() ? "/same-bits" : "");
   row.name = name;
   row.value = static_cast<double>(tokens) / median(skewed_s);
   row.unit = "tokens/s";

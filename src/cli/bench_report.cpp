@@ -84,7 +84,7 @@ void BenchReport::read_before(const std::string& path) {
 void BenchReport::complete(BenchRow& row) const {
   const auto baseline = baselines_.find(key_of(row));
   if (!row.baseline && baseline != baselines_.end()) row.baseline = baseline->second;
-  if (!row.baseline && is_baseline_card(device_)) row.baseline = authors_figure(row.name);
+  if (!row.baseline && !baselines_for(device_).empty()) row.baseline = authors_figure(row.name);
   if (row.ceiling) row.share_of_ceiling = compare_values(row.value, *row.ceiling, row.unit);
   if (row.baseline) row.ratio = compare_values(row.value, *row.baseline, row.unit);
 }
@@ -103,7 +103,8 @@ void BenchReport::add(BenchRow row) {
 void BenchReport::show(const BenchRow& row) {
   if (!header_shown_) {
     std::string header = device_ + "\n";
-    if (is_baseline_card(device_)) header += str("baselines: ", kAuthorsSource, "\n");
+    const std::string source = baselines_for(device_);
+    if (!source.empty()) header += str("baselines: ", source, "\n");
     write_out(header + table_line({"measured", "value", "unit", "GB/s", "GFLOP/s", "ceiling",
                                    "share", "baseline", "ratio"}));
     header_shown_ = true;
@@ -125,7 +126,8 @@ Json BenchReport::document() const {
   if (on_gpu_) document["driver"] = text_or_null(gpu_driver());
   document["device"] = device_;
   document["threads"] = threads_;
-  if (is_baseline_card(device_)) document["baselines"] = kAuthorsSource;
+  const std::string source = baselines_for(device_);
+  if (!source.empty()) document["baselines"] = source;
   document["rows"] = std::move(rows);
   if (before_) document["compare"] = comparison_json(compare_results(*before_, rows_));
   return document;

@@ -79,6 +79,7 @@ Context make_context(const CommonOptions& options, Device device) {
   context.device = device;
   context.threads = options.threads;
   context.seed = options.seed.value_or(0);
+  context.same_bits = options.same_bits;
   context.log = [quiet = options.quiet, verbose = options.verbose](LogLevel level,
                                                                    const std::string& text) {
     if (quiet || (level == LogLevel::kDebug && !verbose)) return;

@@ -25,6 +25,7 @@ struct CommonOptions {
   int threads = 0;
   std::optional<std::uint64_t> seed;
   bool strict = false;
+  bool same_bits = false;
   bool json = false;
   bool quiet = false;
   bool verbose = false;

@@ -66,6 +66,9 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
       ->group(group);
   app.add_flag("--strict", options.strict, "refuse weights that hold NaN or infinity")
       ->group(group);
+  app.add_flag("--same-bits", options.same_bits,
+               "on a GPU: a sequence's bits do not depend on what is computed beside it (slower)")
+      ->group(group);
   app.add_flag("--json", options.json, "results as JSON on stdout")->group(group);
   app.add_flag("-q,--quiet", options.quiet, "no messages, no progress")->group(group);
   app.add_flag("-v,--verbose", options.verbose, "more messages, timings")->group(group);

@@ -180,9 +180,11 @@ TEST(BenchBaselines, AreKnownByTheNamesOfRows) {
   EXPECT_EQ(cli::paper_figure("table7/mimo-1.5b/tokens=16384/prefill+decode"), 151.81);
   EXPECT_FALSE(cli::authors_figure("decode/siso-1.5b/bf16/batch=2").has_value());
   EXPECT_FALSE(cli::paper_figure("").has_value());
-  EXPECT_TRUE(cli::is_baseline_card("NVIDIA H100 80GB HBM3"));
-  EXPECT_FALSE(cli::is_baseline_card("NVIDIA H200"));
-  EXPECT_FALSE(cli::is_baseline_card("AMD EPYC, 2 threads"));
+  EXPECT_EQ(cli::baselines_for("NVIDIA H100 80GB HBM3"), cli::kAuthorsSource);
+  EXPECT_TRUE(cli::baselines_for("NVIDIA H200").starts_with(cli::kAuthorsSource));
+  EXPECT_NE(cli::baselines_for("NVIDIA H200"), cli::kAuthorsSource);
+  EXPECT_EQ(cli::baselines_for("NVIDIA A100-SXM4-80GB"), "");
+  EXPECT_EQ(cli::baselines_for("AMD EPYC, 2 threads"), "");
 }
 
 std::vector<std::string> bench(std::vector<std::string> more) {

@@ -1,6 +1,7 @@
 // Whole models that decode on a GPU with a ring of deferred tokens. Skipped where there is none.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -117,6 +118,32 @@ TEST_P(CudaRingModel, ExportsForksAndResetsAtAnyMoment) {
     states.reset(1);
     plain.reset(1);
     expect_close(step(states, 1, 2), step(plain, 1, 2));
+  }
+}
+
+// With same_bits a step of 37 sequences gives each the bits of a step of its own.
+TEST_P(CudaRingModel, SameBitsDoNotDependOnTheNumberOfSequences) {
+  constexpr std::int32_t kMany = 37;
+  ContextOptions options;
+  options.threads = 1;
+  options.device.kind = DeviceKind::kCuda;
+  options.same_bits = true;
+  ctx_ = std::make_unique<Context>(options);
+  model_ = Model::random(ring_config(GetParam()), DType::kBf16, 7, {}, *ctx_);
+  StatePool together = pool(kMany, -1), alone = pool(kMany, -1);
+  std::vector<std::int32_t> ids, slots;
+  for (std::int32_t slot = 0; slot < kMany; ++slot) {
+    ids.push_back(slot * 5 % 89);
+    slots.push_back(slot);
+  }
+  const std::int64_t v = model_->config().padded_vocab();
+  std::vector<float> all(static_cast<std::size_t>(kMany * v));
+  for (int token = 0; token < 11; ++token) {
+    model_->step(ids, slots, together, {all.data(), {kMany, v}}, *ctx_);
+    for (const std::int32_t slot : {0, 15, 16, 36}) {
+      const std::vector<float> own = step(alone, slot, ids[slot]);
+      EXPECT_TRUE(std::equal(own.begin(), own.end(), all.begin() + slot * v)) << slot;
+    }
   }
 }
 

@@ -5,14 +5,12 @@
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
 #include "ops/cuda_ops.h"
+#include "ops/linear/row_slices.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/swiglu/swiglu.h"
 
 namespace mamba3 {
 namespace {
-
-// Of the rows that our own kernels for few rows take.
-constexpr std::int64_t kMostSkinnyRows = 16;
 
 void check(const FusedLinearArgs& args) {
   const std::int64_t outs = args.swiglu ? 2 * args.y.shape[1] : args.y.shape[1];
@@ -85,7 +83,7 @@ void op_by_op(const FusedLinearArgs& args, Context& ctx) {
 
 void fused_linear(const FusedLinearArgs& args, Context& ctx) {
   check(args);
-  if (args.y.elements() == 0) return;
+  if (args.y.elements() == 0 || done_in_slices(args, ctx, fused_linear)) return;
   if (ctx.gpu() && fused_linear_takes_cuda(args, ctx)) {
     const OpTimer timer(ctx, "linear");
     return fused_linear_cuda(args, ctx);

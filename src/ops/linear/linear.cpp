@@ -6,11 +6,10 @@
 #include "core/op_timer.h"
 #include "ops/cuda_ops.h"
 #include "ops/linear/linear_paths.h"
+#include "ops/linear/row_slices.h"
 
 namespace mamba3 {
 namespace {
-
-constexpr std::int64_t kMostSkinnyRows = 16;
 
 void check(const LinearArgs& args) {
   const auto& w = args.w;
@@ -69,7 +68,7 @@ void linear(const LinearArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "linear");
   check(args);
   check_device(args, ctx);
-  if (is_empty(args)) return;
+  if (is_empty(args) || done_in_slices(args, ctx, linear)) return;
   if (ctx.gpu()) return linear_cuda(args, ctx);
   if (args.x.shape[1] == 0) {  // a sum of nothing
     for (std::int64_t row = 0; row < args.y.shape[0]; ++row) {

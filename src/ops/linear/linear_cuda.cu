@@ -11,12 +11,12 @@
 #include "ops/linear/cublas_product.h"
 #include "ops/linear/linear_skinny_cuda.h"
 #include "ops/linear/linear_stream_cuda.h"
+#include "ops/linear/row_slices.h"
 
 namespace mamba3 {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr std::int64_t kMostSkinnyRows = 16;
 constexpr int kSplits = 3;  // bf16 numbers that hold all 24 bits of a float
 
 // Of each of `rows` x `k` floats the first `splits` bf16 parts: part i is what the parts before it
