@@ -59,4 +59,21 @@ __device__ __forceinline__ void store_shared_piece(std::uint32_t address, float4
                                                   __float_as_uint(v.z), __float_as_uint(v.w)));
 }
 
+// Brings 16 bytes from global memory while the thread goes on, or zeros: `from` is not read then.
+// What is waited for with __pipeline_wait_prior.
+__device__ __forceinline__ void copy_piece_async(std::uint32_t to, const void* from, bool is) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(is ? 16 : 0)
+               : "memory");
+}
+
+// Four 8 by 8 matrices of 16-bit numbers, of which a lane has two neighbours in row lane / 4. Lane
+// i brings the address of row i % 8 of matrix i / 8.
+template <int kOffset = 0>
+__device__ __forceinline__ void store_matrices(std::uint32_t row, uint4 bits) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0 + %5], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w), "n"(kOffset)
+               : "memory");
+}
+
 }  // namespace mamba3

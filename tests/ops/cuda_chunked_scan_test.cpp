@@ -172,6 +172,31 @@ TEST_P(CudaChunkedScan, InOneWalkNothingChangesABit) {
   expect_same(alone({1024, 1033}), 0, whole, 0);
 }
 
+// Decays are sums of integers: what leaves nothing of a state is far beyond what they count.
+TEST_P(CudaChunkedScan, StatesThatAreForgottenAtOnce) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  ScanCase data(GetParam(), {41, 150}, 50);
+  for (auto& in : data.inputs) {
+    for (std::int64_t t = 3; t < in.tokens; t += 7) in.decay_raw[t * data.dims.heads] = 1e7f;
+  }
+  expect_right(data, GpuRunner(data, 3).with_bf16_products().scan_on_gpu());
+}
+
+TEST_P(CudaChunkedScan, ANanDecayReachesNothingBeforeItNorBeside) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  ScanCase data(GetParam(), {40, 90, 33}, 51);
+  const GpuRun clean = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  const std::int64_t inner = data.dims.heads * data.dims.head_dim, token = 37;
+  data.inputs[1].decay_raw[token * data.dims.heads] = testing::kNan;
+  const GpuRun got = GpuRunner(data, 3).with_bf16_products().scan_on_gpu();
+  expect_same(got, 0, clean, 0);
+  expect_same(got, 2, clean, 2);
+  EXPECT_TRUE(same_bits(got.y[1].data(), clean.y[1].data(), token * inner));
+  EXPECT_TRUE(std::isnan(got.y[1][token * inner]));
+  EXPECT_TRUE(std::isnan(got.y[1][89 * inner]));
+  EXPECT_TRUE(std::isnan(got.states[1].ssm[0]));
+}
+
 std::vector<Mamba3Dims> chunked_dims() {
   std::vector<Mamba3Dims> out;
   const auto add = [&out](std::int64_t heads, std::int64_t state, std::int64_t groups,

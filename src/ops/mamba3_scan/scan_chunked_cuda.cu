@@ -5,7 +5,8 @@
 //
 // Four warpgroups hand chunks to each other, so that one chunk is rotated while another is
 // multiplied: two make K, Q, X and the gates (scan_chunked_rotate_cuda.cuh), one has h in its
-// accumulators (scan_chunked_state_cuda.cuh), one makes O and y (scan_chunked_outputs_cuda.cuh).
+// accumulators and makes phases and weights two chunks ahead, while the tensor cores are at work
+// (scan_chunked_state_cuda.cuh), one makes O and y (scan_chunked_outputs_cuda.cuh).
 #include <algorithm>
 #include <cstdint>
 
@@ -21,16 +22,40 @@
 namespace mamba3 {
 namespace {
 
-// Of a thread; together those of 512 threads with 128 each.
-constexpr int kOutputRegisters = 120;
-constexpr int kStateRegisters = 152;
-constexpr int kRotatingRegisters = 120;
+constexpr int kStartRegisters = 128;
+
+// Of a thread of each warpgroup: as many as keep everything in registers where n is 128.
+struct RoleRegisters {
+  int outputs;
+  int state;
+  int rotating;
+  // What the kernel begins with is divided anew.
+  __host__ __device__ constexpr bool fit() const {
+    return outputs + state + 2 * rotating <= 4 * kStartRegisters;
+  }
+};
+template <int kRank, bool kOutputs>
+constexpr RoleRegisters kRegisters = !kOutputs    ? RoleRegisters{24, 216, 136}
+                                     : kRank == 1 ? RoleRegisters{136, 168, 104}
+                                                  : RoleRegisters{112, 144, 128};
+
+// Of the threads of a warpgroup.
+template <int kCount>
+__device__ __forceinline__ void set_registers() {
+  if constexpr (kCount > kStartRegisters) {
+    wgmma_take_registers<kCount>();
+  } else {
+    wgmma_give_registers<kCount>();
+  }
+}
 
 template <int kState, int kRank, int kTurned, bool kOutputs>
 __global__ void __launch_bounds__(kChunkThreads, 1)
     scan_chunked_kernel(const __grid_constant__ ChunkedScanJob job) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // no other card has these products
   using S = ChunkShape<kState, kRank, kTurned, kOutputs>;
+  constexpr RoleRegisters kOwn = kRegisters<kRank, kOutputs>;
+  static_assert(kOwn.fit());
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
   const ChunkPlace at(job);
@@ -39,14 +64,14 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   if (threadIdx.x == 0) m.init_barriers();
   __syncthreads();
   if (threadIdx.x < kStateThread) {
-    wgmma_give_registers<kOutputRegisters>();
+    set_registers<kOwn.outputs>();
     if constexpr (kOutputs) make_outputs(job, at, m);
   } else if (threadIdx.x < kRotatingThread) {
-    wgmma_take_registers<kStateRegisters>();
+    set_registers<kOwn.state>();
     StateCarrier<S>(job, at, m).run();
   } else {
-    wgmma_give_registers<kRotatingRegisters>();
-    rotate_chunks(job, at, m);
+    set_registers<kOwn.rotating>();
+    ChunkRotator<S>(job, at, m).run();
   }
 #endif
 }

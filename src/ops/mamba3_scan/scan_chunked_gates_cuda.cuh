@@ -3,6 +3,7 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "ops/mamba3_scan/scan_chunked_memory_cuda.cuh"
@@ -22,67 +23,102 @@ __device__ __forceinline__ float gate_of(float z, float rate, float scale) {
   return z * scale * inverse;
 }
 
-// Brings z, and x where it is spread over ranks, of a rotating warp's tokens; those behind the end
-// bring zeros.
+// Pieces of x and z, eight columns each, that a lane brings of its warp's tokens.
 template <class S>
-__device__ __forceinline__ void request_warp_columns(const ChunkedScanJob& job,
-                                                     const ChunkPlace& at, int first,
-                                                     WarpColumns<S>& to) {
-  constexpr unsigned kPieces = S::kWarpTokens * kRowPieces;
-#pragma unroll
-  for (unsigned i = 0; i < to.kKinds * kPieces; i += kWarpLanes) {
-    const unsigned piece = (i + at.lane) % kRowPieces;
-    const unsigned token = (i + at.lane) / kRowPieces % S::kWarpTokens;
-    const unsigned kind = (i + at.lane) / kPieces;
-    if (!S::kOutputs && kind == 0) continue;
-    const bool is = first + static_cast<int>(token) < at.end;
-    const __nv_bfloat16* from = (kind == 0 ? job.z : job.x) + (first + token) * job.zx_stride +
-                                at.head * kChunkHeadDim + piece * 8;
-    __pipeline_memcpy_async(&to.rows[kind][token][piece * kPieceBytes],
-                            is ? static_cast<const void*>(from) : job.nothing, kPieceBytes,
-                            is ? 0 : kPieceBytes);
+struct ColumnPieces {
+  static constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
+  // Some lanes bring x, the others z.
+  static constexpr bool kOneEach = 2 * S::kWarpTokens == kTokensAtOnce;
+  int token;              // the lane's first, from the chunk's start
+  std::uint32_t x_place;  // bytes from the stage's start; or of z, where the lane brings that
+  std::uint32_t z_place;
+  const __nv_bfloat16* from;  // of the next chunk: x, or z
+
+  __device__ __forceinline__ ColumnPieces(const ChunkedScanJob& job, const ChunkPlace& at) {
+    const unsigned row = at.lane / kRowPieces;
+    const unsigned column = at.lane % kRowPieces * 8;
+    const bool is_z = kOneEach && row >= S::kWarpTokens;
+    const unsigned own = at.warp * S::kWarpTokens + (kOneEach ? row % S::kWarpTokens : row);
+    token = static_cast<int>(held(own));
+    z_place = offsetof(ChunkStage<S>, gates) + S::row(own, 0) * kGateRowBytes + 2 * column;
+    x_place = held(is_z ? z_place : offsetof(ChunkStage<S>, x) + swizzled(own, column));
+    z_place = held(z_place);
+    from = (is_z ? job.z : job.x) + (std::int64_t{at.begin} + token) * job.zx_stride +
+           at.head * kChunkHeadDim + column;
   }
-  __pipeline_commit();
-}
 
-// z in fp32, as the op was given it.
-__device__ __forceinline__ float2 wide_z(const ChunkedScanJob& job, const ChunkPlace& at,
-                                         int token) {
-  if (token >= at.end) return make_float2(0, 0);
-  const float* from =
-      job.columns.z + token * job.columns.row_stride + at.head * kChunkHeadDim + 2 * at.lane;
-  return make_float2(from[0], from[1]);
-}
+  __device__ __forceinline__ void bring(const ChunkedScanJob& job, int begin, int end,
+                                        const ChunkStage<S>& stage) {
+    const std::uint32_t place = shared_address(&stage);
+    for_each_number<(S::kWarpTokens + kTokensAtOnce - 1) / kTokensAtOnce>([&](auto number) {
+      constexpr int kToken = decltype(number)::value * kTokensAtOnce;
+      const bool is = begin + token + kToken < end;
+      const __nv_bfloat16* const x = from + kToken * job.zx_stride;
+      copy_piece_async(at_piece(place + x_place, kToken % 8) + kToken * kTileRowBytes, x, is);
+      if constexpr (kOneEach || !S::kOutputs) return;
+      copy_piece_async(place + z_place + S::row(kToken, 0) * kGateRowBytes, x + (job.z - job.x),
+                       is);
+    });
+    __pipeline_commit();
+    from += S::kTokens * job.zx_stride;
+  }
+};
 
-// The gates of a warp's tokens, `first` and those after it; a lane has two columns.
+// The gates of a warp's tokens; a lane has two columns. What they are made of is loaded well
+// before: memory answers late.
 template <class S>
-__device__ __forceinline__ void make_gates(const ChunkedScanJob& job, const ChunkPlace& at,
-                                           int first, const ChunkMemory<S>& m,
-                                           ChunkStage<S>& stage) {
-  const unsigned char(*z_rows)[kTileRowBytes] = m.columns[at.warp].z();
+struct Gates {
   float2 z[S::kWarpTokens];
-#pragma unroll
-  for (int t = 0; t < S::kWarpTokens; ++t) {
-    unpack_bf16(reinterpret_cast<const std::uint32_t*>(z_rows[t])[at.lane], z[t].x, z[t].y);
-    if (__builtin_expect(!job.y_bf16, 0)) z[t] = wide_z(job, at, first + t);
-  }
-  const std::uint32_t place =
-      shared_address(stage.gates) + gate_place(S::row(at.warp * S::kWarpTokens, 0), 2 * at.lane);
-  for_each_number<S::kRank>([&](auto rank) {
-    constexpr int kRank = decltype(rank)::value;
-    float4 weights = make_float4(kGateRate, kGateRate, 1, 1);
-    if constexpr (S::kRank > 1) weights = m.gate_weights[kRank][at.lane];
+  float4 weights;  // of the next rank
+
+  // `place`: of z of the warp's first token.
+  __device__ __forceinline__ Gates(const ChunkMemory<S>& m, std::uint32_t place, unsigned lane) {
+    std::uint32_t pairs[S::kWarpTokens];
     for_each_number<S::kWarpTokens>([&](auto token) {
       constexpr int kToken = decltype(token)::value;
-      constexpr unsigned kRow = S::row(kToken, kRank);
-      const float gate[2] = {gate_of(z[kToken].x, weights.x, weights.z),
-                             gate_of(z[kToken].y, weights.y, weights.w)};
-      store_shared<kRow * kGateRowBytes>(
-          place ^ ((kRow % 8) << 5),
-          make_uint2(__float_as_uint(gate[0]), __float_as_uint(gate[1])));
+      pairs[kToken] = load_shared<S::row(kToken, 0) * kGateRowBytes>(place);
     });
-  });
-}
+    load_weights(m, 0, lane);
+#pragma unroll
+    for (int t = 0; t < S::kWarpTokens; ++t) unpack_bf16(pairs[t], z[t].x, z[t].y);
+  }
+
+  // z in fp32, as the op was given it. `first`: the warp's first token.
+  __device__ __forceinline__ void load_wide(const ChunkedScanJob& job, const ChunkPlace& at,
+                                            int first) {
+#pragma unroll
+    for (int t = 0; t < S::kWarpTokens; ++t) {
+      if (first + t >= at.end) continue;
+      const float* from = job.columns.z + (first + t) * job.columns.row_stride +
+                          at.head * kChunkHeadDim + 2 * at.lane;
+      z[t] = make_float2(from[0], from[1]);
+    }
+  }
+
+  // When the whole warp has its z. `place`: of the lane's gates in the warp's first row.
+  __device__ __forceinline__ void make(const ChunkMemory<S>& m, std::uint32_t place,
+                                       unsigned lane) {
+    for_each_number<S::kRank>([&](auto rank) {
+      constexpr int kRank = decltype(rank)::value;
+      const float4 own = weights;
+      if constexpr (kRank + 1 < S::kRank) load_weights(m, kRank + 1, lane);
+      for_each_number<S::kWarpTokens>([&](auto token) {
+        constexpr int kToken = decltype(token)::value;
+        constexpr unsigned kRow = S::row(kToken, kRank);
+        const float gate[2] = {gate_of(z[kToken].x, own.x, own.z),
+                               gate_of(z[kToken].y, own.y, own.w)};
+        store_shared<kRow * kGateRowBytes>(
+            place ^ ((kRow % 8) << 5),
+            make_uint2(__float_as_uint(gate[0]), __float_as_uint(gate[1])));
+      });
+    });
+  }
+
+ private:
+  __device__ __forceinline__ void load_weights(const ChunkMemory<S>& m, int rank, unsigned lane) {
+    weights = S::kRank > 1 ? m.gate_weights[rank][lane] : make_float4(kGateRate, kGateRate, 1, 1);
+  }
+};
 
 }  // namespace
 }  // namespace mamba3

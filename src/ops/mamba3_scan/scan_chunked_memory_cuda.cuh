@@ -90,26 +90,38 @@ struct TokenBefore {
 
 template <class S>
 struct alignas(1024) ChunkStage {
-  unsigned char q[S::kTiles][kTileBytes];  // [row, n]
-  // What Q is multiplied with, in one product: K [row, n] and the state before the chunk [p, n].
+  static constexpr int kSpreadBytes = S::kRank == 1 ? kPieceBytes : kTileBytes;
+  // Q is multiplied with K and the state before the chunk in one product.
   struct {
-    unsigned char k[kTileBytes];
-    unsigned char h[kTileBytes];
+    unsigned char k[kTileBytes];  // [row, n]
+    unsigned char h[kTileBytes];  // [p, n]
+    unsigned char q[kTileBytes];  // [row, n]
   } tiles[S::kTiles];
-  float gates[kChunkRows * kChunkHeadDim];      // [row, p], see gate_place; and then y, see y_place
+  // [row, p], see gate_place. Before them z is here, in the rows of a token's first rank, and after
+  // them y, see y_place.
+  float gates[kChunkRows * kChunkHeadDim];
   unsigned char x[S::kTokens * kTileRowBytes];  // [t, p]
-  unsigned char own_x[S::kRank == 1 ? kPieceBytes : kTileBytes];  // [row, p] X of every rank
-  alignas(16) TokenTerms terms[S::kTokens];
-  float start_decay[S::kTokens];  // of the state before the chunk
-  float fade[kChunkRows];         // [row] the weight of an outer product at the chunk's end
-  float chunk_decay;
+  // Where x is spread over ranks, [row, p]: X, and X times the weights at the chunk's end.
+  unsigned char own_x[kSpreadBytes];
+  unsigned char faded_x[kSpreadBytes];
   TokenBefore<S> kept;  // of the chunk's last token, where a stretch or the sequence ends
 
   __device__ std::uint32_t x_rows() const { return shared_address(S::kRank == 1 ? x : own_x); }
 };
 
-// From a tile of columns of K, or of the state, to the next.
-constexpr int kNextTile = 2 * kTileBytes;
+// What follows from a chunk's decays. Made two chunks ahead, and read until the chunk's outputs are
+// there: by then those of three more chunks may stand beside it.
+template <class S>
+struct alignas(16) ChunkWeights {
+  TokenTerms terms[S::kTokens];
+  float start_decay[S::kTokens];  // of the state before the chunk
+  float fade[S::kTokens];         // the weight of an outer product at the chunk's end
+  float chunk_decay;
+};
+constexpr int kWeightStages = 2 * kStages;
+
+// From a tile of columns of K, Q, or of the state, to the next.
+constexpr int kNextTile = 3 * kTileBytes;
 
 // For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh.
 constexpr int kTurnQuarters = 4;
@@ -134,16 +146,11 @@ struct ChunkTurns {
   __device__ __forceinline__ std::uint32_t of(unsigned token, unsigned angle) const {
     return quarters[token / kTokens].turns[token % kTokens][angle];
   }
-};
-
-// x and z of a rotating warp's tokens, in bf16; x only where it is spread over ranks.
-template <class S>
-struct alignas(16) WarpColumns {
-  static constexpr int kKinds = S::kRank > 1 ? 2 : 1;
-  unsigned char rows[kKinds][S::kWarpTokens][kTileRowBytes];  // z, x
-
-  __device__ const unsigned char (*z() const)[kTileRowBytes] { return rows[0]; }
-  __device__ const unsigned char (*x() const)[kTileRowBytes] { return rows[kKinds - 1]; }
+  // The byte of the same. Tokens of one quarter lie evenly.
+  static __host__ __device__ constexpr unsigned place(unsigned token, unsigned angle) {
+    return token / kTokens * sizeof(Quarter) +
+           (token % kTokens * S::kTurned * kWarpLanes + angle) * sizeof(std::uint32_t);
+  }
 };
 
 // Of [p], with room behind: rows of two ranks are read at once, from different banks.
@@ -158,11 +165,11 @@ struct ChunkMemory {
   // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
   float4 gate_weights[S::kRank][kChunkHeadDim / 2];
   float out_norm[kChunkHeadDim];
-  WarpColumns<S> columns[kRotatingWarps];
   TurnInputs<S> turn_inputs[kGroupWarps];
   ChunkTurns<S> turns[kStages];
+  ChunkWeights<S> weights[kWeightStages];
 
-  Barrier turned[kStages];  // phases
+  Barrier turned[kStages];  // phases and weights
   Barrier filled[kStages];  // everything of a chunk but h
   Barrier shown[kStages];   // h
   Barrier emptied[kStages];
@@ -170,7 +177,7 @@ struct ChunkMemory {
   __device__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&turned[i], kGroupWarps);
-      barrier_init(&filled[i], kRotatingWarps + kGroupWarps);
+      barrier_init(&filled[i], kRotatingWarps);
       barrier_init(&shown[i], kGroupWarps);
       barrier_init(&emptied[i], (S::kOutputs ? 2 : 1) * kGroupWarps);
     }
@@ -197,6 +204,8 @@ struct StageCursor {
   __device__ __forceinline__ int uniform_stage() const {
     return __shfl_sync(0xffffffffu, stage, 0);
   }
+  // The chunk's place among weights.
+  __device__ __forceinline__ unsigned weights() const { return stage + parity * kStages; }
   __device__ __forceinline__ void next() {
     if (++stage < kStages) return;
     stage = 0;
@@ -314,10 +323,17 @@ __device__ void store_end(const ChunkedScanJob& job, const HeadState& end,
   for (int p = thread; p < kChunkHeadDim; p += kGroupThreads) end.v[p] = last.x[p];
 }
 
-// Addresses are cheap to find anew and dear to keep: a register that is spilled costs a trip to
-// the second-level cache, so nothing that depends on the lane may move out of a loop over chunks.
+// Where registers are few, addresses are cheap to find anew and dear to keep: a register that is
+// spilled costs a trip to the second-level cache, so nothing that depends on the lane may move out
+// of a loop over chunks.
 __device__ __forceinline__ void forget_lane(ChunkPlace& at) {
   asm volatile("" : "+r"(at.lane), "+r"(at.warp));
+}
+
+// The opposite, where they are many: a number that is kept, for no compiler knows how to find anew
+// what has come through the lanes.
+__device__ __forceinline__ std::uint32_t held(std::uint32_t number) {
+  return __shfl_sync(0xffffffffu, number, threadIdx.x % kWarpLanes);
 }
 
 // The token of a chunk that is kept in fp32, or -1.

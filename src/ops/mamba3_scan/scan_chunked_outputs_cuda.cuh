@@ -9,30 +9,31 @@
 namespace mamba3 {
 namespace {
 
-// O = decayed Q h + weighted scores X.
+// O = decayed Q h + weighted scores X, in the second half of `products`. When this returns the last
+// product is still being made.
 template <class S>
-__device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S>& stage,
-                                         float (&out)[kAccumulators]) {
-  float products[2][kAccumulators];
+__device__ __forceinline__ void start_read_out(const Fragment& own, const ChunkStage<S>& stage,
+                                               const ChunkWeights<S>& of_chunk,
+                                               float (&products)[2][kAccumulators]) {
   auto& scores = products[0];
   auto& o = products[1];
   wgmma_fence();
   multiply_rows(stage, products);
   wgmma_commit();
+  ScoreWeights<S> weights;
+  make_score_weights<S>(of_chunk, own, weights);
+  float decays[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    decays[half] = of_chunk.start_decay[Weights<S>::row_token(own, half)];
+  }
   wgmma_wait<0>();
   wgmma_hold(scores);
   wgmma_hold(o);
   std::uint32_t weighted[4][4];
-  weigh_scores<S>(stage, own, scores, weighted);
+  weigh_scores<S>(own, weights, scores, weighted);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float decay = stage.start_decay[Weights<S>::row_token(own, half)];
-#pragma unroll
-    for (int j = 0; j < kColumnSteps; ++j) {
-      o[4 * j + 2 * half] *= decay;
-      o[4 * j + 2 * half + 1] *= decay;
-    }
-  }
+  for (int i = 0; i < kAccumulators; ++i) o[i] *= decays[i / 2 % 2];
   const std::uint64_t x = wgmma_operand(stage.x_rows());
   wgmma_hold(o);
   wgmma_fence();
@@ -41,10 +42,6 @@ __device__ __forceinline__ void read_out(const Fragment& own, const ChunkStage<S
     wgmma_k16<1>(o, weighted[step], wgmma_further(x, step * 16 * kTileRowBytes));
   }
   wgmma_commit();
-  wgmma_wait<0>();
-  wgmma_hold(o);
-#pragma unroll
-  for (int i = 0; i < kAccumulators; ++i) out[i] = o[i];
 }
 
 // A token's row of x, as a thread reads the columns of its fragment: of a tile in bf16, or, as
@@ -94,25 +91,47 @@ struct Outputs {
   }
 };
 
-// o += skip X, normalised over the head where the layer does.
+// The rank of the thread's row `half`.
+template <class S>
+__device__ __forceinline__ unsigned rank_of(const Fragment& own, unsigned half) {
+  if (S::kRank == 1) return 0;
+  return S::kRank == 2 ? half : own.row % 2 + 2 * half;
+}
+
+// o += skip X. With several ranks both rows are of one token.
 template <class Out>
-__device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, unsigned r,
-                                                int half, float (&o)[kAccumulators]) {
-  float squares = 0;
-  const typename Out::Row x_row = out.x(token);
+__device__ __forceinline__ void add_skip_x(const Out& out, float (&o)[kAccumulators]) {
+  using S = typename Out::Shape;
+  const typename Out::Row rows[2] = {out.x(Weights<S>::row_token(out.own, 0)),
+                                     out.x(Weights<S>::row_token(out.own, 1))};
   float2 skip = make_float2(out.m.skip_x[0][0], out.m.skip_x[0][0]);  // with one rank, of all p
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
-    const float2 x = x_row.pair(j);
-    if constexpr (Out::Shape::kRank > 1) {
-      skip = *reinterpret_cast<const float2*>(&out.m.skip_x[r][8 * j + out.own.column]);
+    float2 x = rows[0].pair(j);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (S::kRank > 1) {
+        skip = *reinterpret_cast<const float2*>(
+            &out.m.skip_x[rank_of<S>(out.own, half)][8 * j + out.own.column]);
+      } else if (half == 1) {
+        x = rows[1].pair(j);
+      }
+      float* to = &o[4 * j + 2 * half];
+      to[0] = fmaf(skip.x, x.x, to[0]);
+      to[1] = fmaf(skip.y, x.y, to[1]);
     }
-    float* to = &o[4 * j + 2 * half];
-    to[0] = fmaf(skip.x, x.x, to[0]);
-    to[1] = fmaf(skip.y, x.y, to[1]);
-    squares = fmaf(to[0], to[0], fmaf(to[1], to[1], squares));
   }
-  if (!out.job.sizes.out_norm) return;
+}
+
+// Normalises the thread's row `half` over the head.
+template <class Out>
+__device__ __forceinline__ void norm_row(const Out& out, int half, float (&o)[kAccumulators]) {
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < kColumnSteps; ++j) {
+    const float* from = &o[4 * j + 2 * half];
+    squares = fmaf(from[0], from[0], fmaf(from[1], from[1], squares));
+  }
   squares += __shfl_xor_sync(0xffffffffu, squares, 1);
   squares += __shfl_xor_sync(0xffffffffu, squares, 2);
   const float scale = 1.0f / sqrtf(squares / kChunkHeadDim + static_cast<float>(kBcNormEps));
@@ -125,58 +144,70 @@ __device__ __forceinline__ void finish_read_out(const Out& out, unsigned token, 
   }
 }
 
-// The rank of the thread's row `half`.
-template <class S>
-__device__ __forceinline__ unsigned rank_of(const Fragment& own, unsigned half) {
-  if (S::kRank == 1) return 0;
-  return S::kRank == 2 ? half : own.row % 2 + 2 * half;
-}
-
-// The gates of the thread's two rows, by the address of the first.
+// The gates of the thread's two rows.
 struct GateRows {
-  std::uint32_t place;
-  template <class Out>
-  __device__ __forceinline__ explicit GateRows(const Out& out)
-      : place(shared_address(out.stage.gates) + gate_place(out.own.row, out.own.column)) {}
-  template <int kHalf>
-  __device__ __forceinline__ float2 pair(int j) const {
-    return load_shared_pair<kHalf * 8 * kGateRowBytes>(place ^ (j << 5));
+  float2 first[kColumnSteps];
+  float2 second[kColumnSteps];
+
+  template <class S>
+  __device__ __forceinline__ GateRows(const Fragment& own, const ChunkStage<S>& stage) {
+    const std::uint32_t place = shared_address(stage.gates) + gate_place(own.row, own.column);
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; ++j) {
+      first[j] = load_shared_pair<0>(place ^ (j << 5));
+      second[j] = load_shared_pair<8 * kGateRowBytes>(place ^ (j << 5));
+    }
   }
 };
 
 // y where a row is a token: the gated read-outs.
-template <class Out>
-__device__ __forceinline__ void gate_rows(const Out& out, float (&o)[kAccumulators]) {
-  const GateRows gates(out);
+__device__ __forceinline__ void gate_rows(const GateRows& gates, float (&o)[kAccumulators]) {
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
-    const float2 first = gates.pair<0>(j);
-    const float2 second = gates.pair<1>(j);
-    o[4 * j] *= first.x;
-    o[4 * j + 1] *= first.y;
-    o[4 * j + 2] *= second.x;
-    o[4 * j + 3] *= second.y;
+    o[4 * j] *= gates.first[j].x;
+    o[4 * j + 1] *= gates.first[j].y;
+    o[4 * j + 2] *= gates.second[j].x;
+    o[4 * j + 3] *= gates.second[j].y;
   }
 }
 
-// y of a token that has several rows, in the place of the first: two of them are in this thread,
-// with rank 4 two more in the lane four further.
-template <class Out>
-__device__ __forceinline__ void gate_ranks(const Out& out, float (&o)[kAccumulators]) {
-  const GateRows gates(out);
+// y of a token that has several rows, in the place of the first: two of them are in this thread.
+__device__ __forceinline__ void gate_ranks(const GateRows& gates, float (&o)[kAccumulators]) {
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
-    const float2 first = gates.pair<0>(j);
-    const float2 second = gates.pair<1>(j);
-    float2 y = make_float2(fmaf(o[4 * j], first.x, o[4 * j + 2] * second.x),
-                           fmaf(o[4 * j + 1], first.y, o[4 * j + 3] * second.y));
-    if constexpr (Out::Shape::kRank == 4) {
-      y.x += __shfl_xor_sync(0xffffffffu, y.x, 4);
-      y.y += __shfl_xor_sync(0xffffffffu, y.y, 4);
-    }
-    o[4 * j] = y.x;
-    o[4 * j + 1] = y.y;
+    const float2& first = gates.first[j];
+    const float2& second = gates.second[j];
+    o[4 * j] = fmaf(o[4 * j], first.x, o[4 * j + 2] * second.x);
+    o[4 * j + 1] = fmaf(o[4 * j + 1], first.y, o[4 * j + 3] * second.y);
   }
+}
+
+// With four ranks the other two are in the lane four further. Of each two steps of columns this
+// thread gets the first, that one the second, where the first stood.
+__device__ __forceinline__ void add_other_ranks(const Fragment& own, float (&y)[kAccumulators]) {
+  const bool second = own.row % 2 != 0;
+#pragma unroll
+  for (int j = 0; j < kColumnSteps; j += 2) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float& a = y[4 * j + e];
+      const float b = y[4 * j + 4 + e];
+      const float other = __shfl_xor_sync(0xffffffffu, second ? a : b, 4);
+      a = (second ? b : a) + other;
+    }
+  }
+}
+
+// The row and the columns of a thread's y, of which every `kYStep`-th step of columns is there.
+template <class S>
+constexpr int kYStep = S::kRank == 4 ? 2 : 1;
+template <class S>
+__device__ __forceinline__ unsigned y_row(const Fragment& own) {
+  return S::kRank == 4 ? own.row - own.row % 2 : own.row;
+}
+template <class S>
+__device__ __forceinline__ unsigned y_column(const Fragment& own) {
+  return S::kRank == 4 ? own.row % 2 * 8 + own.column : own.column;
 }
 
 // y in bf16 waits for whole rows to go out: each row in the first half of its gates' row, in the
@@ -184,11 +215,10 @@ __device__ __forceinline__ void gate_ranks(const Out& out, float (&o)[kAccumulat
 template <class Out>
 __device__ __forceinline__ void put_rows(const Out& out, const float (&y)[kAccumulators]) {
   using S = typename Out::Shape;
-  if (S::kRank == 4 && out.own.row % 2 != 0) return;
   const std::uint32_t place =
-      shared_address(out.stage.gates) + y_place(out.own.row, out.own.column);
+      shared_address(out.stage.gates) + y_place(y_row<S>(out.own), y_column<S>(out.own));
 #pragma unroll
-  for (int j = 0; j < kColumnSteps; ++j) {
+  for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
     store_shared(at_piece(place, j), pack_bf16(y[4 * j], y[4 * j + 1]));
     if (S::kRank > 1) continue;
     store_shared<8 * kGateRowBytes>(at_piece(place, j), pack_bf16(y[4 * j + 2], y[4 * j + 3]));
@@ -221,15 +251,14 @@ __device__ __forceinline__ void store_rows(const Out& out) {
 template <class Out>
 __device__ __forceinline__ void store_wide(const Out& out, const float (&y)[kAccumulators]) {
   using S = typename Out::Shape;
-  if (S::kRank == 4 && out.own.row % 2 != 0) return;
 #pragma unroll
   for (int half = 0; half < (S::kRank == 1 ? 2 : 1); ++half) {
     const std::int64_t token = out.begin + Weights<S>::row_token(out.own, half);
     if (token >= out.at.end) continue;
     float* to = static_cast<float*>(out.job.y) + token * out.job.y_stride +
-                out.at.head * kChunkHeadDim + out.own.column;
+                out.at.head * kChunkHeadDim + y_column<S>(out.own);
 #pragma unroll
-    for (int j = 0; j < kColumnSteps; ++j) {
+    for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
       to[8 * j] = y[4 * j + 2 * half];
       to[8 * j + 1] = y[4 * j + 2 * half + 1];
     }
@@ -238,16 +267,19 @@ __device__ __forceinline__ void store_wide(const Out& out, const float (&y)[kAcc
 
 // `o` becomes y.
 template <class Out>
-__device__ __forceinline__ void write_chunk(const Out& out, float (&o)[kAccumulators]) {
+__device__ __forceinline__ void write_chunk(const Out& out, const GateRows& gates,
+                                            float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
+  add_skip_x(out, o);
+  if (out.job.sizes.out_norm) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    finish_read_out(out, Weights<S>::row_token(out.own, half), rank_of<S>(out.own, half), half, o);
+    for (int half = 0; half < 2; ++half) norm_row(out, half, o);
   }
   if constexpr (S::kRank == 1) {
-    gate_rows(out, o);
+    gate_rows(gates, o);
   } else {
-    gate_ranks(out, o);
+    gate_ranks(gates, o);
+    if constexpr (S::kRank == 4) add_other_ranks(out.own, o);
   }
   if constexpr (Out::kIsWide) {
     store_wide(out, o);
@@ -272,12 +304,16 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
     ChunkStage<S>& stage = m.stages[s];
     barrier_wait(&m.filled[s], cursor.parity);
     barrier_wait(&m.shown[s], cursor.parity);
-    float o[kAccumulators];
-    read_out<S>(own, stage, o);
+    float products[2][kAccumulators];
+    auto& o = products[1];
+    start_read_out<S>(own, stage, m.weights[cursor.weights()], products);
+    const GateRows gates(own, stage);
+    wgmma_wait<0>();
+    wgmma_hold(o);
     if (__builtin_expect(job.y_bf16, 1)) {
-      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, o);
+      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, gates, o);
     } else {
-      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, o);
+      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, gates, o);
     }
     arrive_warp(&m.emptied[s], at.lane);
     cursor.next();

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "ops/mamba3_scan/scan_chunked_columns_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_gates_cuda.cuh"
 
 namespace mamba3 {
 namespace {
@@ -91,15 +91,18 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenB
 template <class S>
 __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
                                            ChunkStage<S>& stage) {
-  const std::uint32_t place = shared_address(stage.tiles[0].h) + swizzled(own.row, own.column);
+  // A lane says where a row of eight columns goes: rows 0 to 15 of two steps of columns.
+  const unsigned lane = threadIdx.x % kWarpLanes;
+  const std::uint32_t place =
+      shared_address(stage.tiles[0].h) + swizzled(own.row / 16 * 16 + lane % 16, lane / 16 * 8);
   for_each_number<S::kTiles>([&](auto tile) {
     constexpr int kTile = decltype(tile)::value;
 #pragma unroll
-    for (int j = 0; j < kColumnSteps; ++j) {
-      const std::uint32_t to = at_piece(place, j);
+    for (int j = 0; j < kColumnSteps; j += 2) {
       const float* from = &h[kTile][4 * j];
-      store_shared<kTile * kNextTile>(to, pack_bf16(from[0], from[1]));
-      store_shared<kTile * kNextTile + 8 * kTileRowBytes>(to, pack_bf16(from[2], from[3]));
+      store_matrices<kTile * kNextTile>(
+          at_piece(place, j), make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]),
+                                         pack_bf16(from[4], from[5]), pack_bf16(from[6], from[7])));
     }
   });
 }
@@ -108,13 +111,13 @@ __device__ __forceinline__ void show_state(const Fragment& own, const State<S>& 
 template <class S>
 __device__ __forceinline__ void multiply_rows(const ChunkStage<S>& stage,
                                               float (&d)[2][kAccumulators]) {
-  const std::uint64_t q = wgmma_operand(shared_address(stage.q));
-  const std::uint64_t k_and_h = wgmma_operand(shared_address(stage.tiles));
+  const std::uint64_t q = wgmma_operand(shared_address(stage.tiles[0].q));
+  const std::uint64_t k_and_h = wgmma_operand(shared_address(stage.tiles[0].k));
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-      wgmma_k16(d, wgmma_further(q, tile * kTileBytes + step * 32),
+      wgmma_k16(d, wgmma_further(q, tile * kNextTile + step * 32),
                 wgmma_further(k_and_h, tile * kNextTile + step * 32), tile + step > 0);
     }
   }
@@ -149,31 +152,43 @@ __device__ __forceinline__ float pair_weight(const TokenTerms& row, const TokenT
          column.fill;
 }
 
-// 16 columns of the scores with their weights, as the next product takes them. kDiagonal: those of
-// the rows' own tokens, where what is later counts for nothing, whatever it is.
-template <class S, bool kDiagonal>
-__device__ __forceinline__ void weigh_columns(const ChunkStage<S>& stage, const Fragment& own,
-                                              const TokenTerms (&rows)[Weights<S>::kRowTokens],
-                                              unsigned group, const float* scores,
-                                              std::uint32_t (&out)[4]) {
+// Of the thread's scores: of each group of 16 columns those of its tokens.
+template <class S>
+using ScoreWeights = float[4][Weights<S>::kRowTokens][Weights<S>::kColumnTokens];
+
+// Groups behind the rows' own tokens have none.
+template <class S>
+__device__ __forceinline__ void make_score_weights(const ChunkWeights<S>& of_chunk,
+                                                   const Fragment& own, ScoreWeights<S>& out) {
   using W = Weights<S>;
-  float weights[W::kRowTokens][W::kColumnTokens];
-  bool later[W::kRowTokens][W::kColumnTokens];
+  TokenTerms rows[W::kRowTokens];
 #pragma unroll
-  for (int c = 0; c < W::kColumnTokens; ++c) {
-    const unsigned token = W::column_token(own, group, c);
-    const TokenTerms column = stage.terms[token];
+  for (int i = 0; i < W::kRowTokens; ++i) rows[i] = of_chunk.terms[W::row_token(own, i)];
+  const unsigned diagonal = own.row / 16;
 #pragma unroll
-    for (int i = 0; i < W::kRowTokens; ++i) {
-      weights[i][c] = pair_weight(rows[i], column);
-      later[i][c] = false;
-      if constexpr (kDiagonal) {
-        const unsigned row_token = W::row_token(own, i);
-        later[i][c] = token > row_token;
-        if (token == row_token) weights[i][c] = rows[i].now;
+  for (unsigned group = 0; group < 4; ++group) {
+    if (group > diagonal) break;
+#pragma unroll
+    for (int c = 0; c < W::kColumnTokens; ++c) {
+      const unsigned token = W::column_token(own, group, c);
+      const TokenTerms column = of_chunk.terms[token];
+#pragma unroll
+      for (int i = 0; i < W::kRowTokens; ++i) {
+        const float weight = pair_weight(rows[i], column);
+        out[group][i][c] = token == W::row_token(own, i) ? rows[i].now : weight;
       }
     }
   }
+}
+
+// 16 columns of the scores with their weights, as the next product takes them. kDiagonal: those of
+// the rows' own tokens, where what is later counts for nothing, whatever it is.
+template <class S, bool kDiagonal>
+__device__ __forceinline__ void weigh_columns(
+    const Fragment& own, unsigned group,
+    const float (&weights)[Weights<S>::kRowTokens][Weights<S>::kColumnTokens], const float* scores,
+    std::uint32_t (&out)[4]) {
+  using W = Weights<S>;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -183,7 +198,8 @@ __device__ __forceinline__ void weigh_columns(const ChunkStage<S>& stage, const 
       for (int e = 0; e < 2; ++e) {
         const int i = W::kRowTokens == 2 ? half : 0;
         const int c = W::column_index(j, e);
-        weighted[e] = later[i][c] ? 0.0f : weights[i][c] * scores[4 * j + 2 * half + e];
+        const bool later = kDiagonal && W::column_token(own, group, c) > W::row_token(own, i);
+        weighted[e] = later ? 0.0f : weights[i][c] * scores[4 * j + 2 * half + e];
       }
       out[2 * j + half] = pack_bf16(weighted[0], weighted[1]);
     }
@@ -191,20 +207,16 @@ __device__ __forceinline__ void weigh_columns(const ChunkStage<S>& stage, const 
 }
 
 template <class S>
-__device__ __forceinline__ void weigh_scores(const ChunkStage<S>& stage, const Fragment& own,
+__device__ __forceinline__ void weigh_scores(const Fragment& own, const ScoreWeights<S>& weights,
                                              const float (&scores)[kAccumulators],
                                              std::uint32_t (&out)[4][4]) {
-  using W = Weights<S>;
-  TokenTerms rows[W::kRowTokens];
-#pragma unroll
-  for (int i = 0; i < W::kRowTokens; ++i) rows[i] = stage.terms[W::row_token(own, i)];
   const unsigned diagonal = own.row / 16;
 #pragma unroll
   for (unsigned group = 0; group < 4; ++group) {
     if (group < diagonal) {
-      weigh_columns<S, false>(stage, own, rows, group, &scores[8 * group], out[group]);
+      weigh_columns<S, false>(own, group, weights[group], &scores[8 * group], out[group]);
     } else if (group == diagonal) {
-      weigh_columns<S, true>(stage, own, rows, group, &scores[8 * group], out[group]);
+      weigh_columns<S, true>(own, group, weights[group], &scores[8 * group], out[group]);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[group][i] = 0;

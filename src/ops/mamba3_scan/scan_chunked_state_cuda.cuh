@@ -1,32 +1,36 @@
-// The state of the chunked scan, in the accumulators of one warpgroup, which also brings x, decays
-// and phases of the next chunks.
+// The state of the chunked scan, in the accumulators of one warpgroup, which also makes phases and
+// weights of the next chunks.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
 
+#include <cstddef>
 #include <cstdint>
 
+#include "ops/mamba3_scan/scan_chunked_decays_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_products_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_turns_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
-// Column p of X, times the weights at the chunk's end, for 16 rows: the first factor of h'.
+// Column p of X, times the weights at the chunk's end, for 16 rows: where x is not spread over
+// ranks, nobody else has faded it.
 template <class S>
-__device__ __forceinline__ void load_faded(const ChunkStage<S>& stage, const Fragment& own,
+__device__ __forceinline__ void load_faded(const ChunkStage<S>& stage,
+                                           const ChunkWeights<S>& weights, const Fragment& own,
                                            int step, std::uint32_t (&out)[4]) {
   const unsigned lane = threadIdx.x % kWarpLanes;
   const unsigned row = 16 * step + lane / 16 * 8 + lane % 8;
   const unsigned p = own.row / 16 * 16 + lane / 8 % 2 * 8;
-  const std::uint32_t from = stage.x_rows() + swizzled(row, p);
+  const std::uint32_t from = shared_address(stage.x) + swizzled(row, p);
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(from));
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 fade =
-        *reinterpret_cast<const float2*>(&stage.fade[16 * step + i / 2 * 8 + own.column]);
+        *reinterpret_cast<const float2*>(&weights.fade[16 * step + i / 2 * 8 + own.column]);
     float a;
     float b;
     unpack_bf16(out[i], a, b);
@@ -34,22 +38,23 @@ __device__ __forceinline__ void load_faded(const ChunkStage<S>& stage, const Fra
   }
 }
 
-// h' = decay h + (faded X)^T K
+// (faded X)^T K, added to what is left of h: X from memory, or from registers.
 template <class S>
-__device__ __forceinline__ void update_state(const Fragment& own, const ChunkStage<S>& stage,
-                                             State<S>& h) {
-  std::uint32_t faded[4][4];
+__device__ __forceinline__ void add_tokens(const ChunkStage<S>& stage, State<S>& h) {
+  static_assert(offsetof(ChunkStage<S>, faded_x) % 1024 == 0);  // an operand's place
+  const std::uint64_t x = wgmma_operand(shared_address(stage.faded_x));
+  const std::uint64_t k = wgmma_operand(shared_address(stage.tiles[0].k), kNextTile);
 #pragma unroll
-  for (int step = 0; step < 4; ++step) load_faded<S>(stage, own, step, faded[step]);
-  const float decay = stage.chunk_decay;
-#pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
-    wgmma_hold(h[tile]);
+  for (int step = 0; step < 4; ++step) {
+    constexpr int kStep = 16 * kTileRowBytes;
+    wgmma_k16<1, 1>(h, wgmma_further(x, step * kStep), wgmma_further(k, step * kStep), true);
   }
+}
+
+template <class S>
+__device__ __forceinline__ void add_tokens(const ChunkStage<S>& stage,
+                                           const std::uint32_t (&faded)[4][4], State<S>& h) {
   const std::uint64_t k = wgmma_operand(shared_address(stage.tiles[0].k));
-  wgmma_fence();
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
@@ -58,25 +63,63 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
                    wgmma_further(k, tile * kNextTile + step * 16 * kTileRowBytes));
     }
   }
+}
+
+// h' = decay h + (faded X)^T K. Calls `meanwhile` while the product is made.
+template <class S, class F>
+__device__ __forceinline__ void update_state(const Fragment& own, const ChunkStage<S>& stage,
+                                             const ChunkWeights<S>& weights, State<S>& h,
+                                             const F& meanwhile) {
+  std::uint32_t faded[4][4];
+  if constexpr (S::kRank == 1) {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) load_faded<S>(stage, weights, own, step, faded[step]);
+  }
+  const float decay = weights.chunk_decay;
+#pragma unroll
+  for (int tile = 0; tile < S::kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
+    wgmma_hold(h[tile]);
+  }
+  wgmma_fence();
+  if constexpr (S::kRank == 1) {
+    add_tokens<S>(stage, faded, h);
+  } else {
+    add_tokens<S>(stage, h);
+  }
   wgmma_commit();
+  meanwhile();
   wgmma_wait<0>();
 #pragma unroll
   for (int tile = 0; tile < S::kTiles; ++tile) wgmma_hold(h[tile]);
+}
+
+// x of the chunk's token `kept`, in fp32, as the op was given it.
+template <class S>
+__device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
+                                       int kept, ChunkStage<S>& stage) {
+  for (int p = static_cast<int>(at.lane); p < kChunkHeadDim; p += kWarpLanes) {
+    const std::int64_t token = begin + kept;
+    const int column = at.head * kChunkHeadDim + p;
+    stage.kept.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
+                                 : job.columns.x[token * job.columns.row_stride + column];
+  }
 }
 
 // Which warp of the group with the state does what no other does.
 constexpr int kWeighingWarp = 1;
 constexpr int kKeepingWarp = 2;
 
-// The warpgroup's way through the chunks of a sequence. A chunk is begun when the one before is
-// taken into the state; its phases are made one chunk earlier still.
+// The warpgroup's way through the chunks of a sequence. The state before a chunk is shown when the
+// chunk before is in it; phases and weights are made one chunk earlier still.
 template <class S>
 struct StateCarrier {
   const ChunkedScanJob& job;
   ChunkMemory<S>& m;
   ChunkPlace at;
   Fragment own;
-  Decays<S> decays;  // of the chunk after the one that was begun
+  Decays<S> decays;  // of the chunk whose weights are made next
   Turner<S> turner;
   State<S> h;
 
@@ -92,44 +135,34 @@ struct StateCarrier {
     __pipeline_commit();
   }
 
-  // Of the chunk from `begin` on, whose request is not the last one but kNewer.
-  template <int kNewer>
-  __device__ __forceinline__ void make_turns(int begin, int stage) {
-    __pipeline_wait_prior(kNewer);
+  // Phases and weights of the chunk from `begin` on, which was requested.
+  __device__ __forceinline__ void make_turns(int begin, int stage, unsigned weights) {
+    if (begin >= at.end) return;
+    __pipeline_wait_prior(0);
     __syncwarp();
-    if (begin < at.end) {
-      turner.make(at, m, m.turns[stage]);
-      arrive_warp(&m.turned[stage], at.lane);
-    }
-    request_turns(begin + S::kTokens);
-  }
-
-  // The state before the chunk from `begin` on, x and weights go into its stage. finish_chunk says
-  // so when x is there.
-  __device__ __forceinline__ void begin_chunk(int begin, const TokenBefore<S>& before,
-                                              const StageCursor& cursor) {
-    if ((begin - at.begin) % kGridTokens == 0) {
-      add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
-    }
-    barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
-    ChunkStage<S>& stage = m.stages[cursor.stage];
-    request_x(job, at, begin, stage);
-    if constexpr (S::kOutputs) {
-      show_state<S>(own, h, stage);
-      fence_async_proxy();
-      arrive_warp(&m.shown[cursor.stage], at.lane);
-    }
-    if (at.warp % kGroupWarps != kWeighingWarp) return;
+    turner.make(at, m, m.turns[stage]);
     const int next = begin + S::kTokens;
-    decays.weigh(at.lane, (next - at.begin) % kGridTokens != 0, stage);
-    decays.load(job, at, next);
+    if (at.warp % kGroupWarps == kWeighingWarp) {
+      decays.weigh(at.lane, begin, min(next, at.end), (next - at.begin) % kGridTokens != 0,
+                   m.weights[weights]);
+      decays.load(job, at, next);
+    }
+    arrive_warp(&m.turned[stage], at.lane);
+    request_turns(next);
   }
 
-  // Of two requests, of x and then of what turns, the first is waited for.
-  __device__ __forceinline__ void finish_chunk(int stage) {
-    __pipeline_wait_prior(1);
+  // The state before the chunk whose stage that is.
+  __device__ __forceinline__ void show(const StageCursor& cursor) {
+    barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
+    if constexpr (!S::kOutputs) return;
+    show_state<S>(own, h, m.stages[cursor.stage]);
     fence_async_proxy();
-    arrive_warp(&m.filled[stage], at.lane);
+    arrive_warp(&m.shown[cursor.stage], at.lane);
+  }
+
+  __device__ __forceinline__ void add_token_before(int begin, const TokenBefore<S>& before) {
+    if ((begin - at.begin) % kGridTokens != 0) return;
+    add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
   }
 
   __device__ __forceinline__ void keep_last_x(int begin, ChunkStage<S>& stage) {
@@ -142,10 +175,10 @@ struct StateCarrier {
   __device__ __forceinline__ void run() {
     StageCursor cursor;
     request_turns(at.begin);
-    make_turns<0>(at.begin, 0);
-    begin_chunk(at.begin, m.before, cursor);
-    make_turns<1>(at.begin + S::kTokens, 1);
-    finish_chunk(0);
+    make_turns(at.begin, 0, 0);
+    add_token_before(at.begin, m.before);
+    show(cursor);
+    make_turns(at.begin + S::kTokens, 1, 1);
     int last = 0;
     for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
       forget_lane(at);
@@ -153,15 +186,15 @@ struct StateCarrier {
       const int s = last = cursor.uniform_stage();
       ChunkStage<S>& stage = m.stages[s];
       barrier_wait(&m.filled[s], cursor.parity);
-      update_state<S>(own, stage, h);
+      const unsigned weights = cursor.weights();
+      update_state<S>(own, stage, m.weights[weights], h,
+                      [&] { make_turns(begin + 2 * S::kTokens, s, weights ^ kStages); });
       keep_last_x(begin, stage);
       cursor.next();
       const int next = begin + S::kTokens;
-      if (next < at.end) begin_chunk(next, stage.kept, cursor);
+      if (next < at.end) add_token_before(next, stage.kept);
       arrive_warp(&m.emptied[s], at.lane);
-      if (next >= at.end) break;
-      make_turns<1>(next + S::kTokens, s);
-      finish_chunk(cursor.stage);
+      if (next < at.end) show(cursor);
     }
     const ChunkPlace place(job);
     const HeadState end = end_state(job, place);

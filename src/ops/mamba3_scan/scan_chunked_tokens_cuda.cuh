@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/arena.h"
@@ -43,14 +44,17 @@ struct ChunkedScanJob {
 
   // B and C divided by their root mean square, which makes them small enough for fp16: eight times
   // the precision of bf16. See canonical_place.
-  __half* in_b;         // [g, t, r, n]
-  __half* out_c;        // [g, t, r, n]
-  double* dt;           // [h, t]
-  double* log_decay;    // [h, t]
-  float2* weights;      // [h, t]  gamma, and (1 - lam) dt
-  double* half_tanh;    // [t, n / 2]  zero where nothing is rotated
-  ScanPiece* pieces;    // of one walk
-  const void* nothing;  // an address, where zeros are asked for
+  __half* in_b;   // [g, t, r, n]
+  __half* out_c;  // [g, t, r, n]
+  double* dt;     // [h, t]
+  // Of each 32 tokens from the first on, running sums of what they leave of a state, as base-2
+  // logarithms in units of kDecayUnit. Sums of integers do not depend on where they begin, so a
+  // sequence's bits do not depend on its place among others.
+  std::int64_t* decays;  // [h, t]
+  float2* weights;       // [h, t]  gamma, and (1 - lam) dt
+  double* half_tanh;     // [t, 32 or 64]  zero where nothing is rotated
+  ScanPiece* pieces;     // of one walk
+  const void* nothing;   // an address, where zeros are asked for
 };
 
 // The place among the canonical n of number `at` of a row here, where the pairs that one lane of a
@@ -63,90 +67,152 @@ __host__ __device__ inline int canonical_place(const TokenSizes& sizes, int at) 
 
 namespace {
 
+constexpr int kDecayTokens = kWarpLanes;
+constexpr double kDecayUnit = 0x1p-40;
+constexpr double kLeastDecay = -65536;  // of a token; exp2 of it is zero, and sums of it fit
+
 constexpr int kPrepareThreads = 256;
 constexpr int kPrepareWarps = kPrepareThreads / kWarpLanes;
-constexpr int kMostLanePairs = 2;  // n is at most 128
 // Finding the order takes time with the square of the number; beyond this many it is not worth it.
 constexpr std::int64_t kMostOrdered = 2048;
 
-// A warp takes a row of B or C.
-__global__ void __launch_bounds__(kPrepareThreads) normalise_rows_kernel(const ChunkedScanJob job) {
+// A warp takes some rows of B or C, one behind the other in memory where the rows of tokens are.
+constexpr int kNormRows = 4;
+constexpr int kNormBlockRows = kPrepareWarps * kNormRows;
+
+struct SharedRow {
+  const float* from;
+  __half* to;
+};
+
+// Number `row` of all rows of B, and then of C.
+__device__ __forceinline__ SharedRow shared_row(const ChunkedScanJob& job, std::int64_t row) {
   const TokenSizes& sizes = job.sizes;
-  const std::int64_t rows_per_token = std::int64_t{sizes.rank} * sizes.groups;
-  const std::int64_t rows = job.tokens * rows_per_token;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  std::int64_t row =
-      std::int64_t{blockIdx.x} * kPrepareWarps + static_cast<int>(threadIdx.x) / kWarpLanes;
-  if (row >= 2 * rows) return;
+  const unsigned per_token = sizes.rank * sizes.groups;
+  const std::int64_t rows = job.tokens * per_token;
   const bool is_b = row < rows;
-  if (!is_b) row -= rows;
-  const std::int64_t token = row / rows_per_token;
-  const int in_token = static_cast<int>(row - token * rows_per_token);
+  const auto own = static_cast<std::uint32_t>(is_b ? row : row - rows);  // of fewer than 2^32
+  const std::int64_t token = own / per_token;
+  const auto in_token = static_cast<int>(own % per_token);
   const int r = in_token / sizes.groups;
   const int g = in_token - r * sizes.groups;
-  const float* from = (is_b ? job.columns.in_b : job.columns.out_c) +
-                      token * job.columns.row_stride + std::int64_t{in_token} * sizes.state;
-  const int half = sizes.state / 2;
-  const int lane_pairs = half / kWarpLanes;
-  float2 held[kMostLanePairs];
-  float squares = 0;
+  return {
+      (is_b ? job.columns.in_b : job.columns.out_c) + token * job.columns.row_stride +
+          std::int64_t{in_token} * sizes.state,
+      (is_b ? job.in_b : job.out_c) + ((g * job.tokens + token) * sizes.rank + r) * sizes.state};
+}
+
+// kLanePairs: of a row, a lane's.
+template <int kLanePairs>
+__device__ void normalise_rows(const ChunkedScanJob& job, std::int64_t first, std::int64_t rows) {
+  constexpr int kHalf = kLanePairs * kWarpLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  float2 held[kNormRows][kLanePairs];
 #pragma unroll
-  for (int j = 0; j < kMostLanePairs; ++j) {
-    const int pair = j * kWarpLanes + lane;
-    held[j] = make_float2(0, 0);
-    if (pair >= half) continue;
-    held[j] = sizes.mimo ? make_float2(from[pair], from[pair + half])
-                         : make_float2(from[2 * pair], from[2 * pair + 1]);
-    squares += held[j].x * held[j].x + held[j].y * held[j].y;
-  }
-  for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
-  }
-  const float scale =
-      1.0f / sqrtf(squares / static_cast<float>(sizes.state) + static_cast<float>(kBcNormEps));
-  auto* to = reinterpret_cast<__half2*>((is_b ? job.in_b : job.out_c) +
-                                        ((g * job.tokens + token) * sizes.rank + r) * sizes.state);
+  for (int i = 0; i < kNormRows; ++i) {
+    const float* from = shared_row(job, min(first + i, rows - 1)).from;
 #pragma unroll
-  for (int j = 0; j < kMostLanePairs; ++j) {
-    const int pair = j * kWarpLanes + lane;
-    if (pair < half) {
-      to[lane * lane_pairs + j] = __floats2half2_rn(held[j].x * scale, held[j].y * scale);
+    for (int j = 0; j < kLanePairs; ++j) {
+      const int pair = j * kWarpLanes + lane;
+      held[i][j] = job.sizes.mimo ? make_float2(from[pair], from[pair + kHalf])
+                                  : make_float2(from[2 * pair], from[2 * pair + 1]);
     }
   }
-}
-
-__device__ void weigh_token(const ChunkedScanJob& job, std::int64_t token, int head) {
-  const std::int64_t from = token * job.columns.row_stride + head;
-  const std::int64_t to = head * job.tokens + token;
-  const TokenNumbers numbers =
-      token_numbers(job.sizes, job.columns.dt_raw[from], job.params.dt_bias[head],
-                    job.columns.decay_raw[from], job.columns.trap_raw[from]);
-  job.dt[to] = numbers.dt;
-  job.log_decay[to] = numbers.log_decay;
-  job.weights[to] = make_float2(static_cast<float>(numbers.now), static_cast<float>(numbers.carry));
-}
-
-// A block takes 32 tokens of eight heads, which read one piece of memory; the blocks after those
-// take the angles.
-__global__ void __launch_bounds__(kPrepareThreads)
-    token_numbers_of_heads_kernel(const ChunkedScanJob job, unsigned head_blocks) {
-  const TokenSizes& sizes = job.sizes;
-  if (blockIdx.x < head_blocks) {
-    const unsigned across = (sizes.heads + kPrepareWarps - 1) / kPrepareWarps;
-    const int head =
-        static_cast<int>(blockIdx.x % across * kPrepareWarps + threadIdx.x / kWarpLanes);
-    const std::int64_t token =
-        std::int64_t{blockIdx.x / across} * kWarpLanes + threadIdx.x % kWarpLanes;
-    if (head < sizes.heads && token < job.tokens) weigh_token(job, token, head);
-    return;
+#pragma unroll
+  for (int i = 0; i < kNormRows; ++i) {
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < kLanePairs; ++j) {
+      squares += held[i][j].x * held[i][j].x + held[i][j].y * held[i][j].y;
+    }
+    for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
+      squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
+    }
+    const float scale =
+        1.0f / sqrtf(squares / static_cast<float>(2 * kHalf) + static_cast<float>(kBcNormEps));
+    struct alignas(4 * kLanePairs) Pairs {
+      __half2 pairs[kLanePairs];
+    } out;
+#pragma unroll
+    for (int j = 0; j < kLanePairs; ++j) {
+      out.pairs[j] = __floats2half2_rn(held[i][j].x * scale, held[i][j].y * scale);
+    }
+    if (first + i >= rows) return;
+    reinterpret_cast<Pairs*>(shared_row(job, first + i).to)[lane] = out;
   }
-  const std::int64_t i = std::int64_t{blockIdx.x - head_blocks} * kPrepareThreads + threadIdx.x;
-  const int half = sizes.state / 2;
-  if (i >= job.tokens * half) return;
-  const std::int64_t token = i / half;
-  const int angle = static_cast<int>(i - token * half);
-  const float* row = job.columns.angle_raw + token * job.columns.row_stride;
-  job.half_tanh[i] = angle < sizes.angles ? half_tanh(row[angle]) : 0.0;
+}
+
+// The numbers of 32 tokens of a head, by a warp.
+__device__ void weigh_tokens(const ChunkedScanJob& job, std::int64_t token, int head) {
+  constexpr double kLog2e = 1.4426950408889634;
+  const bool is = token < job.tokens;
+  TokenNumbers numbers{};
+  if (is) {
+    const std::int64_t from = token * job.columns.row_stride + head;
+    numbers = token_numbers(job.sizes, job.columns.dt_raw[from], job.params.dt_bias[head],
+                            job.columns.decay_raw[from], job.columns.trap_raw[from]);
+  }
+  // What is not a number leaves nothing, and its weights say that it was none.
+  const double decay = fmax(numbers.log_decay * kLog2e, kLeastDecay);
+  const float broken = isnan(numbers.log_decay) ? nanf("") : 0.0f;
+  std::int64_t sum = __double2ll_rn(decay / kDecayUnit);
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+#pragma unroll
+  for (int step = 1; step < kWarpLanes; step *= 2) {
+    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += below;
+  }
+  if (!is) return;
+  const std::int64_t to = head * job.tokens + token;
+  job.dt[to] = numbers.dt;
+  job.decays[to] = sum;
+  job.weights[to] = make_float2(static_cast<float>(numbers.now) + broken,
+                                static_cast<float>(numbers.carry) + broken);
+}
+
+// Angles in a row of half_tanh: what a chunk's warps read.
+__host__ __device__ inline int angle_columns(const TokenSizes& sizes) {
+  return sizes.angles <= kWarpLanes ? kWarpLanes : 2 * kWarpLanes;
+}
+
+// Blocks of the kernel below, by what they make.
+struct PrepareBlocks {
+  unsigned norms;
+  unsigned heads;
+  unsigned angles;
+};
+
+// Rows of B and C wait for memory, what the heads need of a token for arithmetic in double: blocks
+// for either stand side by side. For heads, a block takes 32 tokens of eight of them, which read
+// one piece of memory.
+__global__ void __launch_bounds__(kPrepareThreads)
+    prepare_tokens_kernel(const ChunkedScanJob job, const PrepareBlocks blocks) {
+  constexpr unsigned kKinds = 3;
+  const TokenSizes& sizes = job.sizes;
+  const unsigned kind = blockIdx.x % kKinds;
+  const unsigned block = blockIdx.x / kKinds;
+  const unsigned warp = threadIdx.x / kWarpLanes;
+  if (kind == 0 && block < blocks.norms) {
+    const std::int64_t rows = 2 * job.tokens * sizes.rank * sizes.groups;
+    const std::int64_t first =
+        std::int64_t{block} * kNormBlockRows + static_cast<int>(warp) * kNormRows;
+    if (first >= rows) return;
+    sizes.state == 2 * kWarpLanes ? normalise_rows<1>(job, first, rows)
+                                  : normalise_rows<2>(job, first, rows);
+  } else if (kind == 1 && block < blocks.heads) {
+    const unsigned across = (sizes.heads + kPrepareWarps - 1) / kPrepareWarps;
+    const auto head = static_cast<int>(block % across * kPrepareWarps + warp);
+    const std::int64_t token = std::int64_t{block / across} * kWarpLanes + threadIdx.x % kWarpLanes;
+    if (head < sizes.heads) weigh_tokens(job, token, head);
+  } else if (kind == 2 && block < blocks.angles) {
+    const unsigned columns = angle_columns(sizes);
+    const auto angle = static_cast<int>(threadIdx.x % columns);
+    const std::int64_t token =
+        std::int64_t{block} * (kPrepareThreads / columns) + threadIdx.x / columns;
+    if (token >= job.tokens) return;
+    const float* row = job.columns.angle_raw + token * job.columns.row_stride;
+    job.half_tanh[token * columns + angle] = angle < sizes.angles ? half_tanh(row[angle]) : 0.0;
+  }
 }
 
 // z and x of an op that has them in fp32.
@@ -202,22 +268,22 @@ void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
   job.in_b = scope.allocate<__half>(shared);
   job.out_c = scope.allocate<__half>(shared);
   job.dt = scope.allocate<double>(pairs);
-  job.log_decay = scope.allocate<double>(pairs);
+  job.decays = scope.allocate<std::int64_t>(pairs);
   job.weights = scope.allocate<float2>(pairs);
-  job.half_tanh = scope.allocate<double>(job.tokens * (sizes.state / 2));
+  job.half_tanh = scope.allocate<double>(job.tokens * angle_columns(sizes));
 }
 
 void prepare_chunked_tokens(const ChunkedScanJob& job, cudaStream_t stream) {
   const TokenSizes& sizes = job.sizes;
   const std::int64_t rows = 2 * job.tokens * sizes.rank * sizes.groups;
-  normalise_rows_kernel<<<grid_blocks(rows, kPrepareWarps), kPrepareThreads, 0, stream>>>(job);
-  check_launch("mamba3_scan: norms");
-  const unsigned head_blocks = grid_blocks((job.tokens + kWarpLanes - 1) / kWarpLanes *
-                                           ((sizes.heads + kPrepareWarps - 1) / kPrepareWarps));
-  const unsigned angle_blocks = grid_blocks(job.tokens * (sizes.state / 2), kPrepareThreads);
-  token_numbers_of_heads_kernel<<<head_blocks + angle_blocks, kPrepareThreads, 0, stream>>>(
-      job, head_blocks);
-  check_launch("mamba3_scan: numbers");
+  const PrepareBlocks blocks{grid_blocks(rows, kNormBlockRows),
+                             grid_blocks((job.tokens + kWarpLanes - 1) / kWarpLanes *
+                                         ((sizes.heads + kPrepareWarps - 1) / kPrepareWarps)),
+                             grid_blocks(job.tokens * angle_columns(sizes), kPrepareThreads)};
+  const unsigned most = std::max({blocks.norms, blocks.heads, blocks.angles});
+  prepare_tokens_kernel<<<grid_blocks(std::int64_t{3} * most), kPrepareThreads, 0, stream>>>(
+      job, blocks);
+  check_launch("mamba3_scan: tokens");
 }
 
 void order_sequences(ChunkedScanJob& job, ArenaScope& scope, cudaStream_t stream) {

@@ -25,9 +25,16 @@ template <class S>
 struct Turner {
   static constexpr int kTokens = S::kTokens / kTurnQuarters;
   static constexpr unsigned kAnglesAtOnce = kWarpLanes / kTurnQuarters;
-  std::uint32_t start[S::kTurned];  // before the next chunk
+  static constexpr int kRow = S::kTurned * kWarpLanes;  // of half_tanh
+  std::uint32_t start[S::kTurned];                      // before the next chunk
+  // Of the next chunk to be requested: the lane's first token and angle, and its first dt.
+  const double* tanh_from;
+  const double* dt_from;
 
-  __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at) {
+  __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at)
+      : tanh_from(job.half_tanh + (std::int64_t{at.begin} + first_token(at)) * kRow +
+                  angle_of(at, 0)),
+        dt_from(job.dt + at.head * job.tokens + at.begin + at.lane) {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
@@ -37,12 +44,14 @@ struct Turner {
 
   // A lane brings what it reads itself, but for dt. Tokens behind the end turn nothing.
   __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
-                                          int begin, ChunkMemory<S>& m) const {
+                                          int begin, ChunkMemory<S>& m) {
     if (__builtin_expect(begin + S::kTokens <= at.end, 1)) {
       request_tokens<true>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
     } else {
       request_tokens<false>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
     }
+    tanh_from += S::kTokens * kRow;
+    dt_from += S::kTokens;
   }
 
   // When what was requested is there.
@@ -87,34 +96,33 @@ struct Turner {
   static __device__ __forceinline__ unsigned quarter_of(const ChunkPlace& at) {
     return at.lane / kAnglesAtOnce;
   }
+  static __device__ __forceinline__ int first_token(const ChunkPlace& at) {
+    return static_cast<int>(quarter_of(at)) * kTokens;
+  }
   static __device__ __forceinline__ unsigned angle_of(const ChunkPlace& at, int j) {
     return (j * kGroupWarps + at.warp % kGroupWarps) * kAnglesAtOnce + at.lane % kAnglesAtOnce;
   }
 
   template <bool kWhole>
-  static __device__ __forceinline__ void request_tokens(const ChunkedScanJob& job,
-                                                        const ChunkPlace& at, int begin,
-                                                        TurnInputs<S>& to) {
+  __device__ __forceinline__ void request_tokens(const ChunkedScanJob& job, const ChunkPlace& at,
+                                                 int begin, TurnInputs<S>& to) const {
     const auto bring = [&](double* place, const double* from, int token) {
       const bool is = kWhole || begin + token < at.end;
       __pipeline_memcpy_async(place, is ? static_cast<const void*>(from) : job.nothing,
                               sizeof(double), is ? 0 : sizeof(double));
     };
-    const auto first = static_cast<int>(quarter_of(at)) * kTokens;
-    const double* tokens = job.half_tanh + std::int64_t{begin + first} * (S::kState / 2);
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        bring(&to.half_tanh[j][t][at.lane], tokens + t * (S::kState / 2) + angle_of(at, j),
-              first + t);
+        bring(&to.half_tanh[j][t][at.lane], tanh_from + t * kRow + j * kWarpLanes,
+              first_token(at) + t);
       }
     }
-    const double* dt = job.dt + at.head * job.tokens + begin;
 #pragma unroll
     for (int i = 0; i < S::kTokens; i += kWarpLanes) {
       const int token = i + static_cast<int>(at.lane);
-      if (token < S::kTokens) bring(&to.dt[token], dt + token, token);
+      if (token < S::kTokens) bring(&to.dt[token], dt_from + i, token);
     }
   }
 

@@ -148,7 +148,7 @@ struct JoinMemory {
   std::uint32_t turns[kState / 2];
   float2 cos_sin[kState / 2];             // of the turns
   float2 k[kMostJoinedRank][kState / 2];  // rotated pairs
-  double log_decays[kJoinWarps];
+  double decays[kJoinWarps];
 };
 
 // One block: 32 columns of a head of a sequence. A lane has a column, a warp every eighth pair of
@@ -275,20 +275,20 @@ struct PartJoiner {
 
   // What is left of a state behind the section. All threads meet here.
   __device__ float decay_over(const ScanPiece& section) {
-    const double* from = job.log_decay + head * job.tokens;
-    double sum = 0;
+    const std::int64_t* from = job.decays + head * job.tokens;
+    double sum = 0;  // of many tokens, too much for an integer
     for (int t = section.begin + static_cast<int>(threadIdx.x); t < section.end;
          t += kJoinThreads) {
-      sum += from[t];
+      sum += static_cast<double>(from[t] - (t % kDecayTokens == 0 ? 0 : from[t - 1]));
     }
     for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
     }
-    if (threadIdx.x % kWarpLanes == 0) m.log_decays[warp] = sum;
+    if (threadIdx.x % kWarpLanes == 0) m.decays[warp] = sum;
     __syncthreads();
     double all = 0;
-    for (const double part : m.log_decays) all += part;
-    return static_cast<float>(exp(all));
+    for (const double part : m.decays) all += part;
+    return static_cast<float>(exp2(all * kDecayUnit));
   }
 };
 
