@@ -9,6 +9,12 @@ set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
 set(CMAKE_CUDA_STANDARD 20)
 
+# compute-sanitizer's racecheck loses sight of a warp that arrives at a barrier by one lane (device/bulk_copy.cuh).
+option(MAMBA3_RACECHECK "kernels whose barriers racecheck can follow; slower" OFF)
+if(MAMBA3_RACECHECK)
+  add_compile_definitions($<$<COMPILE_LANGUAGE:CUDA>:MAMBA3_RACECHECK>)
+endif()
+
 # Takes the name of a layer: adds its .cu files to it, and the libraries that they and its *_cuda.cpp files use.
 function(mamba3_cuda_layer name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cu)

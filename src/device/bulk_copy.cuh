@@ -28,6 +28,22 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
                : "memory");
 }
 
+// How often a warp arrives at a barrier. Once, by a lane for all: what the others did comes before
+// it by __syncwarp. The tool racecheck follows an arrival to its own lane only, so in a build for
+// it (MAMBA3_RACECHECK) every lane arrives.
+#ifdef MAMBA3_RACECHECK
+constexpr unsigned kWarpArrivals = 32;
+#else
+constexpr unsigned kWarpArrivals = 1;
+#endif
+
+// All that this warp has written and read comes before what others do after the barrier, which
+// counts kWarpArrivals for it.
+__device__ __forceinline__ void arrive_warp(Barrier* barrier, unsigned lane) {
+  __syncwarp();
+  if (lane < kWarpArrivals) barrier_arrive(barrier);
+}
+
 // Arrives, and keeps the phase open until copies have brought so many bytes.
 __device__ __forceinline__ void barrier_arrive_expecting(Barrier* barrier, std::uint32_t bytes) {
   asm volatile(

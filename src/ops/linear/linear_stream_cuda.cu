@@ -138,8 +138,7 @@ __device__ void multiply_weights(const StreamJob& job, const Share& share, const
           barrier_wait(&ring.full[at.stage], at.parity);
           multiply_stage<kTiles>(stages + at.offset(job), lane_rows,
                                  job.k - chunk * kChunk - warp * kWarpChunk, x[held], sums);
-          __syncwarp();
-          if (lane == 0) barrier_arrive(&ring.empty[at.stage]);
+          arrive_warp(&ring.empty[at.stage], lane);
           at.next();
         }
         if (kHeld < kChunks) x[held].load(job, (chunk + kHeld) % kChunks);
@@ -171,7 +170,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) stream_kernel(const StreamJo
   if (threadIdx.x == 0) {
     for (int i = 0; i < job.stages; ++i) {
       barrier_init(&scratch.ring.full[i], 1);
-      barrier_init(&scratch.ring.empty[i], kWarps);
+      barrier_init(&scratch.ring.empty[i], kWarpArrivals * kWarps);
     }
     barrier_init_done();
   }

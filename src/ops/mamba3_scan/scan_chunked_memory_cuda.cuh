@@ -176,10 +176,10 @@ struct ChunkMemory {
 
   __device__ void init_barriers() {
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(&turned[i], kGroupWarps);
-      barrier_init(&filled[i], kRotatingWarps);
-      barrier_init(&shown[i], kGroupWarps);
-      barrier_init(&emptied[i], (S::kOutputs ? 2 : 1) * kGroupWarps);
+      barrier_init(&turned[i], kWarpArrivals * kGroupWarps);
+      barrier_init(&filled[i], kWarpArrivals * kRotatingWarps);
+      barrier_init(&shown[i], kWarpArrivals * kGroupWarps);
+      barrier_init(&emptied[i], kWarpArrivals * (S::kOutputs ? 2 : 1) * kGroupWarps);
     }
     barrier_init_done();
   }
@@ -216,12 +216,6 @@ struct StageCursor {
 // Of the warps that have the state alone.
 __device__ __forceinline__ void sync_state() {
   sync_threads(1, kGroupThreads);
-}
-
-// Everything that this warp has written and read comes before what others do after the barrier.
-__device__ __forceinline__ void arrive_warp(Barrier* barrier, unsigned lane) {
-  __syncwarp();
-  if (lane == 0) barrier_arrive(barrier);
 }
 
 // One block's part of the work, and one thread's in it.
