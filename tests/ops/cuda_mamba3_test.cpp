@@ -127,6 +127,21 @@ std::vector<Mamba3Dims> cuda_dims() {
 INSTANTIATE_TEST_SUITE_P(Sizes, CudaMamba3, ::testing::ValuesIn(cuda_dims()),
                          [](const auto& p) { return describe(p.param); });
 
+// Steps so large that whole turns are taken off before they are counted in units.
+TEST(CudaMamba3Phases, LargeStepsMoveAsOnTheCpu) {
+  SKIP_WITHOUT_GPU();
+  Mamba3Dims dims;
+  dims.heads = 2;
+  dims.head_dim = 3;
+  dims.state = 8;
+  dims.angles = 4;
+  ScanCase data(dims, {3}, 26);
+  for (float& v : data.inputs[0].dt_raw) v = 3e6f;
+  const GpuRun want = GpuRunner(data, 3).step_on_cpu();
+  expect_turns(GpuRunner(data, 3).step_on_gpu().turns[0], want.turns[0]);
+  expect_turns(GpuRunner(data, 3).scan_on_gpu().turns[0], want.turns[0]);
+}
+
 TEST(CudaMamba3Phases, ANanAngleReachesTheState) {
   SKIP_WITHOUT_GPU();
   Mamba3Dims dims;

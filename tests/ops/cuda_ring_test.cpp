@@ -150,7 +150,28 @@ INSTANTIATE_TEST_SUITE_P(Sizes, CudaRing, ::testing::ValuesIn(ring_dims()),
                          [](const auto& p) { return describe(p.param); });
 
 // Blocks that walk many items of several sequences, which fold at the same or, staggered, at
-// different tokens, compute what blocks with a single one do.
+// different tokens, compute what blocks with a single one do. 45 rows are shared out across rows,
+// 64 so that no block has parts of two.
+void expect_alone_as_together(const Mamba3Dims& dims, std::size_t rows, Context& ctx) {
+  SCOPED_TRACE(describe(dims) + ", " + std::to_string(rows) + " rows");
+  const ScanCase data(dims, std::vector<std::int64_t>(rows, 11), 33);
+  std::vector<std::size_t> which(rows);
+  std::vector<std::int32_t> slots(rows);
+  for (std::size_t i = 0; i < rows; ++i) {
+    which[i] = i;
+    slots[i] = static_cast<std::int32_t>((7 * i + 2) % rows);
+  }
+  for (const std::int64_t ring : {1, 8}) {
+    for (const bool stagger : {false, true}) {
+      const RingRun together = run_ring(data, which, slots, ring, stagger, ctx);
+      for (const std::size_t i : {std::size_t{0}, std::size_t{1}, rows / 2, rows - 1}) {
+        const std::int32_t slot = stagger ? slots[i] : 0;
+        expect_same(run_ring(data, {i}, {slot}, ring, stagger, ctx), 0, together, i);
+      }
+    }
+  }
+}
+
 TEST(CudaRingBatch, SizeChangesNoBit) {
   SKIP_WITHOUT_GPU();
   Context ctx(on_gpu());
@@ -158,24 +179,12 @@ TEST(CudaRingBatch, SizeChangesNoBit) {
   for (const int shape : {0, 1, 5, 7}) {
     Mamba3Dims dims = ring_dims()[shape];
     dims.heads *= 12;
-    SCOPED_TRACE(describe(dims));
-    constexpr std::size_t kRows = 45;
-    const ScanCase data(dims, std::vector<std::int64_t>(kRows, 11), 33);
-    std::vector<std::size_t> which(kRows);
-    std::vector<std::int32_t> slots(kRows);
-    for (std::size_t i = 0; i < kRows; ++i) {
-      which[i] = i;
-      slots[i] = static_cast<std::int32_t>((7 * i + 2) % kRows);
-    }
-    for (const std::int64_t ring : {1, 8}) {
-      for (const bool stagger : {false, true}) {
-        const RingRun together = run_ring(data, which, slots, ring, stagger, ctx);
-        for (const std::size_t i : {0, 1, 22, 44}) {
-          const std::int32_t slot = stagger ? slots[i] : 0;
-          expect_same(run_ring(data, {i}, {slot}, ring, stagger, ctx), 0, together, i);
-        }
-      }
-    }
+    expect_alone_as_together(dims, 45, ctx);
+  }
+  for (const int shape : {0, 2}) {
+    Mamba3Dims dims = ring_dims()[shape];
+    dims.heads = 32;
+    expect_alone_as_together(dims, 64, ctx);
   }
 }
 

@@ -132,12 +132,15 @@ __device__ __forceinline__ double half_tanh(float angle_raw) {
 // How far a phase moves, in units of 2^-32 turns modulo a turn. A step that is not finite does not
 // move it and is told by `finite`: it becomes a NaN rotation.
 __device__ __forceinline__ std::uint32_t turns_moved(double half_tanh, double dt, bool& finite) {
-  const double step = __dmul_rn(half_tanh, dt);
-  finite = isfinite(step);
-  if (!finite) return 0;
-  const double fraction = __dadd_rn(step, -rint(step));
-  // The whole number is at most 2^31 in size, and half a turn is the same in both directions.
-  return static_cast<std::uint32_t>(__double2ll_rn(__dmul_rn(fraction, 0x1p32)));
+  double step = __dmul_rn(half_tanh, dt);
+  finite = true;
+  if (!(fabs(step) < 0x1p18)) {  // hardly ever
+    finite = isfinite(step);
+    step = finite ? __dadd_rn(step, -rint(step)) : 0.0;
+  }
+  // The last place of the sum is one unit, so its low word is the nearest number of them, ties to
+  // even, modulo a turn.
+  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
 }
 
 // Cosine and sine of unsigned 32-bit turns, or NaNs.

@@ -1,5 +1,6 @@
-// One item of the step with a ring, by one team: phases and decays of the ring's tokens, scores of
-// the new token's Q with each K, and, every so many tokens, the fold of the ring into the state.
+// What a team's warps make of one item before its state is there. Each warp has a quarter of the
+// pairs of rows of the state and does everything there: here phases, K, Q and scores with the
+// ring's tokens. Only sums over the four are left for the team.
 #pragma once
 
 #include <cstdint>
@@ -15,57 +16,103 @@ struct Team {
   int thread;
   int warp;
   int lane;
+  int group;  // of lanes
+  int place;  // in the group
 
-  __device__ explicit Team(int number_in)
-      : number(number_in),
-        thread(static_cast<int>(threadIdx.x) % kTeamThreads),
-        warp(thread / kWarpLanes),
-        lane(thread % kWarpLanes) {}
-  __device__ void sync() const { sync_threads(1 + number, kTeamThreads); }
+  __device__ Team() : Team(static_cast<unsigned>(opaque(static_cast<int>(threadIdx.x)))) {}
+  __device__ explicit Team(unsigned block_thread)
+      : number(static_cast<int>(block_thread / kTeamThreads)),
+        thread(static_cast<int>(block_thread % kTeamThreads)),
+        warp(static_cast<int>(block_thread % kTeamThreads / kWarpLanes)),
+        lane(static_cast<int>(block_thread % kWarpLanes)),
+        group(static_cast<int>(block_thread % kWarpLanes / kLanePairs)),
+        place(static_cast<int>(block_thread % kLanePairs)) {}
 };
 
-// What a lane holds of a row of B, C, K or Q: pairs kPairs * lane and following.
+// Waits for the warps of a team and the one that serves it.
+__device__ __forceinline__ void sync_team(int number) {
+  sync_threads(1 + number, kServedThreads);
+}
+
+// A lane has this many pairs of a row of B, C, K or Q, and of the rows of the state.
 template <int N>
-constexpr int kPairs = N / (2 * kWarpLanes);
+constexpr int kPairs = N / (2 * kTeamWarps * kLanePairs);
+constexpr int kPairStep = kTeamWarps * kLanePairs;
 
 template <int N>
-using Pairs = float[2 * kPairs<N>];
+using Pairs = float2[kPairs<N>];
+
+__device__ __forceinline__ int first_pair(const Team& team) {
+  return kLanePairs * team.warp + team.place;
+}
+
+// Where the two parts of pair i are in a row.
+template <int N>
+__device__ __forceinline__ int first_of_pair(bool mimo, int i) {
+  return mimo ? i : 2 * i;
+}
+template <int N>
+__device__ __forceinline__ int second_of_pair(bool mimo, int i) {
+  return mimo ? N / 2 + i : 2 * i + 1;
+}
 
 // From a row that lies pair after pair.
 template <int N>
-__device__ __forceinline__ void load_pairs(const float* row, int lane, Pairs<N>& out) {
-  if constexpr (kPairs<N> == 2) {
-    const float4 v = reinterpret_cast<const float4*>(row)[lane];
-    out[0] = v.x;
-    out[1] = v.y;
-    out[2] = v.z;
-    out[3] = v.w;
-  } else {
-    const float2 v = reinterpret_cast<const float2*>(row)[lane];
-    out[0] = v.x;
-    out[1] = v.y;
+__device__ __forceinline__ void load_pairs(const float* row, const Team& team, Pairs<N>& out) {
+#pragma unroll
+  for (int v = 0; v < kPairs<N>; ++v) {
+    out[v] = reinterpret_cast<const float2*>(row)[v * kPairStep + first_pair(team)];
   }
 }
 
 // From and to a row in the order of the state.
 template <int N>
-__device__ __forceinline__ void load_state_order(const float* row, bool mimo, int lane,
+__device__ __forceinline__ void load_state_order(const float* row, bool mimo, const Team& team,
                                                  Pairs<N>& out) {
-  if (!mimo) return load_pairs<N>(row, lane, out);
+  if (!mimo) return load_pairs<N>(row, team, out);
+#pragma unroll
   for (int v = 0; v < kPairs<N>; ++v) {
-    const int i = kPairs<N> * lane + v;
-    out[2 * v] = row[first_of_pair<N>(true, i)];
-    out[2 * v + 1] = row[second_of_pair<N>(true, i)];
+    const int i = v * kPairStep + first_pair(team);
+    out[v] = make_float2(row[i], row[N / 2 + i]);
   }
 }
 
 template <int N>
-__device__ __forceinline__ void store_state_order(const Pairs<N>& in, bool mimo, int lane,
+__device__ __forceinline__ void store_state_order(const Pairs<N>& in, bool mimo, const Team& team,
                                                   float* row) {
+#pragma unroll
   for (int v = 0; v < kPairs<N>; ++v) {
-    const int i = kPairs<N> * lane + v;
-    row[first_of_pair<N>(mimo, i)] = in[2 * v];
-    row[second_of_pair<N>(mimo, i)] = in[2 * v + 1];
+    const int i = v * kPairStep + first_pair(team);
+    row[first_of_pair<N>(mimo, i)] = in[v].x;
+    row[second_of_pair<N>(mimo, i)] = in[v].y;
+  }
+}
+
+// From and to a warp's quarter of a row, which is in the order of its pieces of the state: eight
+// rows each, which lie side by side there.
+template <int N>
+__device__ __forceinline__ void load_quarter(const float* row, bool mimo, const Team& team,
+                                             Pairs<N>& out) {
+#pragma unroll
+  for (int v = 0; v < kPairs<N>; ++v) {
+    const float* at = row + v * 2 * kLanePairs;
+    out[v] = mimo ? make_float2(at[team.place], at[kLanePairs + team.place])
+                  : reinterpret_cast<const float2*>(at)[team.place];
+  }
+}
+
+template <int N>
+__device__ __forceinline__ void store_quarter(const Pairs<N>& in, bool mimo, const Team& team,
+                                              float* row) {
+#pragma unroll
+  for (int v = 0; v < kPairs<N>; ++v) {
+    float* at = row + v * 2 * kLanePairs;
+    if (mimo) {
+      at[team.place] = in[v].x;
+      at[kLanePairs + team.place] = in[v].y;
+    } else {
+      reinterpret_cast<float2*>(at)[team.place] = in[v];
+    }
   }
 }
 
@@ -75,23 +122,24 @@ struct Rotation {
   float cosine[kPairs<N>];
   float sine[kPairs<N>];
 
-  template <int R>
-  __device__ Rotation(const TokenSizes& sizes, const RingScratch<N, R>& s, int token, int lane) {
+  // Turns of each pair, and whether the token's own move was finite.
+  __device__ Rotation(const TokenSizes& sizes, const Team& team,
+                      const std::uint32_t (&turns)[kPairs<N>], const bool (&finite)[kPairs<N>]) {
 #pragma unroll
     for (int v = 0; v < kPairs<N>; ++v) {
-      const int i = kPairs<N> * lane + v;
-      const bool turns = i < sizes.angles;
-      cosine[v] = turns ? s.cosine[token * sizes.angles + i] : 1.0f;
-      sine[v] = turns ? s.sine[token * sizes.angles + i] : 0.0f;
+      cosine[v] = 1.0f, sine[v] = 0.0f;
+      if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
+      cos_sin_of_turns(turns[v], finite[v], cosine[v], sine[v]);
+      if (v * kPairStep + first_pair(team) >= sizes.angles) cosine[v] = 1.0f, sine[v] = 0.0f;
     }
   }
   // The same roundings as rotate_row().
   __device__ __forceinline__ void turn(Pairs<N>& row) const {
 #pragma unroll
     for (int v = 0; v < kPairs<N>; ++v) {
-      const float a = row[2 * v], b = row[2 * v + 1];
-      row[2 * v] = __fmaf_rn(-b, sine[v], __fmul_rn(a, cosine[v]));
-      row[2 * v + 1] = __fmaf_rn(b, cosine[v], __fmul_rn(a, sine[v]));
+      const float a = row[v].x, b = row[v].y;
+      row[v].x = __fmaf_rn(-b, sine[v], __fmul_rn(a, cosine[v]));
+      row[v].y = __fmaf_rn(b, cosine[v], __fmul_rn(a, sine[v]));
     }
   }
 };
@@ -100,45 +148,87 @@ template <int N>
 __device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const Pairs<N>& bias,
                                               Pairs<N>& row) {
 #pragma unroll
-  for (int v = 0; v < 2 * kPairs<N>; ++v) row[v] = __fadd_rn(row[v], bias[v]);
+  for (int v = 0; v < kPairs<N>; ++v) {
+    row[v].x = __fadd_rn(row[v].x, bias[v].x);
+    row[v].y = __fadd_rn(row[v].y, bias[v].y);
+  }
   rotation.turn(row);
 }
 
-// How far each token moves each phase, by all warps but the last; the cosine's place keeps whether
-// it is a NaN. Tokens of the ring, and the new one unless it is null.
-template <int N, int R>
-__device__ void move_phases(const TokenSizes& sizes, int ring_tokens, const Team& team,
-                            const RingTile<N, R>& tile, const RingSegment<N, R>& segment,
-                            const RingScratch<N, R>& s, int count, const RingToken* fresh) {
-  const int tokens = count + (fresh != nullptr ? 1 : 0);
-  for (int j = team.warp; j < tokens; j += kTeamWarps - 1) {
-    const double dt = j < count ? tile.tokens[j].dt : fresh->dt;
-    const double* half_tanh = segment.half_tanh + (j < count ? j : ring_tokens) * sizes.angles;
-    for (int i = team.lane; i < sizes.angles; i += kWarpLanes) {
-      bool finite = true;
-      s.moves[j * sizes.angles + i] = turns_moved(half_tanh[i], dt, finite);
-      s.cosine[j * sizes.angles + i] = finite ? 0.0f : nanf("");
-    }
-  }
-}
+// The phases of a lane's pairs while the ring's tokens are walked, in turns: exact sums.
+template <int N>
+struct Phases {
+  std::uint32_t turns[kPairs<N>];
+  bool finite[kPairs<N>];
 
-// Phases, exactly: sums of turns. Those after entry `base_token` become the state's.
-template <int N, int R>
-__device__ void turn_phases(const TokenSizes& sizes, const Team& team, const RingTile<N, R>& tile,
-                            const RingScratch<N, R>& s, int tokens, int base_token,
-                            std::uint32_t* base) {
-  for (int j = team.warp; j < tokens; j += kTeamWarps) {
-    for (int i = team.lane; i < sizes.angles; i += kWarpLanes) {
-      std::uint32_t turns = tile.turns[i];
-#pragma unroll 8
-      for (int u = 0; u <= j; ++u) turns += s.moves[u * sizes.angles + i];
-      if (j == base_token) base[i] = turns;
-      const int at = j * sizes.angles + i;
-      const bool finite = s.cosine[at] == 0.0f;
-      cos_sin_of_turns(turns, finite, s.cosine[at], s.sine[at]);
+  // Before the ring's tokens.
+  __device__ Phases(const TokenSizes& sizes, const Team& team, const std::uint32_t* base) {
+#pragma unroll
+    for (int v = 0; v < kPairs<N>; ++v) {
+      const int i = v * kPairStep + first_pair(team);
+      turns[v] = i < sizes.angles ? base[i] : 0u;
+      finite[v] = true;
     }
   }
-}
+  // How far a token moves pair v.
+  __device__ __forceinline__ std::uint32_t moved(const TokenSizes& sizes, const Team& team, int v,
+                                                 const double* half_tanh, double dt) {
+    const int i = v * kPairStep + first_pair(team);
+    finite[v] = true;
+    return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite[v]) : 0u;
+  }
+  __device__ __forceinline__ void move(const TokenSizes& sizes, const Team& team,
+                                       const double* half_tanh, double dt) {
+#pragma unroll
+    for (int v = 0; v < kPairs<N>; ++v) turns[v] += moved(sizes, team, v, half_tanh, dt);
+  }
+  // By the ring's first `count` tokens, which the groups of lanes share.
+  template <int R>
+  __device__ void move_through(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                               RingSegment<N, R>& segment, int count) {
+    const TokenSizes& sizes = job.sizes;
+    std::uint32_t sums[kPairs<N>] = {};
+#pragma unroll 1
+    for (int j = team.group; j < count; j += kLaneGroups) {
+      const double* half_tanh = segment.half_tanh(job, j);
+      const double dt = memory.tokens(job)[j].dt;
+#pragma unroll
+      for (int v = 0; v < kPairs<N>; ++v) sums[v] += moved(sizes, team, v, half_tanh, dt);
+    }
+#pragma unroll
+    for (int v = 0; v < kPairs<N>; ++v) {
+      if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
+      sums[v] += __shfl_xor_sync(0xffffffffu, sums[v], kLanePairs);
+      turns[v] += sums[v] + __shfl_xor_sync(0xffffffffu, sums[v], 2 * kLanePairs);
+    }
+  }
+  // The rotation of entry begin + group; then the phases are those behind entry
+  // begin + kLaneGroups - 1. `count` entries.
+  template <int R>
+  __device__ Rotation<N> next(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                              RingSegment<N, R>& segment, int begin, int count) {
+    const TokenSizes& sizes = job.sizes;
+    const int j = begin + team.group;
+    std::uint32_t own[kPairs<N>];
+#pragma unroll
+    for (int v = 0; v < kPairs<N>; ++v) {
+      own[v] = 0;
+      if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
+      std::uint32_t sum = 0;
+      if (j < count) {
+        sum = moved(sizes, team, v, segment.half_tanh(job, j), memory.tokens(job)[j].dt);
+      }
+#pragma unroll
+      for (int lanes = kLanePairs; lanes < kWarpLanes; lanes *= 2) {
+        const std::uint32_t before = __shfl_up_sync(0xffffffffu, sum, lanes);
+        if (team.lane >= lanes) sum += before;
+      }
+      own[v] = turns[v] + sum;
+      turns[v] += __shfl_sync(0xffffffffu, sum, kWarpLanes - kLanePairs + team.place);
+    }
+    return Rotation<N>(sizes, team, own, finite);
+  }
+};
 
 // exp of a sum of log-decays, as near as a float's exp; the sum keeps a double's digits.
 __device__ __forceinline__ float decay_of(double sum) {
@@ -153,10 +243,10 @@ __device__ __forceinline__ float decay_of(double sum) {
 // the log-decays that follow, so a strong one takes no digits from those after it. `fresh` null:
 // nothing follows, the newest entry counts with its gamma alone.
 template <int N, int R>
-__device__ void weigh_entries(const RingTile<N, R>& tile, const RingScratch<N, R>& s, int count,
+__device__ void weigh_entries(const RingJob& job, TeamMemory<N, R>& memory, int turn, int count,
                               bool fold, const RingToken* fresh, int lane) {
-  double sum =
-      lane < count ? tile.tokens[lane].log_decay : 0.0;  // of this entry and those after it
+  const RingToken* tokens = memory.tokens(job);
+  double sum = lane < count ? tokens[lane].log_decay : 0.0;  // of this entry and those after it
   for (int step = 1; step < kMostRingTokens; step *= 2) {
     sum = __dadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, step));
   }
@@ -169,28 +259,29 @@ __device__ void weigh_entries(const RingTile<N, R>& tile, const RingScratch<N, R
   if (lane == kFirstDecay + 1) exponent = fold ? own : __dadd_rn(all, own);
   const float decay = decay_of(exponent);
   if (lane < count) {
-    float weight = tile.tokens[lane].now;
+    float weight = tokens[lane].now;
     if (lane + 1 < count) {
-      weight += tile.tokens[lane + 1].carry;
+      weight += tokens[lane + 1].carry;
     } else if (fresh != nullptr) {
       weight += fresh->carry;
     }
-    s.weights[lane] = weight * decay;
+    memory.weights[turn % 2][lane] = weight * decay;
   } else if (lane >= kFirstDecay && lane < kFirstDecay + 2) {
-    s.decays[lane - kFirstDecay] = decay;
-    if (count == 0) s.weights[0] = fresh != nullptr ? fresh->carry : 0.0f;
+    (lane == kFirstDecay ? memory.decays[turn % 2].x : memory.decays[turn % 2].y) = decay;
+    if (count == 0) memory.weights[turn % 2][0] = fresh != nullptr ? fresh->carry : 0.0f;
   }
 }
 
-// Sums C values over the lanes: a lane gets the sum number lane / (kWarpLanes / C). Each exchange
-// halves the values or, with one left, the lanes that still differ.
-template <int C, int kMask = kWarpLanes / 2>
-__device__ __forceinline__ float sum_over_lanes(const float (&values)[C], int lane) {
-  if constexpr (C == 1) {
-    float sum = values[0];
+// Sums C values over a group's lanes; a lane keeps those whose numbers begin with its place. Each
+// exchange halves the values or, with one left, the lanes that still differ.
+template <int C, int kMask = kLanePairs / 2>
+__device__ __forceinline__ void sum_over_group(const float (&values)[C], int lane, float* sums) {
+  if constexpr (kMask == 0) {
 #pragma unroll
-    for (int mask = kMask; mask >= 1; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    return sum;
+    for (int i = 0; i < C; ++i) sums[i] = values[i];
+  } else if constexpr (C == 1) {
+    const float sum[1] = {values[0] + __shfl_xor_sync(0xffffffffu, values[0], kMask)};
+    sum_over_group<1, kMask / 2>(sum, lane, sums);
   } else {
     const bool upper = (lane & kMask) != 0;
     float half[C / 2];
@@ -200,177 +291,105 @@ __device__ __forceinline__ float sum_over_lanes(const float (&values)[C], int la
       const float keep = upper ? values[i + C / 2] : values[i];
       half[i] = keep + __shfl_xor_sync(0xffffffffu, send, kMask);
     }
-    return sum_over_lanes<C / 2, kMask / 2>(half, lane);
+    sum_over_group<C / 2, kMask / 2>(half, lane, sums);
   }
 }
 
-// Q of the new token, and its weighted scores with entries [first, count] of which the last is
-// itself.
-template <int N, int R>
-__device__ void score(const RingJob& job, const Team& team, const RingTile<N, R>& tile,
-                      const RingSegment<N, R>& segment, const RingScratch<N, R>& s, int first,
-                      int count, float now) {
-  const TokenSizes& sizes = job.sizes;
-  const int lane = team.lane;
-  const bool mimo = R > 1 || sizes.mimo;
-  Pairs<N> q[R], bias[R];
-  {
-    const Rotation<N> rotation(sizes, s, count, lane);
+// Adds up C scores over the group and stores them: number i at to[i * stride].
+template <int C>
+__device__ __forceinline__ void store_scores(const float (&values)[C], const Team& team,
+                                             bool exists, int stride, float* to) {
+  constexpr int kEach = C > kLanePairs ? C / kLanePairs : 1;       // that a lane keeps
+  constexpr int kLanesEach = C < kLanePairs ? kLanePairs / C : 1;  // with the same one
+  float sums[kEach];
+  sum_over_group<C>(values, team.lane, sums);
+  if (!exists || team.place % kLanesEach != 0) return;
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      load_pairs<N>(segment.out_c + r * N, lane, q[r]);
-      load_state_order<N>(tile.out_c_bias + r * N, mimo, lane, bias[r]);
-      bias_and_turn<N>(rotation, bias[r], q[r]);
-      if (team.warp == r) store_state_order<N>(q[r], mimo, lane, s.q + r * N);
-      load_state_order<N>(tile.in_b_bias + r * N, mimo, lane, bias[r]);
-    }
+  for (int i = 0; i < kEach; ++i) to[(team.place / kLanesEach * kEach + i) * stride] = sums[i];
+}
+
+template <int N>
+__device__ __forceinline__ float dot(const Pairs<N>& a, const Pairs<N>& b) {
+  float sum = a[0].x * b[0].x;
+  sum = fmaf(a[0].y, b[0].y, sum);
+#pragma unroll
+  for (int v = 1; v < kPairs<N>; ++v) {
+    sum = fmaf(a[v].x, b[v].x, sum);
+    sum = fmaf(a[v].y, b[v].y, sum);
   }
-  for (int j = first + team.warp; j <= count; j += kTeamWarps) {
-    const Rotation<N> rotation(sizes, s, j, lane);
-    const float* rows = j < count ? segment.ring_b + j * R * N : segment.in_b;
+  return sum;
+}
+
+// Q of the new token, and this warp's part of its scores with the new K, by a group of lanes a
+// rank. The new token's row of the segment is `row`, its scores' place `at`.
+template <int N, int R>
+__device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                          RingSegment<N, R>& segment, const Rotation<N>& rotation, int row, int at,
+                          Pairs<N> (&q)[R]) {
+  constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
+  const bool mimo = R > 1 || job.sizes.mimo;
+  const int own = team.group % R;
+  float* q_rows = memory.q[team.warp];
+  Pairs<N> bias, k;
+  load_pairs<N>(segment.out_c + own * N, team, q[0]);
+  load_state_order<N>(memory.out_c_bias + own * N, mimo, team, bias);
+  bias_and_turn<N>(rotation, bias, q[0]);
+  if (team.group < R) store_quarter<N>(q[0], mimo, team, q_rows + own * kQuarter);
+  load_pairs<N>(segment.in_b(row) + own * N, team, k);
+  load_state_order<N>(memory.in_b_bias + own * N, mimo, team, bias);
+  bias_and_turn<N>(rotation, bias, k);
+  __syncwarp();
+  float sums[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    load_quarter<N>(q_rows + r * kQuarter, mimo, team, q[r]);
+    sums[r] = dot<N>(q[r], k);
+  }
+  store_scores<R>(sums, team, team.group < R, R,
+                  memory.score_parts(job, team.warp) + at * R * R + own);
+}
+
+// This warp's part of the scores with the ring's `count` tokens, by a group of lanes a token.
+template <int N, int R>
+__device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                           RingSegment<N, R>& segment, int count, const Pairs<N> (&q)[R]) {
+  const bool mimo = R > 1 || job.sizes.mimo;
+  Phases<N> phases(job.sizes, team, memory.turns(job));
+#pragma unroll 1
+  for (int begin = 0; begin < count; begin += kLaneGroups) {
+    const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
+    const int j = min(begin + team.group, count - 1);
+    const float* rows = segment.in_b(j);
     float sums[R * R];
 #pragma unroll
     for (int of = 0; of < R; ++of) {
-      Pairs<N> k;
-      load_pairs<N>(rows + of * N, lane, k);
-      bias_and_turn<N>(rotation, bias[of], k);
+      Pairs<N> k, bias;
+      load_pairs<N>(rows + of * N, team, k);
+      load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias);
+      bias_and_turn<N>(rotation, bias, k);
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        float sum = q[r][0] * k[0];
-#pragma unroll
-        for (int v = 1; v < 2 * kPairs<N>; ++v) sum = fmaf(q[r][v], k[v], sum);
-        sums[r * R + of] = sum;
-      }
+      for (int r = 0; r < R; ++r) sums[r * R + of] = dot<N>(q[r], k);
     }
-    const float sum = sum_over_lanes<R * R>(sums, lane);
-    constexpr int kLanesEach = kWarpLanes / (R * R);
-    if (lane % kLanesEach == 0) {
-      const int r = lane / kLanesEach / R;
-      const int of = lane / kLanesEach % R;
-      s.scores[r * s.score_pitch + j * R + of] = sum * (j < count ? s.weights[j] : now);
-    }
+    store_scores<R * R>(sums, team, begin + team.group < count, 1,
+                        memory.score_parts(job, team.warp) + j * R * R);
   }
 }
 
-// One thread's part of the state: kRows rows one below the other, four columns.
-template <int N>
-struct StatePiece {
-  static constexpr int kRows = N * kHeadDim / kTeamThreads / 4;
-  int column;
-  int row;
-  float h[kRows][4];
-
-  __device__ explicit StatePiece(const Team& team)
-      : column(team.thread % (kHeadDim / 4) * 4), row(team.thread / (kHeadDim / 4) * kRows) {}
-  __device__ __forceinline__ void load(const float* ssm) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) load_vector<4>(ssm + (row + i) * kHeadDim + column, h[i]);
-  }
-  // In assembly, because the compiler makes four stores of one.
-  __device__ __forceinline__ void store(float* ssm) const {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(
-                       __cvta_generic_to_global(ssm + (row + i) * kHeadDim + column)),
-                   "f"(h[i][0]), "f"(h[i][1]), "f"(h[i][2]), "f"(h[i][3])
-                   : "memory");
-    }
-  }
-  __device__ __forceinline__ void scale(float decay) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      for (int v = 0; v < 4; ++v) h[i][v] *= decay;
-    }
-  }
-};
-
-template <int kCount>
-__device__ __forceinline__ void load_row_part(const float* from, float (&to)[kCount]) {
-  float part[4];
-#pragma unroll
-  for (int i = 0; i < kCount; i += 4) {
-    load_vector<4>(from + i, part);
-    for (int j = 0; j < 4; ++j) to[i + j] = part[j];
-  }
-}
-
-// Row `row` (entry, rank) of K, and of X with its weight, by one warp. Without entries they are the
-// state's own.
+// Sums the warps' parts of the scores, the new token's last, and weighs them.
 template <int N, int R>
-__device__ __forceinline__ void prepare_fold_row(const TokenSizes& sizes,
-                                                 const RingTile<N, R>& tile,
-                                                 const RingSegment<N, R>& segment,
-                                                 const RingScratch<N, R>& s, int count, int row,
-                                                 int lane) {
-  const int entry = row / R, r = row % R;
-  const bool mimo = R > 1 || sizes.mimo;
-  float* k_row = s.k_rows + row % kFoldRows * N;
-  Pairs<N> k;
-  if (count > 0) {
-    Pairs<N> bias;
-    load_pairs<N>(segment.ring_b + row * N, lane, k);
-    load_state_order<N>(tile.in_b_bias + r * N, mimo, lane, bias);
-    bias_and_turn<N>(Rotation<N>(sizes, s, entry, lane), bias, k);
-  } else {
-    load_state_order<N>(tile.state_k() + r * N, mimo, lane, k);
-  }
-  store_state_order<N>(k, mimo, lane, k_row);
-  const float* x = count > 0 ? tile.x + entry * kHeadDim : tile.state_v();
-  const float weight = s.weights[entry];
-  for (int p = lane; p < kHeadDim; p += kWarpLanes) {
-    const float own = sizes.mimo ? x[p] * tile.mimo_x[r * kHeadDim + p] : x[p];
-    s.x_rows[row % kFoldRows * kHeadDim + p] = weight * own;
-  }
-}
-
-// h = decay h + sum over the ring of weight K X, or of the canonical tuple's own K and X.
-template <int N, int R>
-__device__ void fold(const TokenSizes& sizes, const Team& team, const RingTile<N, R>& tile,
-                     const RingSegment<N, R>& segment, const RingScratch<N, R>& s, int count,
-                     StatePiece<N>& piece) {
-  constexpr int kRows = StatePiece<N>::kRows;
-  const int rows = (count > 0 ? count : 1) * R;
-  piece.scale(s.decays[0]);
-  for (int begin = 0; begin < rows; begin += kFoldRows) {
-    const int end = min(begin + kFoldRows, rows);
-    for (int row = begin + team.warp; row < end; row += kTeamWarps) {
-      prepare_fold_row(sizes, tile, segment, s, count, row, team.lane);
-    }
-    team.sync();
-    const float* k_rows = s.k_rows + piece.row;
-    const float* x_rows = s.x_rows + piece.column;
-#pragma unroll 2
-    for (int row = begin; row < end; ++row, k_rows += N, x_rows += kHeadDim) {
-      float k[kRows], x[4];
-      load_row_part<kRows>(k_rows, k);
-      load_vector<4>(x_rows, x);
+__device__ __forceinline__ void weigh_scores(const RingJob& job, const Team& team,
+                                             TeamMemory<N, R>& memory, const RingStep& step,
+                                             int turn, float now) {
+  const int entries = step.scored();
+  const float* parts = memory.score_parts(job, 0);
+  const int pitch = static_cast<int>(job.states.ring.tokens) * R * R;
+#pragma unroll 1
+  for (int i = team.thread; i < (entries + 1) * R * R; i += kTeamThreads) {
+    float sum = parts[i];
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        for (int v = 0; v < 4; ++v) piece.h[i][v] = fmaf(k[i], x[v], piece.h[i][v]);
-      }
-    }
-    team.sync();
-  }
-}
-
-// Each warp's part of Q h.
-template <int N, int R>
-__device__ void read_state(const Team& team, const RingScratch<N, R>& s,
-                           const StatePiece<N>& piece) {
-  constexpr int kRows = StatePiece<N>::kRows;
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    float q[kRows], sums[4] = {};
-    load_row_part<kRows>(s.q + r * N + piece.row, q);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      for (int v = 0; v < 4; ++v) sums[v] = fmaf(q[i], piece.h[i][v], sums[v]);
-    }
-#pragma unroll
-    for (int v = 0; v < 4; ++v) sums[v] += __shfl_xor_sync(0xffffffffu, sums[v], kWarpLanes / 2);
-    if (team.lane < kWarpLanes / 2) {
-      store_vector<4>(sums, s.partial + (team.warp * R + r) * kHeadDim + piece.column);
-    }
+    for (int warp = 1; warp < kTeamWarps; ++warp) sum += parts[warp * pitch + i];
+    const int j = i / (R * R);
+    memory.scores(step.count)[i] = sum * (j < entries ? memory.weights[turn % 2][j] : now);
   }
 }
 

@@ -1,51 +1,63 @@
 // What a block does with its share of (row, head) items: it prepares what the heads of a row share,
-// and its teams do the items one after the other.
+// and its teams do the items in turn, each served by a warp of its own.
 #pragma once
+
+#include <cuda_pipeline_primitives.h>
 
 #include <cstdint>
 
-#include "ops/mamba3_step/ring_item_cuda.cuh"
+#include "ops/mamba3_step/ring_fold_cuda.cuh"
+#include "ops/mamba3_step/ring_output_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
-// One block's items, and where the memory of each comes to. An item's number is its place in the
-// block's share.
-template <int N, int R, int T>
+// What the teams of a block ask for. An item's number is its place in the block's share.
+template <int N, int R>
 struct Walk {
-  static constexpr int kInputs = RingShared<N, R, T>::kInputs;
   const RingJob& job;
-  const RingShared<N, R, T>& shared;
-  int begin;  // items of this block
-  int end;
-  int first_row;
+  RingShared<N, R> shared;
 
-  __device__ RingItem item(int index) const {
-    const int row = index / job.sizes.heads;
-    return RingItem(job, row, index - row * job.sizes.heads, shared.rows[row - first_row]);
+  __device__ RingStep step_of(int row) const {
+    return RingStep(job, row, shared.rows()[row - shared.segment().first_row]);
   }
-  __device__ void ask_for_state(int number) const {  // by one thread
-    if (begin + number >= end) return;
-    const int place = number % job.states_at_once;
-    request_state<N>(job, item(begin + number), shared.state(place), shared.state_full + place);
+  // body(step, head) for item `number`, if there is one.
+  template <class Body>
+  __device__ void with_item(int number, const Body& body) const {
+    const int item = shared.segment().first_item + number;
+    if (item >= shared.segment().end_item) return;
+    const int row = item / job.sizes.heads;
+    body(step_of(row), item - row * job.sizes.heads);
   }
-  __device__ void ask_for_tile(int number, int lane) const {  // by one warp
-    if (begin + number >= end) return;
-    const int place = number % kInputs;
-    request_tile(job, item(begin + number), shared.tile(job, place), shared.tile_full + place,
-                 lane);
+  // For the team's own memory, by one warp.
+  __device__ void ask_for_state(int number, int lane) const {
+    with_item(number, [&](const RingStep& step, int head) {
+      if (lane == 0) request_state(job, step, head, shared.own());
+    });
   }
-  __device__ const float* receive_state(int number) const {
-    const int place = number % job.states_at_once;
-    barrier_wait(shared.state_full + place,
-                 static_cast<unsigned>(number / job.states_at_once) & 1u);
-    return shared.state(place);
+  __device__ void ask_for_keys(int number, int lane) const {
+    with_item(number, [&](const RingStep& step, int head) {
+      request_keys(job, step, head, shared.own(), lane);
+    });
   }
-  __device__ RingTile<N, R> receive_tile(int number) const {
-    const int place = number % kInputs;
-    barrier_wait(shared.tile_full + place, static_cast<unsigned>(number / kInputs) & 1u);
-    return shared.tile(job, place);
+  __device__ void ask_for_values(int number, int lane) const {
+    with_item(number, [&](const RingStep& step, int head) {
+      request_values(job, step, head, shared.own(), lane);
+    });
   }
+};
+
+// The team's item number `turn`, found anew where it is needed.
+struct ItemPlace {
+  int number;  // of the block
+  int index;   // of the segment
+  int head;
+
+  template <int N, int R>
+  __device__ ItemPlace(const Walk<N, R>& walk, int turn)
+      : number(walk.shared.team() + turn * walk.job.teams),
+        index(number - walk.shared.segment().first),
+        head(walk.shared.segment().head + index) {}
 };
 
 // Items of one row and group from `begin` on.
@@ -72,43 +84,47 @@ __device__ void fetch_parameters(const Mamba3Params& params, int head) {
 }
 
 // What the new token brings for all heads of the segment, normalised and in double where the state
-// needs it. Each part by a warp or threads of its own, whose loads all come first.
-template <int N, int R, int T>
-__device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& segment,
-                                std::int64_t row, int group, int head, int heads) {
+// needs it. Each part by a warp or threads of its own, whose loads all come first. The row that is
+// new is number `count`.
+template <int N, int R>
+__device__ void prepare_segment(const RingJob& job, RingSegment<N, R>& segment,
+                                const RingStep& step, int group, int head, int heads) {
   const TokenSizes& sizes = job.sizes;
   const Mamba3Columns& in = job.columns;
   const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
   const int warp = thread / kWarpLanes, lane = thread % kWarpLanes;
-  const std::int64_t from = row * in.row_stride;
+  const std::int64_t from = step.row * in.row_stride;
+  const int count = step.count;
   const bool mimo = R > 1 || sizes.mimo;
   // From the last thread on a head's numbers each, then an angle each; the first warps take rows.
-  constexpr int kNumbers = T == 1 ? kWarpLanes : kMostSegmentHeads;
-  constexpr int kRowWarps = T == 1 ? kTeamWarps - 3 : kTeamWarps;
-  const int own = T * kTeamThreads - 1 - thread;
-  const int i = own - kNumbers;
+  constexpr int kMostAngles = N / 2;
+  const int most_heads = job.one_item ? kWarpLanes : kMostSegmentHeads;
+  const int row_warps = (threads - most_heads - kMostAngles) / kWarpLanes;
+  const int own = threads - 1 - thread;
+  const int i = own - most_heads;
+  if (thread == 0) segment.step = step;
   const bool has_angle = i >= 0 && i < sizes.angles, has_own = own < heads;
   const float angle = has_angle ? in.angle_raw[from + i] : 0.0f;
-  float dt = 0, dt_bias = 0, decay = 0, trap = 0;
+  float dt = 0, dt_bias = 0, decay = 0, trap = 0, skip = 0;
   if (has_own) {
     const std::int64_t at = from + head + own;
     dt = in.dt_raw[at], dt_bias = job.params.dt_bias[head + own];
-    decay = in.decay_raw[at], trap = in.trap_raw[at];
+    decay = in.decay_raw[at], trap = in.trap_raw[at], skip = job.params.skip[head + own];
   }
-  for (int index = warp; warp < kRowWarps && index < 2 * R; index += kRowWarps) {
+  for (int index = warp; warp < row_warps && index < 2 * R; index += row_warps) {
     const int r = index / 2;
     const bool is_b = index % 2 == 0;
     const std::int64_t at = from + (std::int64_t{r} * sizes.groups + group) * N;
     const float* raw = (is_b ? in.in_b : in.out_c) + at;
     const float* weight = is_b ? job.params.in_b_norm : job.params.out_c_norm;
-    float* out = (is_b ? segment.in_b : segment.out_c) + r * N;
+    float* out = (is_b ? segment.in_b(count) : segment.out_c) + r * N;
     warp_norm_row(raw, weight, N, lane, [&](int j, float value) {
       const int place = !mimo ? j : j < N / 2 ? 2 * j : 2 * (j - N / 2) + 1;
       out[place] = value;
     });
   }
-  double* half_tanhs = segment.half_tanh + job.states.ring.tokens * sizes.angles;
-  if (has_angle) half_tanhs[i] = half_tanh(angle);
+  if (has_angle) segment.half_tanh(job, count)[i] = half_tanh(angle);
   if (has_own) {
     const TokenNumbers numbers = token_numbers(sizes, dt, dt_bias, decay, trap);
     RingToken& out = segment.tokens[own];
@@ -116,198 +132,300 @@ __device__ void prepare_segment(const RingJob& job, const RingSegment<N, R>& seg
     out.log_decay = numbers.log_decay;
     out.now = static_cast<float>(numbers.now);
     out.carry = static_cast<float>(numbers.carry);
-    out.fill[0] = out.fill[1] = 0;
+    out.fill[0] = skip;
+    out.fill[1] = 0;
   }
 }
 
 // The rows that all heads share enter the ring once: with the first head of the group, or of all.
-template <int N, int R, int T>
-__device__ void append_segment(const RingJob& job, const RingSegment<N, R>& segment,
-                               const RingRow& at, int group, int head) {
+template <int N, int R>
+__device__ void append_segment(const RingJob& job, RingSegment<N, R>& segment, const RingRow& at,
+                               int group, int head) {
   const TokenSizes& sizes = job.sizes;
   const Mamba3Ring& ring = job.states.ring;
   if (head % (sizes.heads / sizes.groups) != 0) return;
   const auto tokens = static_cast<std::uint32_t>(ring.tokens);
-  const RingCursor after = advanced_cursor(unpack_cursor(at.cursor), tokens, ring.stagger,
-                                           static_cast<std::uint32_t>(at.slot));
+  const RingCursor before = unpack_cursor(at.cursor);
+  const RingCursor after =
+      advanced_cursor(before, tokens, ring.stagger, static_cast<std::uint32_t>(at.slot));
   const std::int64_t place = ring_place(after, after.count - 1, tokens);
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   float* in_b = ring_part(ring, ring.in_b, at.slot) + (place * sizes.groups + group) * R * N;
-  for (int i = thread; i < R * N; i += T * kTeamThreads) in_b[i] = segment.in_b[i];
+  const auto count = static_cast<int>(before.count);
+  const float* rows = segment.in_b(count);
+  for (int i = thread; i < R * N; i += threads) in_b[i] = rows[i];
   if (head != 0) return;
   double* half_tanhs = ring_part(ring, ring.half_tanh, at.slot) + place * sizes.angles;
-  for (int i = thread; i < sizes.angles; i += T * kTeamThreads) {
-    half_tanhs[i] = segment.half_tanh[ring.tokens * sizes.angles + i];
+  const double* angles = segment.half_tanh(job, count);
+  for (int i = thread; i < sizes.angles; i += threads) half_tanhs[i] = angles[i];
+}
+
+// Asks for what the heads of a row share, by the block's first warp.
+template <int N, int R>
+__device__ void ask_for_segment(const Walk<N, R>& walk, int row, int head) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= kWarpLanes) return;
+  const int group = head / (walk.job.sizes.heads / walk.job.sizes.groups);
+  RingSegment<N, R>& segment = walk.shared.segment();
+  request_segment(walk.job, walk.shared.rows()[row - segment.first_row], group, segment, thread);
+}
+
+// Makes the block ready for the items of a segment that begins with `from`; returns its end.
+template <int N, int R>
+__device__ int prepare_segment(const Walk<N, R>& walk, int from, int end, unsigned parity) {
+  const RingJob& job = walk.job;
+  RingSegment<N, R>& segment = walk.shared.segment();
+  const int to = segment_end(job, from, end);
+  const int row = from / job.sizes.heads, head = from - row * job.sizes.heads;
+  const int group = head / (job.sizes.heads / job.sizes.groups);
+  const int first = from - segment.first_item;
+  if (threadIdx.x == 0) {
+    segment.first = first, segment.end = first + to - from;
+    segment.head = head;
+  }
+  if (first > 0) ask_for_segment(walk, row, head);
+  prepare_segment(job, segment, walk.step_of(row), group, head, to - from);
+  barrier_wait(&segment.full, parity);
+  __syncthreads();
+  append_segment(job, segment, walk.shared.rows()[row - segment.first_row], group, head);
+  return to;
+}
+
+// The phases behind the ring's tokens become the state's.
+template <int N>
+__device__ __forceinline__ void store_base(const RingJob& job, const Team& team,
+                                           const RingStep& step, int head,
+                                           const Phases<N>& phases) {
+  if (team.group > 0) return;
+  std::uint32_t* base = job.states.turns + step.slot * job.states.turns_stride +
+                        std::int64_t{head} * job.sizes.angles;
+#pragma unroll
+  for (int v = 0; v < kPairs<N>; ++v) {
+    const int i = v * kPairStep + first_pair(team);
+    if (i < job.sizes.angles) base[i] = phases.turns[v];
   }
 }
 
-// A thread's rank and column of the head, and its share of the ring's tokens.
-template <int R>
-struct OutputPlace {
-  static constexpr int kSplits = kTeamThreads / (kHeadDim * R);
-  int rank, column, split;
-  __device__ explicit OutputPlace(int thread)
-      : rank(thread % R), column(thread / R % kHeadDim), split(thread / (R * kHeadDim)) {}
-};
-
-// What the ring's tokens [first, count], of which the last is new, add to the read-out.
+// Rotations, Q, scores: before the state is there.
 template <int N, int R>
-__device__ float read_entries(const TokenSizes& sizes, const RingTile<N, R>& tile,
-                              const RingScratch<N, R>& s, const OutputPlace<R>& at, int first,
-                              int count, float x) {
-  float sums[R] = {};
-  const float* scores = s.scores + at.rank * s.score_pitch;
-  for (int j = first + at.split; j <= count; j += OutputPlace<R>::kSplits) {
-    const float own = j < count ? tile.x[j * kHeadDim + at.column] : x;
-#pragma unroll
-    for (int of = 0; of < R; ++of) sums[of] = fmaf(scores[j * R + of], own, sums[of]);
-  }
-  if (!sizes.mimo) return sums[0];
-  float sum = 0;
-#pragma unroll
-  for (int of = 0; of < R; ++of) {
-    sum = fmaf(sums[of], tile.mimo_x[of * kHeadDim + at.column], sum);
-  }
-  return sum;
+__device__ void score_item(const RingJob& job, const Team& team, const RingStep& step, int head,
+                           TeamMemory<N, R>& memory, RingSegment<N, R>& segment,
+                           const RingToken& fresh) {
+  const TokenSizes& sizes = job.sizes;
+  const int count = step.count;
+  Phases<N> phases(sizes, team, memory.turns(job));
+  phases.move_through(job, team, memory, segment, count);
+  if (step.fold) store_base(job, team, step, head, phases);
+  phases.move(sizes, team, segment.half_tanh(job, count), fresh.dt);
+  const Rotation<N> rotation(sizes, team, phases.turns, phases.finite);
+  Pairs<N> q[R];
+  score_new<N, R>(job, team, memory, segment, rotation, count, step.fold ? 0 : count, q);
+  if (!step.fold) score_ring<N, R>(job, team, memory, segment, count, q);
 }
 
-// What a thread needs of the columns and of D.
-struct ItemColumns {
-  float x, z, skip;
+template <int N>
+__device__ __forceinline__ float* ssm_of(const RingJob& job, const RingStep& step, int head) {
+  return job.states.ssm + step.slot * job.states.ssm_stride + std::int64_t{head} * N * kHeadDim;
+}
 
-  template <int R>
-  __device__ ItemColumns(const RingJob& job, const RingItem& item, const OutputPlace<R>& at) {
-    const std::int64_t from = item.row * job.columns.row_stride + item.head * kHeadDim + at.column;
-    x = job.columns.x[from], z = job.columns.z[from], skip = job.params.skip[item.head];
-  }
-};
-
-// Sums over warps and splits, skip, gate, sum over ranks.
+// Folds the whole ring into the state.
 template <int N, int R>
-__device__ void finish(const RingJob& job, const RingItem& item, const RingTile<N, R>& tile,
-                       const RingScratch<N, R>& s, const OutputPlace<R>& at, float entries,
-                       const ItemColumns& own) {
-  if (at.split > 0) return;
-  const HeadGate gate{
-      job.sizes.mimo ? tile.mimo_x : nullptr, tile.mimo_z, tile.mimo_o, own.skip, R, kHeadDim};
-  const float* part = s.partial + at.rank * kHeadDim + at.column;
-  float sum = part[0];
+__device__ __forceinline__ void fold_item(const RingJob& job, const Team& team,
+                                          const RingStep& step, int head, TeamMemory<N, R>& memory,
+                                          RingSegment<N, R>& segment, int turn,
+                                          StatePart<N>& part) {
+  const bool mimo = R > 1 || job.sizes.mimo;
 #pragma unroll
-  for (int i = 1; i < kTeamWarps; ++i) sum += part[i * R * kHeadDim];
-  sum = fmaf(s.decays[1], sum, entries);
+  for (int i = 0; i < part.kPieces; ++i) part.load(memory.state + part.offset(mimo, team, i), i);
+  fold(job, team, memory, segment, turn, step.count, part);
+  float* ssm = ssm_of<N>(job, step, head);
 #pragma unroll
-  for (int i = 1; i < OutputPlace<R>::kSplits; ++i) {
-    sum += part[(kTeamWarps + i - 1) * R * kHeadDim];
-  }
-  const float o = add_skip(gate, at.rank, at.column, own.x, sum);
-  float y = gated(gate, at.rank, at.column, own.z, o);
+  for (int i = 0; i < part.kPieces; ++i) part.store(ssm + part.offset(mimo, team, i), i);
+}
+
+// The state's part of the read-out; where the ring is folded, the state as well.
+template <int N, int R>
+__device__ __forceinline__ void pass_over_state(const Walk<N, R>& walk, int turn) {
+  constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
+  const RingJob& job = walk.job;
+  const Team team;
+  TeamMemory<N, R>& memory = walk.shared.own();
+  RingSegment<N, R>& segment = walk.shared.segment();
+  StatePart<N> part(team);
+  float sums[R][4] = {};
+  if (segment.step.fold) {
+    fold_item(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
+    const float* q = memory.q[team.warp];
 #pragma unroll
-  for (int mask = 1; mask < R; mask *= 2) y += __shfl_xor_sync(0xffffffffu, y, mask);
-  if (at.rank == 0) {
-    const std::int64_t index = item.row * job.y_stride + item.head * kHeadDim + at.column;
-    if (job.y_is_bf16) {
-      static_cast<__nv_bfloat16*>(job.y)[index] = __float2bfloat16_rn(y);
-    } else {
-      static_cast<float*>(job.y)[index] = y;
+    for (int i = 0; i < part.kPieces; ++i) {
+      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
+    }
+  } else {
+    const bool mimo = R > 1 || job.sizes.mimo;
+    const float* q = memory.q[team.warp];
+#pragma unroll
+    for (int i = 0; i < part.kPieces; ++i) {
+      part.load(memory.state + part.offset(mimo, team, i), i);
+      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
     }
   }
+  store_read_out<N, R>(team, memory, part, sums);
 }
 
-// x and the numbers of the new token enter the ring.
-template <int R>
-__device__ void append_item(const RingJob& job, const RingItem& item, const OutputPlace<R>& at,
-                            const RingToken& fresh, float x) {
-  const Mamba3Ring& ring = job.states.ring;
-  const std::int64_t to = item.head * ring.tokens + item.entry;
-  if (at.split == 0 && at.rank == 0) {
-    ring_part(ring, ring.x, item.slot)[to * kHeadDim + at.column] = x;
-  }
-  if (at.split == OutputPlace<R>::kSplits - 1 && at.column == kHeadDim - 1 && at.rank == R - 1) {
-    ring_part(ring, ring.scalars, item.slot)[to] = fresh;
-  }
+// Asks for the new token's x and z, a number a thread.
+template <int N, int R>
+__device__ __forceinline__ void ask_for_columns(const RingJob& job, const Team& team,
+                                                const RingStep& step, int head,
+                                                TeamMemory<N, R>& memory) {
+  const int column = team.thread % kHeadDim;
+  const std::int64_t from = step.row * job.columns.row_stride + head * kHeadDim + column;
+  const bool is_x = team.thread < kHeadDim;
+  __pipeline_memcpy_async(&memory.columns[is_x ? 0 : 1][column],
+                          (is_x ? job.columns.x : job.columns.z) + from, sizeof(float));
+  __pipeline_commit();
 }
 
-template <int N, int R, int T>
-__device__ void do_item(const Walk<N, R, T>& walk, const Team& team, const RingItem& item,
-                        const ItemColumns& own, int number, const RingScratch<N, R>& s,
-                        const RingToken& fresh) {
-  const RingJob& job = walk.job;
+__device__ __forceinline__ unsigned parity_of(int turn) {
+  return static_cast<unsigned>(turn) & 1u;
+}
+
+template <int N, int R>
+__device__ void score_item(const Walk<N, R>& walk, int turn) {
+  const Team team;
+  const ItemPlace item(walk, turn);
+  TeamMemory<N, R>& memory = walk.shared.own();
+  RingSegment<N, R>& segment = walk.shared.segment();
+  barrier_wait(&memory.keys_full, parity_of(turn));
+  score_item(walk.job, team, segment.step, item.head, memory, segment, segment.tokens[item.index]);
+  sync_team(team.number);
+}
+
+template <int N, int R>
+__device__ void pass_over_item(const Walk<N, R>& walk, int turn) {
+  const Team team;
+  const ItemPlace item(walk, turn);
+  TeamMemory<N, R>& memory = walk.shared.own();
+  RingSegment<N, R>& segment = walk.shared.segment();
+  const RingStep& step = segment.step;
+  ask_for_columns(walk.job, team, step, item.head, memory);
+  weigh_scores(walk.job, team, memory, step, turn, segment.tokens[item.index].now);
+  if (step.fold) barrier_wait(&memory.values_full, parity_of(turn));
+  barrier_wait(&memory.state_full, parity_of(turn));
+  pass_over_state(walk, turn);
+  __pipeline_wait_prior(0);
+  sync_team(Team().number);
+}
+
+template <int N, int R>
+__device__ void finish_item(const Walk<N, R>& walk, int turn) {
+  const Team team;
+  const ItemPlace item(walk, turn);
+  TeamMemory<N, R>& memory = walk.shared.own();
+  const RingSegment<N, R>& segment = walk.shared.segment();
+  const RingStep& step = segment.step;
+  const RingToken& fresh = segment.tokens[item.index];
+  const OutputPlace<R> at(team);
+  barrier_wait(&memory.values_full, parity_of(turn));
+  append_item(walk.job, step, item.head, team, fresh, memory.columns[0]);
+  if (at.exists) {
+    finish(walk.job, step, item.head, memory, at, memory.decays[turn % 2].y, fresh.fill[0]);
+  }
+  __syncwarp();
+  if (team.lane == 0) barrier_arrive(&memory.values_free);
+}
+
+template <int N, int R>
+__device__ void do_item(const Walk<N, R>& walk, int turn) {
+  score_item(walk, turn);
+  pass_over_item(walk, turn);
+  finish_item(walk, turn);
+}
+
+// What the warp that serves a team does meanwhile: weights, and requests for the team's next item.
+template <int N, int R>
+__device__ void serve_item(const Walk<N, R>& walk, int turn) {
+  const int team = walk.shared.team(), lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const ItemPlace item(walk, turn);
+  TeamMemory<N, R>& memory = walk.shared.own();
+  const RingSegment<N, R>& segment = walk.shared.segment();
+  const RingStep& step = segment.step;
+  const int next = item.number + walk.job.teams;
+  barrier_wait(&memory.keys_full, parity_of(turn));
+  weigh_entries(walk.job, memory, turn, step.count, step.fold, &segment.tokens[item.index], lane);
+  sync_team(team);
+  if (!step.fold) walk.ask_for_keys(next, lane);
+  sync_team(team);
+  walk.ask_for_state(next, lane);
+  if (step.fold) walk.ask_for_keys(next, lane);
+  barrier_wait(&memory.values_free, parity_of(turn));
+  walk.ask_for_values(next, lane);
+}
+
+// Folds all of an item's ring into the canonical tuple.
+template <int N, int R>
+__device__ void settle_item(const RingJob& job, const Team& team, const RingStep& step, int head,
+                            TeamMemory<N, R>& memory, RingSegment<N, R>& segment) {
   const TokenSizes& sizes = job.sizes;
-  const RingSegment<N, R>& segment = walk.shared.segment;
-  const int count = item.count;
-  const bool last_warp = team.warp == kTeamWarps - 1;
-  const OutputPlace<R> at(team.thread);
-  const RingTile<N, R> tile = walk.receive_tile(number);
-  if (last_warp) {
-    weigh_entries(tile, s, count, item.fold, &fresh, team.lane);
-  } else {
-    move_phases(sizes, static_cast<int>(job.states.ring.tokens), team, tile, segment, s, count,
-                &fresh);
+  const Mamba3States& states = job.states;
+  const int last = step.count - 1;
+  const bool mimo = R > 1 || sizes.mimo;
+  StatePart<N> part(team);
+  fold_item(job, team, step, head, memory, segment, 0, part);
+
+  Phases<N> phases(sizes, team, memory.turns(job));
+  phases.move_through(job, team, memory, segment, last);
+  phases.move(sizes, team, segment.half_tanh(job, last), memory.tokens(job)[last].dt);
+  store_base(job, team, step, head, phases);
+  const Rotation<N> rotation(sizes, team, phases.turns, phases.finite);
+  if (const int r = team.group; r < R) {
+    Pairs<N> k, bias;
+    load_pairs<N>(segment.in_b(last) + r * N, team, k);
+    load_state_order<N>(memory.in_b_bias + r * N, mimo, team, bias);
+    bias_and_turn<N>(rotation, bias, k);
+    store_state_order<N>(
+        k, mimo, team,
+        states.k + step.slot * states.k_stride + std::int64_t{r * sizes.heads + head} * N);
   }
-  StatePiece<N> piece(team);
-  piece.load(walk.receive_state(number));
-  team.sync();
-  if (last_warp && team.lane == 0) walk.ask_for_state(number + job.states_at_once);
-  std::uint32_t* turns = job.states.turns + item.slot * job.states.turns_stride +
-                         std::int64_t{item.head} * sizes.angles;
-  turn_phases(sizes, team, tile, s, count + 1, item.fold ? count - 1 : -1, turns);
-  team.sync();
-  const int first = item.fold ? count : 0;
-  score(job, team, tile, segment, s, first, count, fresh.now);
-  if (item.fold) {
-    fold(sizes, team, tile, segment, s, count, piece);
-    piece.store(job.states.ssm + item.slot * job.states.ssm_stride +
-                std::int64_t{item.head} * N * kHeadDim);
-  } else {
-    team.sync();
-  }
-  read_state<N, R>(team, s, piece);
-  const float entries = read_entries(sizes, tile, s, at, first, count, own.x);
-  if (at.split > 0) {
-    s.partial[((kTeamWarps + at.split - 1) * R + at.rank) * kHeadDim + at.column] = entries;
-  }
-  team.sync();
-  finish<N, R>(job, item, tile, s, at, entries, own);
-  append_item(job, item, at, fresh, own.x);
-  team.sync();
-  if (last_warp) walk.ask_for_tile(number + walk.kInputs, team.lane);
+  float* v = states.v + step.slot * states.v_stride + std::int64_t{head} * kHeadDim;
+  if (team.thread < kHeadDim) v[team.thread] = memory.x()[last * kHeadDim + team.thread];
 }
 
-// Asks for what the heads of item `from` share, by the block's last warp.
-template <int N, int R, int T>
-__device__ void ask_for_segment(const Walk<N, R, T>& walk, int from) {
-  if (static_cast<int>(threadIdx.x) / kWarpLanes != walk.shared.kWarps - 1) return;
-  const RingItem start = walk.item(from);
-  const int group = start.head / (walk.job.sizes.heads / walk.job.sizes.groups);
-  request_segment(walk.job, walk.shared.rows[start.row - walk.first_row], group,
-                  walk.shared.segment, walk.shared.segment_full);
+// Of one team; all but the last complete when what was asked for is there.
+template <int N, int R>
+__device__ void init_barriers(TeamMemory<N, R>& memory) {
+  barrier_init(&memory.state_full, 1);
+  barrier_init(&memory.keys_full, 1);
+  barrier_init(&memory.values_full, 1);
+  barrier_init(&memory.values_free, kTeamWarps);
 }
 
-// The rows of the block's items, the barriers, and the first requests.
-template <int N, int R, int T>
-__device__ void begin_walk(const Walk<N, R, T>& walk) {
+// The rows of the block's items [begin, end), the barriers, and the first requests.
+template <int N, int R>
+__device__ void begin_walk(const Walk<N, R>& walk, int begin, int end, bool serves) {
   const RingJob& job = walk.job;
-  const RingShared<N, R, T>& shared = walk.shared;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int rows = (walk.end - 1) / job.sizes.heads - walk.first_row + 1;
-  for (int i = thread; i < rows; i += shared.kThreads) {
-    const std::int32_t slot = job.slots[walk.first_row + i];
-    shared.rows[i] = {slot, job.states.ring.cursors[slot]};
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpLanes;
+  const int first_row = begin / job.sizes.heads;
+  const int rows = (end - 1) / job.sizes.heads - first_row + 1;
+  for (int i = thread; i < rows; i += static_cast<int>(blockDim.x)) {
+    const std::int32_t slot = job.slots[first_row + i];
+    walk.shared.rows()[i] = {slot, job.states.ring.cursors[slot]};
   }
+  RingSegment<N, R>& segment = walk.shared.segment();
+  if (serves && lane == 0) init_barriers(walk.shared.own());
   if (thread == 0) {
-    for (int i = 0; i < job.states_at_once; ++i) barrier_init(shared.state_full + i, 1);
-    for (int i = 0; i < walk.kInputs; ++i) barrier_init(shared.tile_full + i, 1);
-    barrier_init(shared.segment_full, 1);
-    barrier_init_done();
+    barrier_init(&segment.full, 1);
+    segment.first_item = begin, segment.end_item = end;
+    segment.first_row = first_row;
   }
+  barrier_init_done();
   __syncthreads();
-  if (thread == 0) {
-    for (int i = 0; i < job.states_at_once; ++i) walk.ask_for_state(i);
+  if (serves) {
+    const int team = walk.shared.team();
+    walk.ask_for_state(team, lane);
+    walk.ask_for_keys(team, lane);
+    walk.ask_for_values(team, lane);
   }
-  if (thread / kWarpLanes == 1) {
-    for (int i = 0; i < walk.kInputs; ++i) walk.ask_for_tile(i, thread % kWarpLanes);
-  }
-  ask_for_segment(walk, walk.begin);
+  ask_for_segment(walk, first_row, begin - first_row * job.sizes.heads);
 }
 
 }  // namespace
