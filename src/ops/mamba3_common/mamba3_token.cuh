@@ -129,7 +129,13 @@ __device__ __forceinline__ double half_tanh(float angle_raw) {
   return __dmul_rn(0.5, tanh(static_cast<double>(angle_raw)));
 }
 
-// How far a phase moves, in units of 2^-32 turns modulo a turn. A step that is not finite does not
+// Of a step below 2^19 turns, in units of 2^-32 turns modulo a turn: the last place of the sum is
+// one unit, so its low word is the nearest number of them, ties to even.
+__device__ __forceinline__ std::uint32_t units_of_step(double step) {
+  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
+}
+
+// How far a phase moves, in those units. A step that is not finite does not
 // move it and is told by `finite`: it becomes a NaN rotation.
 __device__ __forceinline__ std::uint32_t turns_moved(double half_tanh, double dt, bool& finite) {
   double step = __dmul_rn(half_tanh, dt);
@@ -138,9 +144,7 @@ __device__ __forceinline__ std::uint32_t turns_moved(double half_tanh, double dt
     finite = isfinite(step);
     step = finite ? __dadd_rn(step, -rint(step)) : 0.0;
   }
-  // The last place of the sum is one unit, so its low word is the nearest number of them, ties to
-  // even, modulo a turn.
-  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
+  return units_of_step(step);
 }
 
 // Cosine and sine of unsigned 32-bit turns, or NaNs.

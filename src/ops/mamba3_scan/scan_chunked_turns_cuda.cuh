@@ -12,13 +12,12 @@
 namespace mamba3 {
 namespace {
 
-// turns_moved of steps below 2^19 turns: added to a number whose last place is 2^-32, a step leaves
-// its fraction, rounded, in the lower word of the sum.
+// turns_moved without its branch: right for a step that is `small`.
 __device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, double dt,
                                                            bool& small) {
   const double step = __dmul_rn(half_tanh, dt);
   small = (__double2hiint(step) & 0x7fffffff) < 0x41200000;
-  return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
+  return units_of_step(step);
 }
 
 template <class S>

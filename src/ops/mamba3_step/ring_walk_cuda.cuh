@@ -330,8 +330,7 @@ __device__ void finish_item(const Walk<N, R>& walk, int turn) {
   if (at.exists) {
     finish(walk.job, step, item.head, memory, at, memory.decays[turn % 2].y, fresh.fill[0]);
   }
-  __syncwarp();
-  if (team.lane == 0) barrier_arrive(&memory.values_free);
+  arrive_warp(&memory.values_free, team.lane);
 }
 
 template <int N, int R>
@@ -396,7 +395,7 @@ __device__ void init_barriers(TeamMemory<N, R>& memory) {
   barrier_init(&memory.state_full, 1);
   barrier_init(&memory.keys_full, 1);
   barrier_init(&memory.values_full, 1);
-  barrier_init(&memory.values_free, kTeamWarps);
+  barrier_init(&memory.values_free, kWarpArrivals * kTeamWarps);
 }
 
 // The rows of the block's items [begin, end), the barriers, and the first requests.
