@@ -11,6 +11,7 @@
 #include "ops/linear/cublas_product.h"
 #include "ops/linear/linear_skinny_cuda.h"
 #include "ops/linear/linear_stream_cuda.h"
+#include "ops/linear/linear_tiles_cuda.h"
 #include "ops/linear/row_slices.h"
 
 namespace mamba3 {
@@ -72,11 +73,12 @@ bool is_skinny(const LinearArgs& args) {
 }  // namespace
 
 bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx) {
-  return linear_stream_takes(args, ctx);
+  return linear_stream_takes(args, ctx) || linear_tiles_takes(args, ctx);
 }
 
 void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx) {
-  linear_stream_cuda(args, ctx);
+  if (linear_stream_takes(args, ctx)) return linear_stream_cuda(args, ctx);
+  linear_tiles_cuda(args, ctx);
 }
 
 void linear_cuda(const LinearArgs& args, Context& ctx) {
