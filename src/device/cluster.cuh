@@ -85,4 +85,13 @@ __device__ __forceinline__ void barrier_arrive_at(Barrier* barrier, unsigned ran
                : "memory");
 }
 
+// Writes to another block, whose barrier counts the bytes: addresses from cluster_address.
+__device__ __forceinline__ void store_async(std::uint32_t to, float4 v, std::uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      : "memory");
+}
+
 }  // namespace mamba3

@@ -14,6 +14,50 @@ namespace mamba3 {
   MAMBA3_SIXTEEN(d, i), MAMBA3_SIXTEEN(d, (i) + 16), MAMBA3_SIXTEEN(d, (i) + 32), \
       MAMBA3_SIXTEEN(d, (i) + 48)
 
+__device__ __forceinline__ void wgmma_k16(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, 1, 1, 1, 0, 0;\n"
+      : MAMBA3_SIXTEEN(d, 0), MAMBA3_SIXTEEN(d, 16)
+      : "l"(a), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_k16(float (&d)[36], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35"
+      "}, %36, %37, 1, 1, 1, 0, 0;\n"
+      : MAMBA3_SIXTEEN(d, 0), MAMBA3_SIXTEEN(d, 16), MAMBA3_FOUR(d, 32)
+      : "l"(a), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_k16(float (&d)[40], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39"
+      "}, %40, %41, 1, 1, 1, 0, 0;\n"
+      : MAMBA3_SIXTEEN(d, 0), MAMBA3_SIXTEEN(d, 16), MAMBA3_FOUR(d, 32), MAMBA3_FOUR(d, 36)
+      : "l"(a), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_k16(float (&d)[64], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, 1, 1, 1, 0, 0;\n"
+      : MAMBA3_SIXTY_FOUR(d, 0)
+      : "l"(a), "l"(b));
+}
+
 __device__ __forceinline__ void wgmma_k16(float (&d)[128], std::uint64_t a, std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"

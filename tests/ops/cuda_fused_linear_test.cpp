@@ -159,6 +159,27 @@ TEST(CudaFusedLinear, ManyRowsEqualTheOracle) {
   for (const std::int64_t n : {8, 80, 168, 1360}) expect_all_kinds(streamed(33, n, 328), gpu);
 }
 
+// As many rows as the kernel for a few dozen takes, at the ends of that: strips of each width, and
+// outputs so few that k is cut in parts.
+TEST(CudaFusedLinear, ABatchEqualsTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const auto expect_right = [&](std::int64_t rows, std::int64_t n, std::int64_t k, bool swiglu) {
+    FusedCase fused = streamed(rows, n, k);
+    fused.x_is_bf16 = true;
+    fused.swiglu = fused.y_is_bf16 = swiglu;
+    for (const bool accumulate : {false, true}) {
+      fused.accumulate = accumulate;
+      if (swiglu && accumulate) continue;
+      const FusedData data(fused);
+      testing::expect_fused(run(fused, data, 0, gpu), data, fused);
+    }
+  };
+  for (const std::int64_t rows : {32, 33, 64, 65}) expect_right(rows, 2048, 2056, false);
+  for (const std::int64_t n : {8200, 8672, 9440, 16904}) expect_right(33, n, 520, false);
+  expect_right(63, 4104, 520, true);
+}
+
 FusedCase tiled(std::int64_t rows, std::int64_t n, std::int64_t k) {
   FusedCase fused = streamed(rows, n, k);
   fused.path = LinearPath::kGemm;
@@ -240,6 +261,23 @@ TEST(CudaFusedLinear, ARowsBitsDoNotDependOnTheOthers) {
   expect_same(tiled(300, 200, 1056), {1, 17, 128, 129});
 }
 
+TEST(CudaFusedLinear, ARowsBitsDoNotDependOnTheBatch) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const bool swiglu : {false, true}) {
+    FusedCase fused = streamed(64, 2048, 2056);
+    fused.x_is_bf16 = true;
+    fused.swiglu = fused.y_is_bf16 = swiglu;
+    const FusedData data(fused);
+    const auto together = run(fused, data, 0, gpu);
+    for (const std::int64_t rows : {33, 50}) {
+      fused.rows = rows;
+      const std::vector<float> want(together.end() - rows * fused.n, together.end());
+      EXPECT_TRUE(same_bits(run(fused, data, 64 - rows, gpu), want)) << fused.name();
+    }
+  }
+}
+
 TEST(CudaFusedLinear, ANormInTheKernelChangesNoBit) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
@@ -266,8 +304,8 @@ TEST(CudaFusedLinear, ANormInTheKernelChangesNoBit) {
 TEST(CudaFusedLinear, AChainOfProductsWaitsForEachOther) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
-  const std::int64_t d = 512, f = 1024;
   for (const std::int64_t rows : {1, 5, 16, 40}) {
+    const std::int64_t d = rows > 16 ? 2048 : 512, f = rows > 16 ? 2048 : 1024;
     const GpuArray<Bf16> up(gpu, all(FusedData(streamed(1, 2 * f, d)).w_bf16));
     const GpuArray<Bf16> down(gpu, all(FusedData(streamed(1, d, f)).w_bf16));
     const GpuArray<float> norm(gpu, all(std::vector<float>(d, 0.5f)));
