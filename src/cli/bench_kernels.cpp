@@ -23,8 +23,8 @@ struct Bound {
   double seconds = 0;
 };
 
-// A linear of a block with what a step on a GPU does in the same kernel: the norm before it, SwiGLU
-// or the residual's sum behind it. The first `narrow_outs` outputs are bf16.
+// A linear of a block with what a GPU does in the same call: the norm before it, SwiGLU or the
+// residual's sum behind it. The first `narrow_outs` outputs are bf16.
 struct Product {
   const char* name;
   GemmShape gemm;
@@ -33,9 +33,9 @@ struct Product {
   std::int64_t narrow_outs;
 };
 
-// Rows [begin, end) of weights [n, k].
-TensorRef rows_of(const Bf16* numbers, std::int64_t begin, std::int64_t end, std::int64_t k) {
-  return {reinterpret_cast<const std::byte*>(numbers + begin * k), DType::kBf16, {end - begin, k}};
+// Weights [n, k].
+TensorRef rows_of(const Bf16* numbers, std::int64_t n, std::int64_t k) {
+  return {reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {n, k}};
 }
 
 class KernelBench {
@@ -61,7 +61,8 @@ class KernelBench {
                path);
     run_linear({"out_proj", gemms[1], false, false, true, false, 0}, path);
     if (gemms.size() > 2) {
-      run_linear({"fc1", gemms[2], step, step, false, false, narrow ? gemms[2].n : 0}, path);
+      run_linear({"fc1", gemms[2], step, step || narrow, false, false, narrow ? gemms[2].n : 0},
+                 path);
       run_linear({"fc2", gemms[3], false, false, true, step && narrow, 0}, path);
     }
     const GemmShape head{rows, model_config_.padded_vocab(), d};
@@ -129,18 +130,19 @@ class KernelBench {
     const Matrix narrow = memory.random_matrix(gemm.m, narrow_outs, true);
     const Matrix wide = memory.random_matrix(gemm.m, outs - narrow_outs, false);
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
-      const Bf16* const w = matrices + call % copies * gemm.n * gemm.k;
-      if (step && gpu) {
-        const Matrix& y = narrow_outs > 0 ? narrow : wide;
-        return fused_linear({x, product.norm ? norm : nullptr, 1e-5f, rows_of(w, 0, gemm.n, gemm.k),
-                             y, product.swiglu, product.adds, compute_, path},
-                            ctx_);
-      }
-      const TensorRef last = rows_of(w, narrow_outs, gemm.n, gemm.k);
-      if (narrow_outs > 0) {
-        linear({x, rows_of(w, 0, narrow_outs, gemm.k), narrow, compute_, path}, ctx_);
-      }
-      if (narrow_outs < outs) linear({x, last, wide, compute_, path, gpu && product.adds}, ctx_);
+      const TensorRef w = rows_of(matrices + call % copies * gemm.n * gemm.k, gemm.n, gemm.k);
+      if (!gpu) return linear({x, w, wide, compute_, path}, ctx_);
+      FusedLinearArgs args;
+      args.x = x;
+      if (product.norm) args.norm_weight = norm;
+      args.w = w;
+      args.y = narrow_outs > 0 ? narrow : wide;
+      if (narrow_outs > 0 && narrow_outs < outs) args.rest = wide;
+      args.swiglu = product.swiglu;
+      args.accumulate = product.adds;
+      args.compute = compute_;
+      args.path = path;
+      fused_linear(args, ctx_);
     });
     const auto m = static_cast<double>(gemm.m), k = static_cast<double>(gemm.k);
     const double out_bytes = m * (2.0 * static_cast<double>(narrow_outs) +

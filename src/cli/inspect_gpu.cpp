@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kHopper = 90;
 constexpr const char* kLinear =
-    "own kernels for the few rows of a step, cuBLASLt for more and for prompts";
+    "own kernels for the few rows of a step and around SwiGLU of prompts, cuBLASLt for the rest";
 
 Json path_json(const KernelPath& path) {
   return {{"path", path_name(path)}, {"because", path.because}};

@@ -9,11 +9,6 @@
 namespace mamba3 {
 namespace {
 
-// Rows [begin, end) of a matrix of weights.
-TensorRef rows_of(const TensorRef& w, std::int64_t begin, std::int64_t end) {
-  return {w.data + begin * w.shape[1] * dtype_bytes(w.dtype), w.dtype, {end - begin, w.shape[1]}};
-}
-
 // in_proj's output: all in fp32, or z and x in bf16 and the rest, whose digits count for more, in
 // fp32.
 Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& config,
@@ -24,13 +19,20 @@ Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& conf
   const std::int64_t rest = e - split;
   const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * rest),
                                        {batch.rows, rest});
-  linear({x, rows_of(weights.in_proj, split, e), projected, batch.compute, batch.linear_path()},
-         ctx);
-  if (split == 0) return split_columns(projected.data, rest, dims);
+  FusedLinearArgs in;
+  in.x = x;
+  in.w = weights.in_proj;
+  in.y = projected;
+  in.compute = batch.compute;
+  in.path = batch.linear_path();
+  if (split == 0) {
+    fused_linear(in, ctx);
+    return split_columns(projected.data, rest, dims);
+  }
   auto* zx = scope.allocate<Bf16>(batch.rows * split);
-  linear({x, rows_of(weights.in_proj, 0, split), TensorView<Bf16, 2>(zx, {batch.rows, split}),
-          batch.compute, batch.linear_path()},
-         ctx);
+  in.y = TensorView<Bf16, 2>(zx, {batch.rows, split});
+  in.rest = projected;
+  fused_linear(in, ctx);
   Mamba3Columns columns = split_columns(projected.data, rest, dims, true);
   columns.z_bf16 = zx;
   columns.x_bf16 = zx + inner;

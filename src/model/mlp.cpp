@@ -2,7 +2,6 @@
 
 #include "core/arena.h"
 #include "ops/linear/fused_linear.h"
-#include "ops/swiglu/swiglu.h"
 
 namespace mamba3 {
 namespace {
@@ -12,12 +11,16 @@ void forward(const NoMlpWeights&, const Batch&, Stream&, Context&) {}
 void forward(const SwigluMlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx) {
   const std::int64_t f = weights.fc2.shape[1];
   ArenaScope scope(ctx.workspace());
-  const Matrix wide = allocate_activations(batch, 2 * f, scope);
-  const Matrix gated = allocate_activations(batch, f, scope);
   stream.norm(weights.norm.data(), ctx);
-  linear({stream.normed, weights.fc1, wide, batch.compute, batch.linear_path()}, ctx);
-  swiglu({wide, gated}, ctx);
-  stream.add_product(gated, weights.fc2, batch, ctx);
+  FusedLinearArgs up;
+  up.x = stream.normed;
+  up.w = weights.fc1;
+  up.y = allocate_activations(batch, f, scope);
+  up.swiglu = true;
+  up.compute = batch.compute;
+  up.path = batch.linear_path();
+  fused_linear(up, ctx);
+  stream.add_product(up.y, weights.fc2, batch, ctx);
 }
 
 void step(const NoMlpWeights&, const Batch&, TensorView<float, 2>, Context&) {}

@@ -1,4 +1,6 @@
 // Products with what stands around them on a GPU. Skipped where there is no GPU.
+#include <array>
+
 #include "fused_linear_case.h"
 #include "gpu_case.h"
 #include "ops/rms_norm/rms_norm.h"
@@ -55,12 +57,15 @@ constexpr std::int64_t kGap = 8;  // rows still begin on 16 bytes
 // Rows [first, first + fused.rows) of the data.
 std::vector<float> run(const FusedCase& fused, const FusedData& data, std::int64_t first,
                        Context& ctx, std::int64_t gap = kGap) {
+  const std::int64_t outs = fused.n - fused.rest;
   const auto rows_of = [&](const std::vector<float>& v, std::int64_t columns) {
     return std::vector<float>(v.begin() + first * columns,
                               v.begin() + (first + fused.rows) * columns);
   };
+  const auto before = rows_of(data.before, outs);  // matters where it is added to, without a rest
   Rows x(ctx, rows_of(data.x, fused.k), fused.rows, fused.k, gap, fused.x_is_bf16);
-  Rows y(ctx, rows_of(data.before, fused.n), fused.rows, fused.n, gap, fused.y_is_bf16);
+  Rows y(ctx, before, fused.rows, outs, gap, fused.y_is_bf16);
+  Rows rest(ctx, rows_of(data.before, fused.rest), fused.rows, fused.rest, gap, false);
   const GpuArray<float> norm(ctx, all(data.norm));
   const GpuArray<std::byte> w(ctx, data.weight_bytes(fused.weights));
   FusedLinearArgs args;
@@ -68,12 +73,14 @@ std::vector<float> run(const FusedCase& fused, const FusedData& data, std::int64
   if (fused.norm) args.norm_weight = norm.data();
   args.w = {w.data(), fused.weights, {fused.swiglu ? 2 * fused.n : fused.n, fused.k}};
   args.y = y.matrix();
+  if (fused.rest > 0) args.rest = rest.matrix();
   args.swiglu = fused.swiglu;
   args.accumulate = fused.accumulate;
   args.compute = fused.compute;
-  args.path = LinearPath::kSkinny;
+  args.path = fused.path;
   fused_linear(args, ctx);
-  return y.values();
+  if (fused.rest == 0) return y.values();
+  return testing::side_by_side(y.values(), rest.values(), fused.rows);
 }
 
 FusedCase streamed(std::int64_t rows, std::int64_t n, std::int64_t k) {
@@ -152,6 +159,72 @@ TEST(CudaFusedLinear, ManyRowsEqualTheOracle) {
   for (const std::int64_t n : {8, 80, 168, 1360}) expect_all_kinds(streamed(33, n, 328), gpu);
 }
 
+// As many rows as the kernel for a few dozen takes, at the ends of that: strips of each width, and
+// outputs so few that k is cut in parts.
+TEST(CudaFusedLinear, ABatchEqualsTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const auto expect_right = [&](std::int64_t rows, std::int64_t n, std::int64_t k, bool swiglu) {
+    FusedCase fused = streamed(rows, n, k);
+    fused.x_is_bf16 = true;
+    fused.swiglu = fused.y_is_bf16 = swiglu;
+    for (const bool accumulate : {false, true}) {
+      fused.accumulate = accumulate;
+      if (swiglu && accumulate) continue;
+      const FusedData data(fused);
+      testing::expect_fused(run(fused, data, 0, gpu), data, fused);
+    }
+  };
+  for (const std::int64_t rows : {32, 33, 64, 65}) expect_right(rows, 2048, 2056, false);
+  for (const std::int64_t n : {8200, 8672, 9440, 16904}) expect_right(33, n, 520, false);
+  expect_right(63, 4104, 520, true);
+}
+
+FusedCase tiled(std::int64_t rows, std::int64_t n, std::int64_t k) {
+  FusedCase fused = streamed(rows, n, k);
+  fused.path = LinearPath::kGemm;
+  return fused;
+}
+
+TEST(CudaFusedLinear, TilesEqualTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t rows : {1, 16, 127, 128, 129, 257}) {
+    expect_all_kinds(tiled(rows, 88, 200), gpu);
+  }
+  for (const std::int64_t n : {8, 128, 136, 256, 264, 520}) {
+    expect_all_kinds(tiled(33, n, 328), gpu);
+  }
+  for (const std::int64_t k : {8, 64, 72, 256, 1096}) expect_all_kinds(tiled(131, 40, k), gpu);
+}
+
+// More tiles than a card has multiprocessors, in bands of which the last is not whole.
+TEST(CudaFusedLinear, ManyTilesEqualTheOracle) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  FusedCase fused = tiled(4400, 520, 72);
+  fused.x_is_bf16 = fused.y_is_bf16 = fused.swiglu = true;
+  const FusedData data(fused);
+  testing::expect_fused(run(fused, data, 0, gpu), data, fused);
+}
+
+TEST(CudaFusedLinear, PutsTheRestElsewhere) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t outs : {256, 512, 200}) {  // in tiles of one type, or one by one
+    for (const std::int64_t rest : {8, 480}) {
+      for (const std::int64_t rows : {5, 130}) {
+        FusedCase fused = tiled(rows, outs + rest, 136);
+        fused.rest = rest;
+        fused.x_is_bf16 = fused.y_is_bf16 = true;
+        const FusedData data(fused);
+        testing::expect_fused(run(fused, data, 0, gpu), data, fused);
+        testing::expect_fused(run(fused, data, 0, gpu, 3), data, fused);
+      }
+    }
+  }
+}
+
 TEST(CudaFusedLinear, OtherTypesEqualTheOracle) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
@@ -167,24 +240,42 @@ TEST(CudaFusedLinear, OtherTypesEqualTheOracle) {
   }
 }
 
-// Of up to 16 rows, and of 17 to 256.
+// Of up to 16 rows, of 17 to 256, and of tiles.
 TEST(CudaFusedLinear, ARowsBitsDoNotDependOnTheOthers) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
-  const auto expect_same = [&](std::int64_t most, std::initializer_list<std::int64_t> fewer) {
-    for (FusedCase fused : kinds(streamed(most, 400, 1056))) {
+  const auto expect_same = [&](const FusedCase& shape, std::initializer_list<std::int64_t> fewer) {
+    for (FusedCase fused : kinds(shape)) {
       const FusedData data(fused);
       const auto together = run(fused, data, 0, gpu);
       for (const std::int64_t rows : fewer) {
         fused.rows = rows;
-        const std::int64_t first = most - rows;
+        const std::int64_t first = shape.rows - rows;
         const std::vector<float> want(together.begin() + first * fused.n, together.end());
         EXPECT_TRUE(same_bits(run(fused, data, first, gpu), want)) << fused.name();
       }
     }
   };
-  expect_same(16, {1, 2, 3, 8, 9});
-  expect_same(200, {17, 64, 65, 128});
+  expect_same(streamed(16, 400, 1056), {1, 2, 3, 8, 9});
+  expect_same(streamed(200, 400, 1056), {17, 64, 65, 128});
+  expect_same(tiled(300, 200, 1056), {1, 17, 128, 129});
+}
+
+TEST(CudaFusedLinear, ARowsBitsDoNotDependOnTheBatch) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const bool swiglu : {false, true}) {
+    FusedCase fused = streamed(64, 2048, 2056);
+    fused.x_is_bf16 = true;
+    fused.swiglu = fused.y_is_bf16 = swiglu;
+    const FusedData data(fused);
+    const auto together = run(fused, data, 0, gpu);
+    for (const std::int64_t rows : {33, 50}) {
+      fused.rows = rows;
+      const std::vector<float> want(together.end() - rows * fused.n, together.end());
+      EXPECT_TRUE(same_bits(run(fused, data, 64 - rows, gpu), want)) << fused.name();
+    }
+  }
 }
 
 TEST(CudaFusedLinear, ANormInTheKernelChangesNoBit) {
@@ -213,8 +304,8 @@ TEST(CudaFusedLinear, ANormInTheKernelChangesNoBit) {
 TEST(CudaFusedLinear, AChainOfProductsWaitsForEachOther) {
   SKIP_WITHOUT_GPU();
   Context gpu(on_gpu());
-  const std::int64_t d = 512, f = 1024;
   for (const std::int64_t rows : {1, 5, 16, 40}) {
+    const std::int64_t d = rows > 16 ? 2048 : 512, f = rows > 16 ? 2048 : 1024;
     const GpuArray<Bf16> up(gpu, all(FusedData(streamed(1, 2 * f, d)).w_bf16));
     const GpuArray<Bf16> down(gpu, all(FusedData(streamed(1, d, f)).w_bf16));
     const GpuArray<float> norm(gpu, all(std::vector<float>(d, 0.5f)));

@@ -21,13 +21,16 @@ struct FusedCase {
   Compute compute = Compute::kF32;
   DType weights = DType::kF32;
   bool x_is_bf16 = false, y_is_bf16 = false;
+  LinearPath path = LinearPath::kSkinny;  // on a GPU
+  std::int64_t rest = 0;                  // of the n outputs, that go to `rest` in fp32
 
   std::string name() const {
     return std::to_string(rows) + " x " + std::to_string(n) + " x " + std::to_string(k) +
            (norm ? ", norm" : "") + (swiglu ? ", swiglu" : "") + (accumulate ? ", sum" : "") +
            (compute == Compute::kBf16 ? ", bf16" : ", fp32") +
            (weights == DType::kBf16 ? " on bf16" : " on fp32") + (x_is_bf16 ? ", x bf16" : "") +
-           (y_is_bf16 ? ", y bf16" : "");
+           (y_is_bf16 ? ", y bf16" : "") + (path == LinearPath::kGemm ? ", many" : "") +
+           (rest > 0 ? ", rest " + std::to_string(rest) : "");
   }
 };
 
@@ -106,12 +109,25 @@ struct FusedData {
         sum.value += before[i];
         sum.error += std::abs(sum.value) * 0x1p-23;
       }
-      if (fused.y_is_bf16) sum.error += std::abs(sum.value) * 0x1p-8;
+      const bool rounded = fused.y_is_bf16 && out < fused.n - fused.rest;
+      if (rounded) sum.error += std::abs(sum.value) * 0x1p-8;
       truth.push_back(sum.value);
       bound.push_back(sum.error);
     }
   }
 };
+
+// Rows of a and behind each of them that of b.
+inline std::vector<float> side_by_side(const std::vector<float>& a, const std::vector<float>& b,
+                                       std::int64_t rows) {
+  const std::int64_t n = std::ssize(a) / rows, m = std::ssize(b) / rows;
+  std::vector<float> out;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    out.insert(out.end(), a.begin() + row * n, a.begin() + (row + 1) * n);
+    out.insert(out.end(), b.begin() + row * m, b.begin() + (row + 1) * m);
+  }
+  return out;
+}
 
 inline void expect_fused(const std::vector<float>& got, const FusedData& data,
                          const FusedCase& fused) {

@@ -44,6 +44,25 @@ TEST(FusedLinear, EqualsTheOracle) {
   }
 }
 
+TEST(FusedLinear, PutsTheRestElsewhere) {
+  Context ctx(with_threads(2));
+  for (const bool norm : {false, true}) {
+    FusedCase fused{5, 12, 9};
+    fused.norm = norm;
+    const FusedData data(fused);
+    PaddedRows x(data.x, 5, 9, 1), y(5, 7, 2), rest(5, 5, 3);
+    FusedLinearArgs args;
+    args.x = x.view;
+    if (norm) args.norm_weight = data.norm.data();
+    args.w = {data.weight_bytes(DType::kF32).data(), DType::kF32, {12, 9}};
+    args.y = y.view;
+    args.rest = rest.view;
+    fused_linear(args, ctx);
+    EXPECT_TRUE(y.gap_untouched() && rest.gap_untouched());
+    testing::expect_fused(testing::side_by_side(y.values(), rest.values(), 5), data, fused);
+  }
+}
+
 TEST(FusedLinear, RefusesShapesThatDoNotFit) {
   Context ctx(with_threads(1));
   const std::vector<float> w(6 * 4);

@@ -13,7 +13,7 @@ namespace mamba3 {
 namespace {
 
 void check(const FusedLinearArgs& args) {
-  const std::int64_t outs = args.swiglu ? 2 * args.y.shape[1] : args.y.shape[1];
+  const std::int64_t outs = (args.swiglu ? 2 : 1) * args.y.shape[1] + args.rest.shape[1];
   check_input(args.w.shape.size() == 2 && args.w.shape[0] == outs &&
                   args.w.shape[1] == args.x.shape[1] && args.x.shape[0] == args.y.shape[0],
               "fused_linear: x is ", shape_string(args.x.shape), ", the weights ",
@@ -23,6 +23,12 @@ void check(const FusedLinearArgs& args) {
               "fused_linear: x is bf16 and goes through a norm; expected fp32");
   check_input(!args.accumulate || (!args.swiglu && !args.y.is_bf16()),
               "fused_linear: a sum onto y with swiglu or in bf16; expected neither");
+  check_input(
+      args.rest.data == nullptr || (!args.swiglu && !args.accumulate && !args.rest.is_bf16() &&
+                                    args.rest.shape[0] == args.y.shape[0]),
+      "fused_linear: more outputs behind y, which is ", shape_string(args.y.shape), ", are ",
+      shape_string(args.rest.shape),
+      "; expected fp32 of as many rows, and neither swiglu nor a sum");
 }
 
 // Numbers between two ops.
@@ -69,6 +75,16 @@ void add_rows(const Matrix& added, const Matrix& y, Context& ctx) {
   });
 }
 
+// The outputs of rest, then those of y.
+void one_then_the_other(FusedLinearArgs args, Context& ctx) {
+  const std::int64_t outs = args.y.shape[1], m = args.rest.shape[1], k = args.x.shape[1];
+  const std::byte* w = args.w.data + outs * k * dtype_bytes(args.w.dtype);
+  linear({args.x, {w, args.w.dtype, {m, k}}, args.rest, args.compute, args.path}, ctx);
+  args.w.shape = {outs, k};
+  args.rest = {};
+  fused_linear(args, ctx);
+}
+
 void op_by_op(const FusedLinearArgs& args, Context& ctx) {
   ArenaScope scope(ctx.workspace());
   const bool added_later = args.accumulate && !ctx.gpu();
@@ -89,6 +105,7 @@ void fused_linear(const FusedLinearArgs& args, Context& ctx) {
     return fused_linear_cuda(args, ctx);
   }
   if (args.norm_weight != nullptr) return norm_first(args, ctx);
+  if (args.rest.data != nullptr) return one_then_the_other(args, ctx);
   op_by_op(args, ctx);
 }
 

@@ -1,6 +1,6 @@
 // A linear together with what stands around it in a block: the norm before it, SwiGLU or the
-// residual's sum behind it. For a few rows on a GPU all of it is one kernel; elsewhere it is done
-// op by op.
+// residual's sum behind it. On a GPU that is one kernel, for more than a few rows two with a norm;
+// elsewhere it is done op by op.
 #pragma once
 
 #include "ops/linear/linear.h"
@@ -17,6 +17,7 @@ struct FusedLinearArgs {
   bool accumulate = false;  // y += ; fp32, not with swiglu
   Compute compute = Compute::kF32;
   LinearPath path = LinearPath::kAuto;
+  Matrix rest;  // [rows, m], fp32: of m more rows of w, behind those of y; or no data
 };
 
 // The norm gives the bits of rms_norm whether it is part of the kernel or not. How a row's bits

@@ -17,8 +17,8 @@ enum class Compute : std::uint8_t { kF32, kBf16 };
 // equal bits for any number of rows names the path; kAuto takes kSkinny for up to 16 rows. On each
 // path a row's bits do not depend on the other rows, on their number, or on the thread count.
 //
-// On a GPU kSkinny keeps that promise for up to 16 rows; more take what cuBLASLt likes best for
-// their number, so their bits may change with it. Some kernels fetch weights while those before
+// On a GPU kSkinny keeps that promise for up to 16 rows; more take what is fastest for their
+// number, so their bits may change with it. Some kernels fetch weights while those before
 // them in the stream still run: whoever writes weights with a kernel waits for it first.
 enum class LinearPath : std::uint8_t { kAuto, kSkinny, kGemm };
 

@@ -9,8 +9,10 @@
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
 #include "ops/linear/cublas_product.h"
+#include "ops/linear/linear_batch_cuda.h"
 #include "ops/linear/linear_skinny_cuda.h"
 #include "ops/linear/linear_stream_cuda.h"
+#include "ops/linear/linear_tiles_cuda.h"
 #include "ops/linear/row_slices.h"
 
 namespace mamba3 {
@@ -72,11 +74,14 @@ bool is_skinny(const LinearArgs& args) {
 }  // namespace
 
 bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx) {
-  return linear_stream_takes(args, ctx);
+  return linear_stream_takes(args, ctx) || linear_batch_takes(args, ctx) ||
+         linear_tiles_takes(args, ctx);
 }
 
 void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx) {
-  linear_stream_cuda(args, ctx);
+  if (linear_stream_takes(args, ctx)) return linear_stream_cuda(args, ctx);
+  if (linear_batch_takes(args, ctx)) return linear_batch_cuda(args, ctx);
+  linear_tiles_cuda(args, ctx);
 }
 
 void linear_cuda(const LinearArgs& args, Context& ctx) {

@@ -236,6 +236,7 @@ bool linear_stream_takes(const FusedLinearArgs& args, const Context& ctx) {
   const std::int64_t rows = args.x.shape[0], k = args.x.shape[1];
   const std::int64_t x_stride = rows > 1 ? args.x.stride[0] : 0;
   if (args.norm_weight != nullptr && !is_staged(args.x)) return false;
+  if (args.rest.data != nullptr) return false;
   return ctx.gpu()->info().compute_capability == 90 && args.path != LinearPath::kGemm &&
          rows <= kMostRows && args.compute == Compute::kBf16 && args.w.dtype == DType::kBf16 &&
          k > 0 && k % kHalf == 0 && k <= kMostK && args.w.shape[0] <= (1 << 30) &&

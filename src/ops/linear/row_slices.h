@@ -22,6 +22,9 @@ bool done_in_slices(const Args& args, Context& ctx, void (*op)(const Args&, Cont
     Args slice = args;
     slice.x = args.x.slice(row, end);
     slice.y = args.y.slice(row, end);
+    if constexpr (requires { slice.rest; }) {
+      if (args.rest.data != nullptr) slice.rest = args.rest.slice(row, end);
+    }
     op(slice, ctx);
   }
   return true;
