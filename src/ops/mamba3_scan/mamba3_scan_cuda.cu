@@ -211,7 +211,10 @@ void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   const cudaStream_t stream = stream_of(ctx);
   prepare_scan_tokens(job, stream);
   launch_scan(job, stream);
-  if (job.sizes.out_norm) norm_and_gate(job, stream);
+  if (!job.sizes.out_norm) return;
+  norm_and_gate(ReadOuts<float>{job.sizes, job.params, job.read_out, job.columns.z,
+                                job.columns.row_stride, job.y, job.y_stride, job.tokens},
+                stream);
 }
 
 }  // namespace mamba3
