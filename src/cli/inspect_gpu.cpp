@@ -53,6 +53,7 @@ GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t b
 
 std::string path_name(const KernelPath& path) {
   if (path.none) return "none";
+  if (path.mma) return "general on tensor cores";
   return path.tuned ? "tuned" : "general";
 }
 

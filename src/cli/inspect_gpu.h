@@ -22,7 +22,7 @@ struct GpuPlan {
 // Files can be inspected anywhere: the lack of a GPU is told, not refused.
 GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t batch, int index);
 
-std::string path_name(const KernelPath& path);  // "tuned", "general", "none"
+std::string path_name(const KernelPath& path);  // as in docs/CLI.md
 Json gpu_json(const GpuPlan& plan);
 Json gpu_memory_json(const GpuPlan& plan, std::int64_t context);
 std::string gpu_text(const GpuPlan& plan, std::int64_t context);

@@ -78,6 +78,14 @@ std::span<const T> place(std::span<const T> numbers, ArenaScope& scope, Context&
   return {copy, numbers.size()};
 }
 
+// Where the scan takes them, and rows begin on 16 bytes: products of others are slower than
+// rounding their inputs first.
+bool takes_bf16_activations(const ModelConfig& config, const Context& ctx) {
+  constexpr std::int64_t kPiece = 8;
+  return config.width % kPiece == 0 && config.mlp_hidden % kPiece == 0 &&
+         mamba3_scan_takes_bf16(mixer_dims(config), ctx);
+}
+
 void check_slots(std::span<const std::int32_t> slots, const StatePool::Impl& states) {
   std::vector<bool> used(static_cast<std::size_t>(states.slots), false);
   for (const std::int32_t slot : slots) {
@@ -222,8 +230,7 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   batch.cu_seqlens = place<std::int64_t>(segment.cu_seqlens, scope, ctx);
   batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
-  batch.bf16_activations =
-      batch.compute == Compute::kBf16 && mamba3_scan_takes_bf16(mixer_dims(config), ctx);
+  batch.bf16_activations = batch.compute == Compute::kBf16 && takes_bf16_activations(config, ctx);
   const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
                                     {batch.rows, config.width});
   read(place<std::int32_t>(ids, scope, ctx), batch, states, hidden, ctx);

@@ -84,11 +84,12 @@ TEST(Inspect, SaysWhichPathAModelGetsOnAGpu) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   const json document = outcome.json();
   for (const char* op : {"mamba3_scan", "mamba3_step"}) {
-    EXPECT_EQ(document["gpu"][op]["path"], "general");
+    EXPECT_EQ(document["gpu"][op]["path"],
+              op == std::string("mamba3_scan") ? "general on tensor cores" : "general");
     EXPECT_NE(document["gpu"][op]["because"].get<std::string>().find("tuned kernels are for"),
               std::string::npos);
   }
-  EXPECT_EQ(document["layers"][0]["prefill"], "mamba3_scan, general");
+  EXPECT_EQ(document["layers"][0]["prefill"], "mamba3_scan, general on tensor cores");
   const json& memory = document["memory"];
   EXPECT_EQ(memory["batch"], 3);
   EXPECT_GT(memory["workspace_bytes"], memory["logits_bytes"]);
@@ -97,7 +98,7 @@ TEST(Inspect, SaysWhichPathAModelGetsOnAGpu) {
                 memory["states_bytes"].get<std::int64_t>() +
                 memory["workspace_bytes"].get<std::int64_t>());
   const Outcome text = run_mamba3({"inspect", "-m", model, "--device", "cuda"});
-  EXPECT_NE(text.out.find("mamba3_scan, general ("), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("mamba3_scan, general on tensor cores ("), std::string::npos) << text.out;
   const bool card = !document["gpu"]["name"].is_null();
   EXPECT_EQ(text.out.find("no GPU here") == std::string::npos, card);
   EXPECT_EQ(text.out.find("fits\n") != std::string::npos, card);

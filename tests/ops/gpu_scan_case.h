@@ -43,6 +43,16 @@ class GpuRunner {
     bf16_products_ = true;
     return *this;
   }
+  // As on a GPU that has no tuned kernels.
+  GpuRunner& with_general_kernels(bool general = true) {
+    general_ = general;
+    return *this;
+  }
+  // z and x come in bf16, and y goes out so.
+  GpuRunner& with_bf16_columns() {
+    bf16_columns_ = true;
+    return *this;
+  }
   // Long sequences are not walked in parts.
   GpuRunner& in_one_walk() {
     one_walk_ = true;
@@ -74,6 +84,7 @@ class GpuRunner {
     std::vector<std::vector<std::int64_t>> calls{bounds_};
     if (!pieces.empty()) calls.clear();
     for (const std::int64_t tokens : pieces) calls.push_back({0, tokens});
+    const NarrowColumns narrow(*this, ctx, rows);
     std::int64_t row = 0;
     for (const auto& call : calls) {
       const GpuArray<std::int64_t> bounds(ctx, all(call));
@@ -83,11 +94,13 @@ class GpuRunner {
       args.states = states.states();
       args.cu_seqlens = bounds.span();
       args.slots = slots.span();
+      if (bf16_columns_) narrow.put(row, args);
       mamba3_scan_cuda(args, ctx);
       row += call.back();
     }
     std::vector<float> out;
     y.copy_to(out);
+    if (bf16_columns_) narrow.copy_to(inner_ + padding_, out);
     states.fetch();
     return packed_result(out);
   }
@@ -136,6 +149,49 @@ class GpuRunner {
   }
 
  private:
+  // z and x of packed rows in bf16, in rows that begin on 16 bytes, and room for y.
+  class NarrowColumns {
+   public:
+    NarrowColumns(const GpuRunner& runner, Context& ctx, const Rows& rows)
+        : inner_(runner.inner_),
+          stride_((inner_ + 15) / 8 * 8),
+          tokens_(runner.bf16_columns_ ? runner.bounds_.back() : 0),
+          z_(ctx, all(cut(rows, 0))),
+          x_(ctx, all(cut(rows, inner_))),
+          y_(ctx, all(std::vector<Bf16>(tokens_ * stride_, to_bf16(kNan)))) {}
+    void put(std::int64_t row, Mamba3ScanArgs& args) const {
+      args.columns.z = args.columns.x = nullptr;
+      args.columns.z_bf16 = z_.data() + row * stride_;
+      args.columns.x_bf16 = x_.data() + row * stride_;
+      args.columns.zx_stride = stride_;
+      const std::int64_t rows = args.y.shape[0];
+      args.y = TensorView<Bf16, 2>(y_.data() + row * stride_, {rows, inner_}, {stride_, 1});
+    }
+    // Into rows so far apart, whose rest stays NaN unless something was written behind a row here.
+    void copy_to(std::int64_t stride, std::vector<float>& out) const {
+      std::vector<Bf16> y;
+      y_.copy_to(y);
+      for (std::int64_t row = 0; row < tokens_; ++row) {
+        for (std::int64_t i = 0; i < std::min(stride, stride_); ++i) {
+          out[row * stride + i] = to_float(y[row * stride_ + i]);
+        }
+      }
+    }
+
+   private:
+    std::vector<Bf16> cut(const Rows& rows, std::int64_t first) const {
+      std::vector<Bf16> out(tokens_ * stride_, to_bf16(kNan));
+      for (std::int64_t row = 0; row < tokens_; ++row) {
+        for (std::int64_t i = 0; i < inner_; ++i) {
+          out[row * stride_ + i] = to_bf16(rows.data[row * rows.stride + first + i]);
+        }
+      }
+      return out;
+    }
+    std::int64_t inner_, stride_, tokens_;
+    GpuArray<Bf16> z_, x_, y_;
+  };
+
   std::vector<float> empty_y(std::int64_t rows) const {
     return std::vector<float>(static_cast<std::size_t>(rows * (inner_ + padding_)), kNan);
   }
@@ -163,6 +219,7 @@ class GpuRunner {
     args.y = y_view(y, tokens);
     args.bf16_products = bf16_products_;
     args.one_walk = one_walk_;
+    args.general = general_;
     return args;
   }
   Mamba3StepArgs step_args(const Rows& rows, float* y) const {
@@ -206,6 +263,8 @@ class GpuRunner {
   std::int64_t padding_;
   bool bf16_products_ = false;
   bool one_walk_ = false;
+  bool general_ = false;
+  bool bf16_columns_ = false;
   std::int64_t count_;
   std::int64_t inner_;
   std::vector<std::int64_t> bounds_;

@@ -96,6 +96,31 @@ TEST(KernelPath, StepsWithOutNormOrOddAnglesAreGeneral) {
   EXPECT_FALSE(mamba3_step_path(dims, 90).tuned);
 }
 
+TEST(KernelPath, ScansInBf16AreOnTensorCoresWhereNAndPAreMultiplesOfEight) {
+  for (const int capability : {80, 86, 90, 120}) {
+    Mamba3Dims dims = tuned_dims();
+    EXPECT_EQ(mamba3_scan_path(dims, capability, true).mma, capability != 90);
+    EXPECT_FALSE(mamba3_scan_path(dims, capability, false).mma);
+    dims.rank = 7;
+    for (const auto part : {&Mamba3Dims::state, &Mamba3Dims::head_dim}) {
+      for (const std::int64_t extent : {32, 40, 80, 256}) {
+        dims.*part = extent;
+        EXPECT_TRUE(mamba3_scan_path(dims, capability, true).mma) << extent;
+      }
+      Mamba3Dims odd = dims;
+      odd.*part = 36;
+      EXPECT_FALSE(mamba3_scan_path(odd, capability, true).mma);
+    }
+    dims.state = 24;
+    EXPECT_FALSE(mamba3_scan_path(dims, capability, true).mma);
+    dims.state = 56;
+    EXPECT_TRUE(mamba3_scan_path(dims, capability, true).mma);
+    dims.mimo = false;
+    dims.rank = 1;
+    EXPECT_FALSE(mamba3_scan_path(dims, capability, true).mma);
+  }
+}
+
 TEST(KernelPath, ScansInFp32AndOfMimoOfRankOneAreGeneral) {
   Mamba3Dims dims = tuned_dims();
   EXPECT_NE(mamba3_scan_path(dims, 90, false).because.find("fp32"), std::string::npos);

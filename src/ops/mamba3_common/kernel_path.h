@@ -14,6 +14,7 @@ struct KernelPath {
   // "n = 128, p = 64, r = 4", or the first thing that the tuned ones do not do.
   std::string because;
   bool none = false;  // no kernels: the first thing that the general ones do not do either
+  bool mma = false;   // of the general kernels those that multiply on tensor cores
 };
 
 // What the general kernels of a GPU hold of a state's row and of a head in registers.

@@ -23,6 +23,13 @@ constexpr std::int64_t kTasksPerThread = 4;
 constexpr std::int64_t kTokensPerTask = 16;
 // Taking chunks all at once computes their keys twice: about this much more work, in percent.
 constexpr std::int64_t kParallelCostPercent = 125;
+// Of n and p, for tensor cores: pieces of 16 bytes.
+constexpr std::int64_t kMmaMultiple = 8;
+// Sums of fewer products show the rounding of each. The authors' kernels for SISO multiply a
+// token's own Q and K apart and exactly, those for MIMO do not: no error shall be larger than
+// theirs.
+constexpr std::int64_t kMmaFewestStateSiso = 64;
+constexpr std::int64_t kMmaFewestStateMimo = 32;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -243,7 +250,9 @@ std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx)
 }
 
 bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx) {
-  return ctx.gpu() && mamba3_scan_path(dims, ctx.gpu()->info().compute_capability, true).tuned;
+  if (!ctx.gpu()) return false;
+  const KernelPath path = mamba3_scan_path(dims, ctx.gpu()->info().compute_capability, true);
+  return path.tuned || path.mma;
 }
 
 KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products) {
@@ -251,8 +260,14 @@ KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool
   if (path.tuned && dims.mimo && dims.rank == 1) {
     path = {false, "MIMO of r = 1; the tuned kernels are for SISO and for 2 and 4"};
   }
-  if (path.tuned && !bf16_products)
-    path = {false, "products in fp32; the tuned kernels are for bf16"};
+  if (path.none) return path;
+  if (!bf16_products) {
+    if (path.tuned) path = {false, "products in fp32; the tuned kernels are for bf16"};
+    return path;
+  }
+  const std::int64_t fewest = dims.mimo ? kMmaFewestStateMimo : kMmaFewestStateSiso;
+  path.mma = !path.tuned && dims.state >= fewest && dims.state % kMmaMultiple == 0 &&
+             dims.head_dim % kMmaMultiple == 0;
   return path;
 }
 

@@ -30,6 +30,8 @@ struct Mamba3ScanArgs {
   // On a GPU, long sequences that are too few to fill it are cut into parts that are walked at
   // once, which rounds differently. Never with this: results do not depend on neighbours or cuts.
   bool one_walk = false;
+  // Not with the tuned kernels, but as on a GPU that has none: for tests and measurements.
+  bool general = false;
 };
 
 // Tokens in a chunk of the path on a CPU.
@@ -39,14 +41,15 @@ std::int64_t mamba3_scan_chunk_tokens(const Mamba3Dims& dims);
 // one_walk.
 std::int64_t mamba3_scan_grid_tokens(const Mamba3Dims& dims, const Context& ctx);
 
-// Whether the layer is one that the tensor cores of this GPU scan in chunks: p 64, n 64 or 128,
-// SISO or MIMO of rank 2 or 4, on compute capability 9.0. That takes `bf16_products`; z, x and y
-// may then be bf16, all three, with rows that begin on 16 bytes. Every other layer and every other
-// GPU takes its tokens one by one, in fp32.
+// Whether the layer is one that the tensor cores of this GPU scan in chunks, see mamba3_scan_path.
+// That takes `bf16_products`; z, x and y may then be bf16, all three, with rows that begin on 16
+// bytes. Every other layer takes its tokens one by one, in fp32.
 bool mamba3_scan_takes_bf16(const Mamba3Dims& dims, const Context& ctx);
 
 // The kernels that a GPU of this compute capability (90 for 9.0) takes, with Mamba3ScanArgs's
-// bf16_products or without.
+// bf16_products or without: tuned ones in chunks for p 64, n 64 or 128, SISO or MIMO of rank 2 or
+// 4, on compute capability 9.0; otherwise, where products are bf16, n and p multiples of 8 and n at
+// least 64 (SISO) or 32 (MIMO), in chunks by mma.sync; and token by token.
 KernelPath mamba3_scan_path(const Mamba3Dims& dims, int compute_capability, bool bf16_products);
 
 // Workspace taken from ctx.workspace() during the call.

@@ -6,6 +6,7 @@
 
 #include "ops/cuda_ops.h"
 #include "ops/mamba3_scan/scan_chunked_cuda.h"
+#include "ops/mamba3_scan/scan_mma_cuda.h"
 #include "ops/mamba3_scan/scan_tile_cuda.cuh"
 
 namespace mamba3 {
@@ -191,9 +192,10 @@ void launch_scan(const ScanJob& job, cudaStream_t stream) {
 }  // namespace
 
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx) {
-  if (args.bf16_products && mamba3_scan_takes_bf16(args.dims, ctx)) {
-    return mamba3_scan_chunked_cuda(args, ctx);
-  }
+  const KernelPath path =
+      mamba3_scan_path(args.dims, ctx.gpu()->info().compute_capability, args.bf16_products);
+  if (path.tuned && !args.general) return mamba3_scan_chunked_cuda(args, ctx);
+  if (path.mma || path.tuned) return mamba3_scan_mma_cuda(args, ctx);
   ScanJob job{};
   job.sizes = token_sizes(args.dims);
   job.params = args.params;
@@ -211,7 +213,10 @@ void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   const cudaStream_t stream = stream_of(ctx);
   prepare_scan_tokens(job, stream);
   launch_scan(job, stream);
-  if (job.sizes.out_norm) norm_and_gate(job, stream);
+  if (!job.sizes.out_norm) return;
+  norm_and_gate(ReadOuts<float>{job.sizes, job.params, job.read_out, job.columns.z,
+                                job.columns.row_stride, job.y, job.y_stride, job.tokens},
+                stream);
 }
 
 }  // namespace mamba3

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/mamba3_scan/scan_arguments_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_cuda.h"
 #include "ops/mamba3_scan/scan_chunked_outputs_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
@@ -117,38 +118,11 @@ void walk_parts(ChunkedScanJob& job, const PartCounts& counts, ArenaScope& scope
   walk<true>(job, job.sequences * counts.parts, stream);
 }
 
-bool takes_pieces(const void* rows, std::int64_t stride_bytes) {
-  return (reinterpret_cast<std::uintptr_t>(rows) | static_cast<std::uintptr_t>(stride_bytes)) %
-             kPieceBytes ==
-         0;
-}
-
 }  // namespace
 
 void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   ChunkedScanJob job{};
-  job.sizes = token_sizes(args.dims);
-  job.params = args.params;
-  job.columns = args.columns;
-  job.states = args.states;
-  job.cu_seqlens = args.cu_seqlens.data();
-  job.slots = args.slots.data();
-  job.tokens = args.y.shape[0];
-  job.sequences = static_cast<std::int64_t>(args.slots.size());
-  job.z = reinterpret_cast<const __nv_bfloat16*>(args.columns.z_bf16);
-  job.x = reinterpret_cast<const __nv_bfloat16*>(args.columns.x_bf16);
-  job.zx_stride = args.columns.zx_stride;
-  job.y = args.y.data;
-  job.y_stride = args.y.stride[0];
-  job.y_bf16 = args.y.is_bf16();
-  check_input(job.y_bf16 == (job.z != nullptr),
-              "mamba3_scan: of z, x and y some are bf16 and some fp32; expected one type");
-  check_input(!job.y_bf16 || (takes_pieces(job.y, 2 * job.y_stride) &&
-                              takes_pieces(job.z, 2 * job.zx_stride) &&
-                              takes_pieces(job.x, 2 * job.zx_stride)),
-              "mamba3_scan: rows of z, x or y in bf16 do not begin on 16 bytes; expected that");
-  check_input(job.tokens < (std::int64_t{1} << 30), "mamba3_scan: ", job.tokens,
-              " tokens in one call; expected fewer than 2^30; shorten the segment");
+  take_arguments(args, job);
   if (job.tokens == 0 || job.sequences == 0) return;
   ArenaScope scope(ctx.workspace());
   take_chunked_workspace(job, scope);

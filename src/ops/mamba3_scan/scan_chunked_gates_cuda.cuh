@@ -11,18 +11,6 @@
 namespace mamba3 {
 namespace {
 
-__device__ __forceinline__ float fast_exp2(float v) {
-  float out;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
-  return out;
-}
-
-__device__ __forceinline__ float gate_of(float z, float rate, float scale) {
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(rate * z)));
-  return z * scale * inverse;
-}
-
 // Pieces of x and z, eight columns each, that a lane brings of its warp's tokens.
 template <class S>
 struct ColumnPieces {

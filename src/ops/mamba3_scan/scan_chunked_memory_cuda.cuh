@@ -9,6 +9,7 @@
 #include "device/shared_memory.cuh"
 #include "device/wgmma.cuh"
 #include "ops/cuda_ops.h"
+#include "ops/mamba3_scan/scan_chunked_math_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_tokens_cuda.cuh"
 
 namespace mamba3 {
@@ -22,13 +23,6 @@ __device__ __forceinline__ void for_each_number(const F& f) {
   }
   (std::make_integer_sequence<int, kCount>{});
 }
-
-__device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float& b) {
-  a = __uint_as_float(bits << 16);
-  b = __uint_as_float(bits & 0xffff0000u);
-}
-
-constexpr float kGateRate = -1.44269504f;  // silu(z) = z / (1 + 2^(rate z))
 
 constexpr int kGroupThreads = 128;
 constexpr int kGroupWarps = kGroupThreads / kWarpLanes;
@@ -70,15 +64,6 @@ struct ChunkShape {
     if (kRank == 2) return token / 8 * 16 + rank * 8 + token % 8;
     return token / 4 * 16 + rank / 2 * 8 + token % 4 * 2 + rank % 2;
   }
-};
-
-// What a chunk's products need to know of a token. Decays are base-2 logarithms from the chunk's
-// start on, in two floats: what a strong decay leaves of the small ones after it is in the second.
-struct TokenTerms {
-  float decay_high;
-  float decay_low;
-  float fill;  // s: the weight of its outer product when a later token reads it
-  float now;   // gamma: when it reads its own
 };
 
 // The last token before a stretch of the grid, in fp32: what the first one adds its share of.

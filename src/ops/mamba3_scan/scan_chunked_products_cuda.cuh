@@ -146,12 +146,6 @@ struct Weights {
   }
 };
 
-// The weight of an earlier token's outer product for a later one's read-out.
-__device__ __forceinline__ float pair_weight(const TokenTerms& row, const TokenTerms& column) {
-  return fast_exp2((row.decay_high - column.decay_high) + (row.decay_low - column.decay_low)) *
-         column.fill;
-}
-
 // Of the thread's scores: of each group of 16 columns those of its tokens.
 template <class S>
 using ScoreWeights = float[4][Weights<S>::kRowTokens][Weights<S>::kColumnTokens];

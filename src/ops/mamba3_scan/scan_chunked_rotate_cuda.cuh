@@ -66,22 +66,6 @@ struct RawRows {
   }
 };
 
-__device__ __forceinline__ float2 biased(__half2 normed, float2 weight, float2 bias) {
-  const float2 v = __half22float2(normed);
-  return make_float2(fmaf(v.x, weight.x, bias.x), fmaf(v.y, weight.y, bias.y));
-}
-
-__device__ __forceinline__ float2 turned(float2 v, float2 cos_sin) {
-  return make_float2(fmaf(-v.y, cos_sin.y, v.x * cos_sin.x), fmaf(v.y, cos_sin.x, v.x * cos_sin.y));
-}
-
-// To about 2^-21, far within what rounding to bf16 takes; NaN if `broken` is.
-__device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken) {
-  constexpr float kRadians = 1.4629180792671596e-9f;  // 2 pi / 2^32
-  const float angle = fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
-  return make_float2(__cosf(angle), __sinf(angle));
-}
-
 // A pair as the products take it. `j`: which of the lane's.
 template <class S>
 __device__ __forceinline__ float2 rotated(__half2 raw, float2 norm, float2 bias, int j,

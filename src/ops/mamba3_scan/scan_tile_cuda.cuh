@@ -94,11 +94,11 @@ __device__ void load_start(const ScanJob& job, const Place& at, const Tile& tile
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t pair = at.sequence * sizes.heads + at.head;
   for (int i = thread; i < sizes.angles; i += kScanThreads) {
-    tile.turns[i] = job.start_turns[pair * sizes.angles + i];
+    tile.turns[i] = job.starts.turns[pair * sizes.angles + i];
   }
   for (int r = 0; r < sizes.rank; ++r) {
     const float* from =
-        job.start_k + ((at.sequence * sizes.rank + r) * sizes.heads + at.head) * sizes.state;
+        job.starts.k + ((at.sequence * sizes.rank + r) * sizes.heads + at.head) * sizes.state;
     for (int j = thread; j < sizes.state; j += kScanThreads) tile.k[r * tile.pitch + j] = from[j];
   }
   const HeadGate gate = head_gate(sizes, job.params, at.head);

@@ -1,5 +1,5 @@
-// Around the scan on a GPU: what all heads or all blocks share of the tokens goes into the
-// workspace before it, and where the layer normalises its read-outs, y comes out of it after.
+// Before the scan on a GPU token by token: what all heads or all blocks share of the tokens goes
+// into the workspace.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "ops/launch.cuh"
 #include "ops/mamba3_common/mamba3_token.cuh"
 #include "ops/mamba3_scan/mamba3_scan.h"
+#include "ops/mamba3_scan/scan_columns_cuda.cuh"
 
 namespace mamba3 {
 
@@ -32,25 +33,19 @@ struct ScanJob {
   double* half_tanh;      // [t, s]
   float* normed_b;        // [t, r, g, n]
   float* normed_c;        // [t, r, g, n]
-  // Turns and K before the first token: several blocks read them, and the first of them to end
-  // writes the new ones.
-  std::uint32_t* start_turns;  // [q, h, s]
-  float* start_k;              // [q, r, h, n]
-  float* read_out;             // [t, r, h * p] with the skip; out_norm only
+  ScanStarts starts;
+  float* read_out;  // see ReadOuts; out_norm only
 };
 
 inline void take_scan_workspace(ScanJob& job, ArenaScope& scope) {
   const TokenSizes& sizes = job.sizes;
   const std::int64_t shared = job.tokens * sizes.rank * sizes.groups * sizes.state;
-  const std::int64_t heads = sizes.heads;
-  job.weights = scope.allocate<TokenWeights>(job.tokens * heads);
+  job.weights = scope.allocate<TokenWeights>(job.tokens * sizes.heads);
   job.half_tanh = scope.allocate<double>(job.tokens * sizes.angles);
   job.normed_b = scope.allocate<float>(shared);
   job.normed_c = scope.allocate<float>(shared);
-  job.start_turns = scope.allocate<std::uint32_t>(job.sequences * heads * sizes.angles);
-  job.start_k = scope.allocate<float>(job.sequences * heads * sizes.rank * sizes.state);
-  if (!sizes.out_norm) return;
-  job.read_out = scope.allocate<float>(job.tokens * sizes.rank * heads * sizes.head_dim);
+  job.starts = take_starts(sizes, job.sequences, scope);
+  job.read_out = take_read_outs(sizes, job.tokens, scope);
 }
 
 namespace {
@@ -94,51 +89,6 @@ __global__ void __launch_bounds__(kScanThreads) token_numbers_kernel(const ScanJ
   }
 }
 
-// A thread takes one number of a sequence's start.
-__global__ void __launch_bounds__(kScanThreads) keep_starts_kernel(const ScanJob job) {
-  const TokenSizes& sizes = job.sizes;
-  const std::int64_t turns = std::int64_t{sizes.heads} * sizes.angles;
-  const std::int64_t k = std::int64_t{sizes.rank} * sizes.heads * sizes.state;
-  const std::int64_t at = std::int64_t{blockIdx.x} * kScanThreads + threadIdx.x;
-  const std::int64_t sequence = at / (turns + k);
-  if (sequence >= job.sequences) return;
-  const std::int64_t i = at - sequence * (turns + k);
-  const std::int64_t slot = job.slots[sequence];
-  if (i < turns) {
-    job.start_turns[sequence * turns + i] = job.states.turns[slot * job.states.turns_stride + i];
-  } else {
-    job.start_k[sequence * k + i - turns] = job.states.k[slot * job.states.k_stride + i - turns];
-  }
-}
-
-// A warp takes one head of one token: normalises its read-outs in place, then gates and sums them.
-__global__ void __launch_bounds__(kScanThreads) norm_and_gate_kernel(const ScanJob job) {
-  const TokenSizes& sizes = job.sizes;
-  const int p = sizes.head_dim;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const std::int64_t pair =
-      std::int64_t{blockIdx.x} * kScanWarps + static_cast<int>(threadIdx.x) / kWarpLanes;
-  if (pair >= job.tokens * sizes.heads) return;
-  const std::int64_t token = pair / sizes.heads;
-  const int head = static_cast<int>(pair - token * sizes.heads);
-  const std::int64_t inner = std::int64_t{sizes.heads} * p;
-  const std::int64_t own = std::int64_t{head} * p;
-  const HeadGate gate = head_gate(sizes, job.params, head);
-  float* rows = job.read_out + token * sizes.rank * inner + own;
-  for (int r = 0; r < sizes.rank; ++r) {
-    float* row = rows + r * inner;
-    warp_norm_row(row, job.params.out_norm + own, p, lane,
-                  [&](int j, float value) { row[j] = value; });
-  }
-  // Each lane reads what it wrote itself.
-  for (int column = lane; column < p; column += kWarpLanes) {
-    const float z = job.columns.z[token * job.columns.row_stride + own + column];
-    float sum = gated(gate, 0, column, z, rows[column]);
-    for (int r = 1; r < sizes.rank; ++r) sum += gated(gate, r, column, z, rows[r * inner + column]);
-    job.y[token * job.y_stride + own + column] = sum;
-  }
-}
-
 void prepare_scan_tokens(const ScanJob& job, cudaStream_t stream) {
   const TokenSizes& sizes = job.sizes;
   const std::int64_t rows = 2 * job.tokens * sizes.rank * sizes.groups;
@@ -147,16 +97,7 @@ void prepare_scan_tokens(const ScanJob& job, cudaStream_t stream) {
   const std::int64_t numbers = job.tokens * (std::int64_t{sizes.heads} + sizes.angles);
   token_numbers_kernel<<<grid_blocks(numbers, kScanThreads), kScanThreads, 0, stream>>>(job);
   check_launch("mamba3_scan: numbers");
-  const std::int64_t starts =
-      job.sequences * sizes.heads * (sizes.angles + std::int64_t{sizes.rank} * sizes.state);
-  keep_starts_kernel<<<grid_blocks(starts, kScanThreads), kScanThreads, 0, stream>>>(job);
-  check_launch("mamba3_scan: starts");
-}
-
-void norm_and_gate(const ScanJob& job, cudaStream_t stream) {
-  const std::int64_t pairs = job.tokens * job.sizes.heads;
-  norm_and_gate_kernel<<<grid_blocks(pairs, kScanWarps), kScanThreads, 0, stream>>>(job);
-  check_launch("mamba3_scan: out-norm");
+  keep_starts(sizes, job.states, job.slots, job.sequences, job.starts, stream);
 }
 
 }  // namespace

@@ -1,0 +1,47 @@
+// What a call gives the scans in chunks.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "core/check.h"
+#include "ops/mamba3_common/mamba3_token.cuh"
+#include "ops/mamba3_scan/mamba3_scan.h"
+
+namespace mamba3 {
+
+inline bool begins_on_pieces(const void* rows, std::int64_t stride_bytes) {
+  constexpr std::int64_t kPiece = 16;  // bytes
+  return (reinterpret_cast<std::uintptr_t>(rows) | static_cast<std::uintptr_t>(stride_bytes)) %
+             kPiece ==
+         0;
+}
+
+template <class Job>
+void take_arguments(const Mamba3ScanArgs& args, Job& job) {
+  job.sizes = token_sizes(args.dims);
+  job.params = args.params;
+  job.columns = args.columns;
+  job.states = args.states;
+  job.cu_seqlens = args.cu_seqlens.data();
+  job.slots = args.slots.data();
+  job.tokens = args.y.shape[0];
+  job.sequences = static_cast<std::int64_t>(args.slots.size());
+  job.z = reinterpret_cast<const __nv_bfloat16*>(args.columns.z_bf16);
+  job.x = reinterpret_cast<const __nv_bfloat16*>(args.columns.x_bf16);
+  job.zx_stride = args.columns.zx_stride;
+  job.y = args.y.data;
+  job.y_stride = args.y.stride[0];
+  job.y_bf16 = args.y.is_bf16();
+  check_input(job.y_bf16 == (job.z != nullptr),
+              "mamba3_scan: of z, x and y some are bf16 and some fp32; expected one type");
+  check_input(!job.y_bf16 || (begins_on_pieces(job.y, 2 * job.y_stride) &&
+                              begins_on_pieces(job.z, 2 * job.zx_stride) &&
+                              begins_on_pieces(job.x, 2 * job.zx_stride)),
+              "mamba3_scan: rows of z, x or y in bf16 do not begin on 16 bytes; expected that");
+  check_input(job.tokens < (std::int64_t{1} << 30), "mamba3_scan: ", job.tokens,
+              " tokens in one call; expected fewer than 2^30; shorten the segment");
+}
+
+}  // namespace mamba3
