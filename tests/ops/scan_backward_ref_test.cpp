@@ -83,8 +83,8 @@ TEST_P(ScanBackwardRef, EqualsFiniteDifferences) {
         return loss(in, state, grad_y, grad_state);
       };
       // Of fourth order: what is left is rounding.
-      const double slope = (8 * (at(kStep) - at(-kStep)) - (at(2 * kStep) - at(-2 * kStep))) /
-                           (12 * kStep);
+      const double slope =
+          (8 * (at(kStep) - at(-kStep)) - (at(2 * kStep) - at(-2 * kStep))) / (12 * kStep);
       value = before;
       const double scale = std::sqrt(dot(*found[i].second, *found[i].second) *
                                      dot(direction, direction) / std::ssize(direction));

@@ -89,10 +89,9 @@ class RefBackward {
   using Vector = std::vector<T>;
 
   static std::vector<Vector*> vectors(Mamba3RefInputs<T>& in) {
-    return {&in.x,         &in.z,          &in.in_b,      &in.out_c,      &in.dt_raw,
-            &in.decay_raw, &in.trap_raw,   &in.angle_raw, &in.dt_bias,    &in.skip,
-            &in.in_b_bias, &in.out_c_bias, &in.in_b_norm, &in.out_c_norm, &in.mimo_x,
-            &in.mimo_z,    &in.mimo_o,     &in.out_norm};
+    return {&in.x,         &in.z,          &in.in_b,    &in.out_c,  &in.dt_raw,    &in.decay_raw,
+            &in.trap_raw,  &in.angle_raw,  &in.dt_bias, &in.skip,   &in.in_b_bias, &in.out_c_bias,
+            &in.in_b_norm, &in.out_c_norm, &in.mimo_x,  &in.mimo_z, &in.mimo_o,    &in.out_norm};
   }
 
   std::int64_t matrix() const { return d_.head_dim * d_.state; }
@@ -109,9 +108,7 @@ class RefBackward {
   const T* k(std::int64_t t, std::int64_t h, std::int64_t r) const {
     return &states_[static_cast<std::size_t>(t)].k[(r * d_.heads + h) * d_.state];
   }
-  T* grad_k(std::int64_t h, std::int64_t r) {
-    return &out_.state.k[(r * d_.heads + h) * d_.state];
-  }
+  T* grad_k(std::int64_t h, std::int64_t r) { return &out_.state.k[(r * d_.heads + h) * d_.state]; }
 
   // All states from the first to the last, by the forward oracle one token at a time.
   void replay() {
@@ -154,7 +151,8 @@ class RefBackward {
   Vector spread(const T* x, std::int64_t h, std::int64_t r) const {
     Vector out(x, x + d_.head_dim);
     if (!d_.mimo) return out;
-    for (std::int64_t p = 0; p < d_.head_dim; ++p) out[p] *= in_.mimo_x[ranked(h, r, d_.head_dim) + p];
+    for (std::int64_t p = 0; p < d_.head_dim; ++p)
+      out[p] *= in_.mimo_x[ranked(h, r, d_.head_dim) + p];
     return out;
   }
   // The gradient of spread(): adds to that of x and of the weights.
@@ -254,7 +252,8 @@ class RefBackward {
     for (std::int64_t r = 0; r < d_.rank; ++r) {
       Vector grad_row(grad_k(h, r), grad_k(h, r) + d_.state);
       const Vector row(k(t + 1, h, r), k(t + 1, h, r) + d_.state);
-      grad_gamma += outer_backward(x, row.data(), h, r, gamma, grad_h, grad_x_.data(), grad_row.data());
+      grad_gamma +=
+          outer_backward(x, row.data(), h, r, gamma, grad_h, grad_x_.data(), grad_row.data());
       turned_backward(in_.in_b, in_.in_b_norm, row, grad_row, t, h, r, out_.inputs.in_b,
                       out_.inputs.in_b_norm, out_.inputs.in_b_bias);
     }
@@ -307,8 +306,8 @@ class RefBackward {
     const T grad_lam = grad_gamma * n.dt - grad_beta * n.dt * n.alpha;
     out_.inputs.trap_raw[at] += grad_lam * n.lam * n.rest;
     if (n.act > static_cast<T>(in_.a_floor)) {
-      out_.inputs.decay_raw[at] -= grad_exponent * n.dt *
-                                   decay_activation_slope(in_.decay_raw[at], d_.a_activation);
+      out_.inputs.decay_raw[at] -=
+          grad_exponent * n.dt * decay_activation_slope(in_.decay_raw[at], d_.a_activation);
     }
   }
 
