@@ -1,0 +1,65 @@
+#include "train/parameter_values.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/thread_pool.h"
+
+namespace mamba3 {
+
+ParameterValues::ParameterValues(const ModelConfig& config) : specs_(tensor_specs(config)) {
+  constexpr auto kLine = static_cast<std::int64_t>(kCacheLineBytes / sizeof(float));
+  for (const TensorSpec& spec : specs_) {
+    Place place{elements_, 1};
+    for (const std::int64_t extent : spec.shape) place.count *= extent;
+    elements_ += (place.count + kLine - 1) / kLine * kLine;
+    by_name_.emplace(spec.name, places_.size());
+    places_.push_back(place);
+  }
+  const std::size_t bytes = static_cast<std::size_t>(elements_) * sizeof(float);
+  memory_ = allocate_memory(bytes, nullptr);
+  if (!memory_) {
+    fail(ErrorCode::kUnavailable, "no memory for ", bytes,
+         " bytes of gradients or weights; choose a smaller model");
+  }
+  data_ = reinterpret_cast<float*>(memory_.get());
+  std::fill_n(data_, elements_, 0.0f);
+}
+
+std::span<float> ParameterValues::values(const std::string& name) const {
+  const auto it = by_name_.find(name);
+  check_input(it != by_name_.end(), "the model has no tensor ", name);
+  const Place& place = places_[it->second];
+  return {data_ + place.begin, static_cast<std::size_t>(place.count)};
+}
+
+float* ParameterValues::at(const std::string& name) const {
+  return values(name).data();
+}
+
+std::vector<std::span<const float>> ParameterValues::all() const {
+  std::vector<std::span<const float>> out;
+  for (const Place& place : places_) {
+    out.emplace_back(data_ + place.begin, static_cast<std::size_t>(place.count));
+  }
+  return out;
+}
+
+std::map<std::string, TensorRef> ParameterValues::tensors() const {
+  std::map<std::string, TensorRef> out;
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const auto* data = reinterpret_cast<const std::byte*>(data_ + places_[i].begin);
+    out[specs_[i].name] = {data, DType::kF32, specs_[i].shape};
+  }
+  return out;
+}
+
+void ParameterValues::clear(Context& ctx) {
+  constexpr std::int64_t kPiece = std::int64_t{1} << 18;
+  ctx.pool().run((elements_ + kPiece - 1) / kPiece, [this](std::int64_t piece, int) {
+    const std::int64_t begin = piece * kPiece;
+    std::fill(data_ + begin, data_ + std::min<std::int64_t>(elements_, begin + kPiece), 0.0f);
+  });
+}
+
+}  // namespace mamba3
