@@ -26,15 +26,20 @@ ParameterValues::ParameterValues(const ModelConfig& config) : specs_(tensor_spec
   std::fill_n(data_, elements_, 0.0f);
 }
 
-std::span<float> ParameterValues::values(const std::string& name) const {
+const ParameterValues::Place& ParameterValues::place_of(const std::string& name) const {
   const auto it = by_name_.find(name);
   check_input(it != by_name_.end(), "the model has no tensor ", name);
-  const Place& place = places_[it->second];
+  return places_[it->second];
+}
+
+std::span<float> ParameterValues::values(const std::string& name) {
+  const Place& place = place_of(name);
   return {data_ + place.begin, static_cast<std::size_t>(place.count)};
 }
 
-float* ParameterValues::at(const std::string& name) const {
-  return values(name).data();
+std::span<const float> ParameterValues::values(const std::string& name) const {
+  const Place& place = place_of(name);
+  return {data_ + place.begin, static_cast<std::size_t>(place.count)};
 }
 
 std::vector<std::span<const float>> ParameterValues::all() const {

@@ -20,8 +20,11 @@ class ParameterValues {
  public:
   explicit ParameterValues(const ModelConfig& config);  // zeros
 
-  float* at(const std::string& name) const;  // an unknown name is refused
-  std::span<float> values(const std::string& name) const;
+  // An unknown name is refused.
+  std::span<float> values(const std::string& name);
+  std::span<const float> values(const std::string& name) const;
+  float* at(const std::string& name) { return values(name).data(); }
+  const float* at(const std::string& name) const { return values(name).data(); }
   // All of them, in order, as global_norm takes them.
   std::vector<std::span<const float>> all() const;
   // As bind_weights and the writers of checkpoints take them: views of this memory.
@@ -33,6 +36,8 @@ class ParameterValues {
     std::int64_t begin = 0;
     std::int64_t count = 0;
   };
+  const Place& place_of(const std::string& name) const;
+
   std::vector<TensorSpec> specs_;
   std::vector<Place> places_;                   // of each spec
   std::map<std::string, std::size_t> by_name_;  // index of the spec
