@@ -1,9 +1,10 @@
 #include "train/reference_gradients.h"
 
+#include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "core/check.h"
+#include "core/tolerance.h"
 #include "model/mixer.h"
 #include "ops/cross_entropy/cross_entropy_ref.h"
 #include "ops/embedding_backward/embedding_backward_ref.h"
@@ -22,8 +23,8 @@ class Reference {
   using Vector = std::vector<T>;
 
   Reference(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors,
-            const LossOptions& options)
-      : config_(config), options_(options) {
+            const LossOptions& options, int first_quarter)
+      : config_(config), options_(options), quarter_(first_quarter) {
     for (const TensorSpec& spec : tensor_specs(config)) {
       const auto it = tensors.find(spec.name);
       check_input(it != tensors.end(), "tensor ", spec.name,
@@ -90,7 +91,10 @@ class Reference {
     const std::int64_t k = std::ssize(x) / tokens_, n = std::ssize(w) / k;
     Vector y(static_cast<std::size_t>(tokens_ * n));
     for (std::int64_t i = 0; i < tokens_ * n; ++i) {
-      for (std::int64_t j = 0; j < k; ++j) y[i] += x[i / n * k + j] * w[i % n * k + j];
+      for (std::int64_t j = 0; j < k; ++j) {
+        const std::int64_t at = (j + quarter_ * k / 4) % k;
+        y[i] += x[i / n * k + at] * w[i % n * k + at];
+      }
     }
     return y;
   }
@@ -219,6 +223,7 @@ class Reference {
 
   const ModelConfig& config_;
   const LossOptions& options_;
+  const std::int64_t quarter_;
   std::map<std::string, Vector> weights_;
   ReferenceGradients<T> out_;
   std::int64_t tokens_ = 0;
@@ -230,8 +235,9 @@ class Reference {
 template <class T>
 ReferenceGradients<T> reference_gradients(const ModelConfig& config,
                                           const std::map<std::string, TensorRef>& tensors,
-                                          const TrainingBatch& batch, const LossOptions& options) {
-  Reference<T> reference(config, tensors, options);
+                                          const TrainingBatch& batch, const LossOptions& options,
+                                          int first_quarter) {
+  Reference<T> reference(config, tensors, options, first_quarter);
   for (std::size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
     const auto begin = static_cast<std::size_t>(batch.cu_seqlens[i]);
     const auto count = static_cast<std::size_t>(batch.cu_seqlens[i + 1]) - begin;
@@ -242,9 +248,29 @@ ReferenceGradients<T> reference_gradients(const ModelConfig& config,
 
 template ReferenceGradients<double> reference_gradients(const ModelConfig&,
                                                         const std::map<std::string, TensorRef>&,
-                                                        const TrainingBatch&, const LossOptions&);
+                                                        const TrainingBatch&, const LossOptions&,
+                                                        int);
 template ReferenceGradients<float> reference_gradients(const ModelConfig&,
                                                        const std::map<std::string, TensorRef>&,
-                                                       const TrainingBatch&, const LossOptions&);
+                                                       const TrainingBatch&, const LossOptions&,
+                                                       int);
+
+std::map<std::string, double> plain_gradient_errors(const ModelConfig& config,
+                                                    const std::map<std::string, TensorRef>& tensors,
+                                                    const TrainingBatch& batch,
+                                                    const LossOptions& options,
+                                                    const ReferenceGradients<double>& exact) {
+  std::map<std::string, double> out;
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    const auto plain = reference_gradients<float>(config, tensors, batch, options, quarter);
+    for (const auto& [name, values] : plain.tensors) {
+      const double error =
+          largest_error(std::span<const float>(values),
+                        std::span<const double>(exact.tensors.at(name)), ErrorMetric::kRelative);
+      out[name] = std::max(out[name], error);
+    }
+  }
+  return out;
+}
 
 }  // namespace mamba3
