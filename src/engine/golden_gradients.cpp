@@ -6,29 +6,6 @@
 namespace mamba3 {
 namespace {
 
-// y = x w^T: adds to the gradient of w [n, k] and returns that of x [rows, k].
-template <class T>
-std::vector<T> linear_backward(const std::vector<T>& x, const std::vector<T>& w,
-                               const std::vector<T>& grad_y, std::int64_t k,
-                               std::vector<double>& grad_w) {
-  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / k;
-  const std::int64_t n = static_cast<std::int64_t>(w.size()) / k;
-  std::vector<T> grad_x(x.size());
-  grad_w.resize(w.size());
-  for (std::int64_t j = 0; j < n; ++j) {
-    for (std::int64_t i = 0; i < k; ++i) {
-      T sum = 0;
-      for (std::int64_t t = 0; t < rows; ++t) {
-        const T grad = grad_y[t * n + j];
-        sum += grad * x[t * k + i];
-        grad_x[t * k + i] += grad * w[j * k + i];
-      }
-      grad_w[j * k + i] += sum;
-    }
-  }
-  return grad_x;
-}
-
 template <class T>
 class PlainGradients {
  public:
@@ -76,8 +53,8 @@ class PlainGradients {
       }
     }
     append("in.u", linear_backward(cast<T>(rows_of(golden_.at("in.u"), range, golden_.width)),
-                                   cast<T>(golden_.at("param.in_proj.weight")), rows,
-                                   golden_.width, out_["param.in_proj.weight"]));
+                                   cast<T>(golden_.at("param.in_proj.weight")), rows, golden_.width,
+                                   out_["param.in_proj.weight"]));
   }
 
   void columns(const Mamba3RefInputs<T>& grads) {

@@ -1,4 +1,4 @@
-// Gradients of a golden's loss by the plain recurrence.
+// Gradients of a golden's loss, by the plain recurrence and by mamba3_scan_backward.
 #pragma once
 
 #include <map>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/golden.h"
+#include "mamba3/context.h"
 
 namespace mamba3 {
 
@@ -18,5 +19,8 @@ GoldenGradients plain_gradients(const Golden& golden);
 
 extern template GoldenGradients plain_gradients<double>(const Golden&);
 extern template GoldenGradients plain_gradients<float>(const Golden&);
+
+// By the ops in fp32, all sequences packed; the two linears of a mixer by plain loops.
+GoldenGradients op_gradients(const Golden& golden, Context& ctx);
 
 }  // namespace mamba3

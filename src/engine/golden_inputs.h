@@ -38,9 +38,32 @@ std::vector<T> multiply(const std::vector<T>& x, const std::vector<T>& w, std::i
   return y;
 }
 
+// y = x w^T: adds to the gradient of w [n, k] and returns that of x [rows, k].
+template <class T>
+std::vector<T> linear_backward(const std::vector<T>& x, const std::vector<T>& w,
+                               const std::vector<T>& grad_y, std::int64_t k,
+                               std::vector<double>& grad_w) {
+  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / k;
+  const std::int64_t n = static_cast<std::int64_t>(w.size()) / k;
+  std::vector<T> grad_x(x.size());
+  grad_w.resize(w.size());
+  for (std::int64_t j = 0; j < n; ++j) {
+    for (std::int64_t i = 0; i < k; ++i) {
+      T sum = 0;
+      for (std::int64_t t = 0; t < rows; ++t) {
+        const T grad = grad_y[t * n + j];
+        sum += grad * x[t * k + i];
+        grad_x[t * k + i] += grad * w[j * k + i];
+      }
+      grad_w[j * k + i] += sum;
+    }
+  }
+  return grad_x;
+}
+
 // Rows of `range` in a tensor of `width` columns.
 inline std::span<const double> rows_of(const std::vector<double>& values, GoldenRange range,
-                                std::int64_t width) {
+                                       std::int64_t width) {
   return std::span(values).subspan(static_cast<std::size_t>(range.begin * width),
                                    static_cast<std::size_t>((range.end - range.begin) * width));
 }

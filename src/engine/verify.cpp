@@ -281,7 +281,7 @@ VerifyReport verify_goldens(const std::vector<std::filesystem::path>& paths,
       for (const Path& way : paths_of(golden, options, ctx)) {
         GoldenVerifier(golden, way, report).verify();
       }
-      if (options.gradients) verify_gradients(golden, report);
+      if (options.gradients) verify_gradients(golden, options, ctx, report);
     }
   }
   constexpr double kMost = std::numeric_limits<double>::max();
