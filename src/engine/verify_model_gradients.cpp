@@ -90,7 +90,7 @@ void verify_model_gradients(const std::filesystem::path& file, const VerifyOptio
   for (const TensorSpec& spec : tensor_specs(config)) {
     const std::span<const float> got = gradients.values(spec.name);
     const double of_pass = error(got, numbers(golden, spec, file.string()));
-    note(kPrefix + spec.name + " (train)",
+    note(kPrefix + spec.name + " (backward)",
          judge(of_pass, plain_errors.at(spec.name), kGradientRounding));
   }
 }
