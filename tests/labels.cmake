@@ -8,7 +8,7 @@ set(pattern_mutation "^Mutation")
 set(pattern_invariant "ChangeNoBit|ChangeABit|ChangesNothing|BitsDepend|DoNotDepend|Bitwise|AsManySteps|AsInvariant")
 set(pattern_unit ".")
 
-foreach(layer core ops io model engine cli)
+foreach(layer core ops io model engine train cli)
   foreach(test ${test_${layer}_TESTS})
     foreach(kind ${kinds})
       if(test MATCHES "${pattern_${kind}}")

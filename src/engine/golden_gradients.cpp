@@ -76,8 +76,8 @@ class PlainGradients {
       }
     }
     append("in.u", linear_backward(cast<T>(rows_of(golden_.at("in.u"), range, golden_.width)),
-                                   cast<T>(golden_.at("param.in_proj.weight")), rows,
-                                   golden_.width, out_["param.in_proj.weight"]));
+                                   cast<T>(golden_.at("param.in_proj.weight")), rows, golden_.width,
+                                   out_["param.in_proj.weight"]));
   }
 
   void columns(const Mamba3RefInputs<T>& grads) {

@@ -40,7 +40,7 @@ std::vector<T> multiply(const std::vector<T>& x, const std::vector<T>& w, std::i
 
 // Rows of `range` in a tensor of `width` columns.
 inline std::span<const double> rows_of(const std::vector<double>& values, GoldenRange range,
-                                std::int64_t width) {
+                                       std::int64_t width) {
   return std::span(values).subspan(static_cast<std::size_t>(range.begin * width),
                                    static_cast<std::size_t>((range.end - range.begin) * width));
 }
