@@ -76,11 +76,11 @@ class XzFile : public ByteStream {
   static constexpr std::size_t kPackedBytes = std::size_t{1} << 16;
 
   [[noreturn]] void refuse(lzma_ret result) const {
-    const char* found = result == LZMA_FORMAT_ERROR   ? "is no .xz archive"
-                        : result == LZMA_BUF_ERROR    ? "ends in the middle of its archive"
+    const char* found = result == LZMA_FORMAT_ERROR     ? "is no .xz archive"
+                        : result == LZMA_BUF_ERROR      ? "ends in the middle of its archive"
                         : result == LZMA_MEMLIMIT_ERROR ? "needs more than 1 GiB to be unpacked"
-                        : result == LZMA_MEM_ERROR    ? "cannot be unpacked: out of memory"
-                                                      : "is a damaged .xz archive";
+                        : result == LZMA_MEM_ERROR      ? "cannot be unpacked: out of memory"
+                                                        : "is a damaged .xz archive";
     fail(ErrorCode::kBadInput, path_, " ", found, "; expected what xz writes; fetch it again");
   }
 

@@ -87,8 +87,8 @@ bool DocumentReader::next_json(std::string& document) {
   const std::string where = str(path_, ", line ", line_number_);
   const nlohmann::json value =
       parse_json_limited(line, where, {static_cast<std::int64_t>(kMostDocumentBytes)});
-  const bool found = value.is_object() && value.contains(format_.json_key) &&
-                     value[format_.json_key].is_string();
+  const bool found =
+      value.is_object() && value.contains(format_.json_key) && value[format_.json_key].is_string();
   check_input(found, where, " holds no text named \"", format_.json_key,
               "\"; expected an object with it in each line");
   document = value[format_.json_key].get<std::string>();

@@ -33,7 +33,8 @@ class StreamHash {
   void update(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
       const std::size_t count = std::min(bytes.size(), kBlockBytes - block_.size());
-      block_.insert(block_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(count));
+      block_.insert(block_.end(), bytes.begin(),
+                    bytes.begin() + static_cast<std::ptrdiff_t>(count));
       bytes = bytes.subspan(count);
       if (block_.size() == kBlockBytes) flush();
     }
@@ -202,10 +203,10 @@ std::shared_ptr<const TokenCache> TokenCache::open(const std::filesystem::path& 
   std::memcpy(&footer, bytes.data() + contents, sizeof(footer));
   if (std::memcmp(footer.magic, kMagic, sizeof(kMagic)) != 0) refuse(path, "is not complete");
   const std::uint64_t most = contents / 2;
-  const bool fits = (footer.id_bytes == 2 || footer.id_bytes == 4) && footer.tokens <= most &&
-                    footer.documents <= most &&
-                    (footer.tokens * footer.id_bytes + 7) / 8 * 8 + (footer.documents + 1) * 8 ==
-                        contents;
+  const bool fits =
+      (footer.id_bytes == 2 || footer.id_bytes == 4) && footer.tokens <= most &&
+      footer.documents <= most &&
+      (footer.tokens * footer.id_bytes + 7) / 8 * 8 + (footer.documents + 1) * 8 == contents;
   if (!fits) refuse(path, "has sizes that do not fit together");
   StreamHash hash;
   hash.update(bytes.first(contents));
@@ -218,7 +219,8 @@ std::shared_ptr<const TokenCache> TokenCache::open(const std::filesystem::path& 
   cache->documents_ = static_cast<std::int64_t>(footer.documents);
   cache->vocab_ = static_cast<std::int64_t>(footer.vocab);
   cache->id_bytes_ = static_cast<int>(footer.id_bytes);
-  if (footer.fingerprint != fingerprint) refuse(path, "was made from other texts or another tokenizer");
+  if (footer.fingerprint != fingerprint)
+    refuse(path, "was made from other texts or another tokenizer");
   return cache;
 }
 

@@ -51,8 +51,8 @@ class TokenCache {
  private:
   TokenCache() = default;
   std::shared_ptr<const MappedFile> file_;
-  const std::byte* ids_ = nullptr;       // u16 or u32
-  const std::byte* begins_ = nullptr;    // u64 [documents + 1]
+  const std::byte* ids_ = nullptr;     // u16 or u32
+  const std::byte* begins_ = nullptr;  // u64 [documents + 1]
   std::int64_t tokens_ = 0, documents_ = 0, vocab_ = 0;
   int id_bytes_ = 0;
 };

@@ -12,8 +12,9 @@ constexpr int kRounds = 6;
 
 WindowOrder::WindowOrder(std::int64_t windows, std::uint64_t seed)
     : windows_(windows), seed_(seed), half_bits_(1) {
-  check_input(windows >= 1, windows, " windows of data; expected at least one: more text or shorter "
-                                     "windows");
+  check_input(windows >= 1, windows,
+              " windows of data; expected at least one: more text or shorter "
+              "windows");
   while (half_bits_ < 31 && (std::int64_t{1} << (2 * half_bits_)) < windows) ++half_bits_;
 }
 

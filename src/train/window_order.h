@@ -11,7 +11,8 @@ class WindowOrder {
   // `windows` of one epoch, at least 1.
   WindowOrder(std::int64_t windows, std::uint64_t seed);
 
-  // The window at a position since the beginning of training; in each epoch every window comes once.
+  // The window at a position since the beginning of training; in each epoch every window comes
+  // once.
   std::int64_t window(std::int64_t position) const;
 
  private:

@@ -65,7 +65,8 @@ TEST_F(DocumentReaderTest, LongTextsCrossItsBuffer) {
 }
 
 TEST_F(DocumentReaderTest, ReadsJsonLines) {
-  const std::string text = "{\"text\": \"one\\ntwo\"}\n\n  {\"id\": 3, \"text\": \"\"}\n{\"text\":\"\\u00e9\"}";
+  const std::string text =
+      "{\"text\": \"one\\ntwo\"}\n\n  {\"id\": 3, \"text\": \"\"}\n{\"text\":\"\\u00e9\"}";
   const Documents expected = {"one\ntwo", "é"};
   EXPECT_EQ(read_all(put("a.jsonl", text)), expected);
   EXPECT_EQ(read_all(put("a.ndjson.xz", packed(text))), expected);

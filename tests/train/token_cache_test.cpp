@@ -47,8 +47,7 @@ TEST_F(TokenCacheTest, HoldsEveryDocument) {
   EXPECT_EQ(cache->document_begin(cache->documents()), cache->tokens());
   for (std::int64_t i = 0; i < cache->documents(); ++i) {
     const std::int64_t begin = cache->document_begin(i);
-    std::vector<std::int32_t> ids(
-        static_cast<std::size_t>(cache->document_begin(i + 1) - begin));
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(cache->document_begin(i + 1) - begin));
     cache->copy(begin, ids);
     ASSERT_EQ(ids, tokenizer_->encode(texts_[static_cast<std::size_t>(i)], true)) << i;
   }
@@ -90,7 +89,9 @@ TEST_F(TokenCacheTest, RefusesOtherAndDamagedFiles) {
 }
 
 TEST_F(TokenCacheTest, ABadDocumentIsNamedAndNothingIsLeft) {
-  write_text(folder_ / "a.txt", "good\n<|endoftext|>\nb\xff" "ad\n");
+  write_text(folder_ / "a.txt",
+             "good\n<|endoftext|>\nb\xff"
+             "ad\n");
   expect_error("a.txt, document 2", [&] { build(); });
   EXPECT_FALSE(std::filesystem::exists(path()));
   EXPECT_EQ(folder_.files(), 2u);
