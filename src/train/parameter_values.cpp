@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/quote.h"
 #include "core/thread_pool.h"
+#include "model/weights.h"
 
 namespace mamba3 {
 
@@ -65,6 +67,21 @@ void ParameterValues::clear(Context& ctx) {
     const std::int64_t begin = piece * kPiece;
     std::fill(data_ + begin, data_ + std::min<std::int64_t>(elements_, begin + kPiece), 0.0f);
   });
+}
+
+void ParameterValues::assign(const std::map<std::string, TensorRef>& tensors,
+                             const std::string& prefix) {
+  for (std::size_t i = 0; i < specs_.size(); ++i) {
+    const std::string name = prefix + specs_[i].name;
+    const auto found = tensors.find(name);
+    check_input(found != tensors.end(), "there is no tensor ", quote(name),
+                "; expected all tensors of the model; check the files");
+    const TensorRef& tensor = found->second;
+    check_input(tensor.shape == specs_[i].shape, "tensor ", quote(name), " is ",
+                shape_string(tensor.shape), "; expected ", shape_string(specs_[i].shape),
+                "; check that weights and config.json belong together");
+    std::ranges::copy(widen(tensor), data_ + places_[i].begin);
+  }
 }
 
 }  // namespace mamba3

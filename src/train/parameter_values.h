@@ -30,6 +30,9 @@ class ParameterValues {
   // As bind_weights and the writers of checkpoints take them: views of this memory.
   std::map<std::string, TensorRef> tensors() const;
   void clear(Context& ctx);
+  // Takes over the tensors of these names, widened from whatever type they have; `prefix` stands
+  // before each name. One that is missing or misshapen is refused; others may be there.
+  void assign(const std::map<std::string, TensorRef>& tensors, const std::string& prefix = "");
 
  private:
   struct Place {
