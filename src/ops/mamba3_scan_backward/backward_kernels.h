@@ -83,9 +83,12 @@ struct HeadSums {
 struct BackwardScratch {
   BackwardScratch(const Mamba3Dims& dims, const BackwardSizes& sizes, Carver& carver);
 
-  ChunkScratch chunk;    // its scores: weighted, zeros above the diagonal; its state: unused
+  ChunkScratch chunk;    // its scores: weighted, zeros above the diagonal; its k and
+                         // rotations point into those of the slab; its state is not used
   float* states;         // [slab chunks, n, p] at each chunk's start
-  std::uint32_t* turns;  // [slab chunks, s] likewise
+  float* keys;           // [slab chunks, rows, n] K
+  float* rotations;      // [slab chunks, 2, c, s] cosines and sines
+  std::uint32_t* turns;  // [s]
   float* decays;         // [c, rows] exp(sum_t - sum_j) for earlier tokens j
   float* raw_scores;     // [rows, rows] q k_t, on and below the diagonal
   float* grad_scores;    // [rows, rows]

@@ -14,7 +14,7 @@ constexpr std::int64_t kMostRoundTokens = 4096;
 constexpr std::int64_t kRoundBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kSumsBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kMostHeadsPerBlock = 4;
-constexpr std::int64_t kLeastBlocks = 16;  // enough tasks for the threads of a large machine
+constexpr std::int64_t kLeastBlocks = 8;  // enough tasks for the threads of a large machine
 
 std::int64_t heads_per_block(const Mamba3Dims& dims) {
   std::int64_t count = kMostHeadsPerBlock;
@@ -87,7 +87,9 @@ BackwardScratch::BackwardScratch(const Mamba3Dims& dims, const BackwardSizes& si
   // A tile reads rows past the last one of it.
   chunk.x_state = matrix(padded_rows, c.p_stride);
   states = carver.take<float>(sizes.slab_chunks * c.state_elements);
-  turns = carver.take<std::uint32_t>(sizes.slab_chunks * dims.angles);
+  keys = matrix(sizes.slab_chunks * padded_rows, c.n_stride);
+  rotations = carver.take<float>(sizes.slab_chunks * 2 * c.tokens * dims.angles);
+  turns = carver.take<std::uint32_t>(dims.angles);
   decays = matrix(c.tokens, c.row_stride);
   raw_scores = matrix(padded_rows, c.row_stride);
   grad_scores = matrix(padded_rows, c.row_stride);

@@ -16,6 +16,9 @@ namespace mamba3::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// How far the gate reads ahead: rows are far apart.
+constexpr std::int64_t kTokensAhead = 4;
+
 void copy_rows(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns,
                float* to, std::int64_t to_stride) {
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -158,29 +161,43 @@ class HeadWalk {
     add_carried(sizes_, chunk_, 0, sizes_.n);
   }
 
-  // K, X and their weights. A chunk that another one follows hands on its last token's product with
-  // what the next token adds to it, so no term is carried between them.
+  // K, X and their weights.
   void prepare_keys(const ChunkInputs& in, bool followed, std::uint32_t* turns) {
-    chunk_scalars(sizes_, in, chunk_);
-    if (followed) chunk_.to_last[in.tokens - 1] += static_cast<float>(in.scalars[in.tokens].carry);
+    weigh_keys(in, followed);
     chunk_phases(dims_, in, stride_, turns, chunk_);
     chunk_rows(dims_, sizes_, in, chunk_, in.in_b, params_.in_b_bias, chunk_.k);
+  }
+
+  // A chunk that another one follows hands on its last token's product with what the next token
+  // adds to it, so no term is carried between them.
+  void weigh_keys(const ChunkInputs& in, bool followed) {
+    chunk_scalars(sizes_, in, chunk_);
+    if (followed) chunk_.to_last[in.tokens - 1] += static_cast<float>(in.scalars[in.tokens].carry);
     chunk_x(dims_, params_, sizes_, in, stride_, chunk_);
   }
 
-  // The states and turns at the starts of all chunks.
+  // What the walk back needs of all chunks: the states at their starts, rotations and keys.
   void replay() {
     enter();
-    for (std::int64_t i = 0; i + 1 < chunks_; ++i) {
+    for (std::int64_t i = 0; i < chunks_; ++i) {
       const ChunkInputs in = inputs(i);
-      std::uint32_t* turns = scratch_.turns + (i + 1) * dims_.angles;
-      std::copy_n(scratch_.turns + i * dims_.angles, dims_.angles, turns);
-      prepare_keys(in, true, turns);
+      const bool followed = i + 1 < chunks_;
+      open_chunk(i);
+      prepare_keys(in, followed, scratch_.turns);
+      if (!followed) return;
       const float* state = scratch_.states + i * sizes_.state_elements;
       fold_rows(sizes_, chunk_.k, chunk_.x_state, in.tokens * sizes_.rank,
                 chunk_.decay[in.tokens - 1], state,
                 scratch_.states + (i + 1) * sizes_.state_elements);
     }
+  }
+
+  // Where a chunk's rotations and keys are kept.
+  void open_chunk(std::int64_t index) {
+    const std::int64_t rotations = sizes_.tokens * dims_.angles;
+    chunk_.k = scratch_.keys + index * (sizes_.rows + kRowPadding) * sizes_.n_stride;
+    chunk_.cosine = scratch_.rotations + 2 * index * rotations;
+    chunk_.sine = chunk_.cosine + rotations;
   }
 
   void turn_grad_state() {
@@ -193,8 +210,8 @@ class HeadWalk {
     const bool last = index + 1 == chunks_;
     const std::int64_t rows = in.tokens * sizes_.rank;
     const float* state = scratch_.states + index * sizes_.state_elements;
-    std::copy_n(scratch_.turns + index * dims_.angles, dims_.angles, chunk_.turns);
-    prepare_keys(in, !last, chunk_.turns);
+    open_chunk(index);
+    weigh_keys(in, !last);
     read_out(in, state, rows);
     const std::int64_t begin = part_.begin + index * sizes_.tokens;
     gate_back(in, begin);
@@ -232,6 +249,7 @@ class HeadWalk {
     const ConstMatrix& grad_y = job_.args.grad_y;
     double skip = 0;
     for (std::int64_t t = 0; t < in.tokens; ++t) {
+      prefetch_token(dims_, in, stride_, std::min(t + kTokensAhead, in.tokens - 1));
       const std::int64_t row = t * sizes_.rank;
       const GateArgs gate =
           gate_args(dims_, params_, head_, in.x + t * stride_, in.z + t * stride_);
