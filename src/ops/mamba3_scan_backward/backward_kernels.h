@@ -47,10 +47,12 @@ struct SlabBuffers {
               std::int64_t chunks, Carver& carver);
 
   TokenBuffers tokens;
-  float* grad_b;      // [blocks, capacity, r, n] with respect to the normalised rows
-  float* grad_c;      // [blocks, capacity, r, n]
-  float* grad_phase;  // [blocks, capacity, s] times dt
-  float* norm_sums;   // [chunks, 2, n] of B_norm and C_norm
+  std::int64_t row_stride;    // from one block's rows to the next one's
+  std::int64_t phase_stride;  // likewise
+  float* grad_b;              // [blocks, capacity, r, n] with respect to the normalised rows
+  float* grad_c;              // [blocks, capacity, r, n]
+  float* grad_phase;          // [blocks, capacity, s] times dt
+  float* norm_sums;           // [chunks, 2, n] of B_norm and C_norm
 };
 
 // States between the slabs of the group's sequences, in the layout of Mamba3States without v, which
