@@ -103,7 +103,11 @@ class Pass {
     std::vector<BlockTape> tapes;
     for (const BlockWeights& block : weights_.blocks) {
       // Without a way back one tape serves all blocks.
-      if (tapes.empty() || gradients_ != nullptr) tapes.push_back(make_tape(block));
+      if (tapes.empty()) {
+        tapes.push_back(make_tape());
+      } else if (gradients_ != nullptr) {
+        tapes.push_back(next_tape(tapes.back()));
+      }
       residual = forward(block, residual, tapes.back());
     }
     const Rows last = gradients_ == nullptr ? residual : rows(config_.width);
@@ -112,7 +116,10 @@ class Pass {
     const Rows grad_stream = gradients_ == nullptr ? Rows() : rows(config_.width);
     loss(last, grad_stream, sums);
     if (gradients_ == nullptr) return sums;
-    for (std::int64_t l = config_.layers - 1; l >= 0; --l) backward(l, tapes[l], grad_stream);
+    for (std::int64_t l = config_.layers - 1; l >= 0; --l) {
+      if (l + 1 < config_.layers) restore(weights_.blocks[l], tapes[l]);
+      backward(l, tapes[l], grad_stream);
+    }
     embedding_backward({batch_.ids, grad_stream,
                         matrix("backbone.embedding.weight", config_.padded_vocab(), config_.width)},
                        ctx_);
@@ -130,15 +137,37 @@ class Pass {
     return {gradients_->at(name), {n, k}};
   }
 
-  BlockTape make_tape(const BlockWeights& block) {
+  BlockTape make_tape() {
     BlockTape tape;
     tape.before_mixer = rows(config_.width);
     tape.projected = rows(config_.in_proj_rows());
     tape.mixed = rows(config_.inner());
-    if (!std::holds_alternative<SwigluMlpWeights>(block.mlp)) return tape;
+    if (config_.mlp_hidden == 0) return tape;
     tape.before_mlp = rows(config_.width);
     tape.wide = rows(2 * config_.mlp_hidden);
     return tape;
+  }
+
+  // Shares the memory of what is computed again.
+  BlockTape next_tape(const BlockTape& last) {
+    if (options_.recompute == Recompute::kNone) return make_tape();
+    BlockTape tape = last;
+    tape.before_mixer = rows(config_.width);
+    if (options_.recompute == Recompute::kBlock) return tape;
+    tape.projected = rows(config_.in_proj_rows());
+    if (config_.mlp_hidden == 0) return tape;
+    tape.before_mlp = rows(config_.width);
+    tape.wide = rows(2 * config_.mlp_hidden);
+    return tape;
+  }
+
+  // A tape whose shared parts a later block has used: as it was after this one. The last block's
+  // needs none.
+  void restore(const BlockWeights& block, const BlockTape& tape) {
+    if (options_.recompute == Recompute::kScan) scan(block, tape);
+    if (options_.recompute != Recompute::kBlock) return;
+    join(tape.before_mixer, tape.before_mixer, block.norm);
+    inside(block, tape);
   }
 
   // to = residual + what the half block before has left in hidden_; normed_ = its norm.
@@ -166,27 +195,46 @@ class Pass {
     linear({x, w, y, options_.compute, LinearPath::kGemm}, ctx_);
   }
 
-  // Returns the residual stream as it stands before the MLP's output, or the mixer's, joins it.
+  // Returns the residual stream as it stands before the last half block's output joins it.
   Rows forward(const BlockWeights& block, const Rows& residual, const BlockTape& tape) {
-    const auto& mixer = std::get<Mamba3MixerWeights>(block.mixer);
     join(residual, tape.before_mixer, block.norm);
-    product(normed_, mixer.in_proj, tape.projected);
-    states_.clear();
-    mamba3_scan({dims_, mixer_params(mixer), columns(tape), batch_.cu_seqlens, slots_,
-                 states_.states(), tape.mixed, options_.compute == Compute::kBf16},
-                ctx_);
-    product(tape.mixed, mixer.out_proj, hidden_);
-    has_hidden_ = true;
+    inside(block, tape);
     const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp);
-    if (mlp == nullptr) return tape.before_mixer;
-    join(tape.before_mixer, tape.before_mlp, mlp->norm);
-    product(normed_, mlp->fc1, tape.wide);
+    if (mlp == nullptr) {
+      give(tape.mixed, std::get<Mamba3MixerWeights>(block.mixer).out_proj);
+      return tape.before_mixer;
+    }
     ArenaScope scope(ctx_.workspace());
     const Rows gated = scratch(config_.mlp_hidden, scope);
     swiglu({tape.wide, gated}, ctx_);
-    product(gated, mlp->fc2, hidden_);
-    has_hidden_ = true;
+    give(gated, mlp->fc2);
     return tape.before_mlp;
+  }
+
+  // From the first norm's output to what the block's last product reads.
+  void inside(const BlockWeights& block, const BlockTape& tape) {
+    const auto& mixer = std::get<Mamba3MixerWeights>(block.mixer);
+    product(normed_, mixer.in_proj, tape.projected);
+    scan(block, tape);
+    const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp);
+    if (mlp == nullptr) return;
+    give(tape.mixed, mixer.out_proj);
+    join(tape.before_mixer, tape.before_mlp, mlp->norm);
+    product(normed_, mlp->fc1, tape.wide);
+  }
+
+  void scan(const BlockWeights& block, const BlockTape& tape) const {
+    states_.clear();
+    mamba3_scan({dims_, mixer_params(std::get<Mamba3MixerWeights>(block.mixer)), columns(tape),
+                 batch_.cu_seqlens, slots_, states_.states(), tape.mixed,
+                 options_.compute == Compute::kBf16},
+                ctx_);
+  }
+
+  // The product that ends a half block waits for the next norm.
+  void give(const Rows& x, const TensorRef& w) {
+    product(x, w, hidden_);
+    has_hidden_ = true;
   }
 
   Mamba3Columns columns(const BlockTape& tape) const {

@@ -104,7 +104,12 @@ class BackwardRunner {
     }
   }
 
+  // Adds to `params`; `change` is applied to the arguments before the call.
   std::vector<BackwardResult> run(ParamGradients& params) {
+    return run(params, [](Mamba3ScanBackwardArgs&) {});
+  }
+  template <class Change>
+  std::vector<BackwardResult> run(ParamGradients& params, Change change) {
     std::vector<std::int64_t> bounds{0};
     for (const std::int64_t i : which_) bounds.push_back(bounds.back() + data_.inputs[i].tokens);
     const std::int64_t tokens = bounds.back();
@@ -132,7 +137,10 @@ class BackwardRunner {
     args.grad_columns = split_column_gradients(grad_rows.data.data(), grad_rows.stride, data_.dims);
     args.grad_states = state_gradients();
     args.grad_params = params.pointers();
-    run_poisoned(args);
+    const std::size_t bytes = poison_workspace(args);
+    change(args);
+    mamba3_scan_backward(args, ctx_);
+    clean_ = clean_ && ctx_.workspace().peak_bytes() <= bytes + Arena::kAlignBytes;
     clean_ = clean_ && same(rows.data, rows_before) && same(states_.ssm, states_before.ssm) &&
              same(states_.k, states_before.k) && same(states_.v, states_before.v) &&
              states_.turns == states_before.turns && grads_.padding_is_untouched();
@@ -178,15 +186,12 @@ class BackwardRunner {
   }
 
   // The workspace holds NaNs before the call.
-  void run_poisoned(const Mamba3ScanBackwardArgs& args) {
+  std::size_t poison_workspace(const Mamba3ScanBackwardArgs& args) {
     const std::size_t bytes = mamba3_scan_backward_workspace_bytes(args, ctx_);
-    {
-      ArenaScope scope(ctx_.workspace());
-      auto* memory = scope.allocate<std::byte>(static_cast<std::int64_t>(bytes));
-      std::memset(memory, 0xff, bytes);
-    }
-    mamba3_scan_backward(args, ctx_);
-    clean_ = clean_ && ctx_.workspace().peak_bytes() <= bytes + Arena::kAlignBytes;
+    ArenaScope scope(ctx_.workspace());
+    auto* memory = scope.allocate<std::byte>(static_cast<std::int64_t>(bytes));
+    std::memset(memory, 0xff, bytes);
+    return bytes;
   }
 
   const BackwardCase& data_;

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
 #include "core/tolerance.h"
+#include "mamba3/error.h"
 #include "op_test_helpers.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "scan_backward_case.h"
@@ -20,6 +22,7 @@ using testing::BackwardResult;
 using testing::BackwardRunner;
 using testing::describe;
 using testing::ParamGradients;
+using testing::Random;
 using testing::widen;
 
 struct Gradients {
@@ -218,8 +221,168 @@ TEST_P(ScanBackward, NeitherThreadsNorPackingNorNeighboursChangeABit) {
   });
 }
 
+// Tokens [from, to) of a case's first sequence.
+Mamba3RefInputs<float> tokens_of(const Mamba3RefInputs<float>& in, std::int64_t from,
+                                 std::int64_t to) {
+  Mamba3RefInputs<float> out = in;
+  out.tokens = to - from;
+  for (const auto part : {&Mamba3RefInputs<float>::x, &Mamba3RefInputs<float>::z,
+                          &Mamba3RefInputs<float>::in_b, &Mamba3RefInputs<float>::out_c,
+                          &Mamba3RefInputs<float>::dt_raw, &Mamba3RefInputs<float>::decay_raw,
+                          &Mamba3RefInputs<float>::trap_raw, &Mamba3RefInputs<float>::angle_raw}) {
+    const std::int64_t width = std::ssize(in.*part) / in.tokens;
+    (out.*part).assign((in.*part).begin() + from * width, (in.*part).begin() + to * width);
+  }
+  return out;
+}
+
+// The state's gradient is handed from the later part to the earlier one.
+TEST_P(ScanBackward, CutsStayWithinTheTolerance) {
+  const std::int64_t c = chunk();
+  const BackwardCase whole(GetParam(), {2 * c + 3}, 63);
+  const Expected expected(whole);
+  const std::int64_t inner = GetParam().heads * GetParam().head_dim;
+  for (const std::int64_t cut : {std::int64_t{0}, std::int64_t{1}, c - 1, c, c + 2, 2 * c + 3}) {
+    SCOPED_TRACE(cut);
+    BackwardCase first = whole;
+    BackwardCase second = whole;
+    first.inputs[0] = tokens_of(whole.inputs[0], 0, cut);
+    second.inputs[0] = tokens_of(whole.inputs[0], cut, whole.inputs[0].tokens);
+    first.grad_y[0].resize(static_cast<std::size_t>(cut * inner));
+    second.grad_y[0].erase(second.grad_y[0].begin(), second.grad_y[0].begin() + cut * inner);
+    second.starts[0] = testing::ScanRunner(first, {}).run()[0].state;
+    ParamGradients params(GetParam());
+    const auto later = BackwardRunner(second, {}).run(params);
+    first.grad_states[0] = later[0].state;
+    auto joined = BackwardRunner(first, {}).run(params);
+    append(joined[0].columns, later[0].columns);
+    expect_right(joined, expected);
+    expect_right(params, expected);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, ScanBackward, ::testing::ValuesIn(awkward_dims()),
                          [](const auto& each) { return describe(each.param); });
+
+Mamba3Dims small_dims(std::int64_t rank = 1) {
+  Mamba3Dims dims;
+  dims.heads = 2;
+  dims.head_dim = 20;
+  dims.state = 24;
+  dims.rank = rank;
+  dims.mimo = rank > 1;
+  dims.angles = 6;
+  return dims;
+}
+
+// Heads enough to be walked several in a task.
+TEST(ScanBackwardBlocks, ManyHeads) {
+  for (const std::int64_t groups : {1, 2, 16}) {
+    for (const std::int64_t rank : {1, 2}) {
+      Mamba3Dims dims = small_dims(rank);
+      dims.heads = 32;
+      dims.groups = groups;
+      const BackwardCase data(dims, {70, 3}, 55);
+      const Expected expected(data);
+      const Gradients got = run(data, {.threads = 3, .which = {}});
+      expect_right(got.sequences, expected);
+      expect_right(got.params, expected);
+    }
+  }
+}
+
+TEST(ScanBackwardBlocks, ManySequences) {
+  Random random(56);
+  std::vector<std::int64_t> lengths;
+  for (int i = 0; i < 300; ++i) lengths.push_back(random.below(40));
+  lengths.push_back(700);
+  lengths.push_back(2);
+  const BackwardCase data(small_dims(), lengths, 57);
+  const Expected expected(data);
+  const Gradients got = run(data, {.threads = 2, .which = {}});
+  expect_right(got.sequences, expected);
+  expect_right(got.params, expected);
+}
+
+TEST(ScanBackwardExtremes, StrongAndWeakDecaysAndHugeSteps) {
+  for (const std::int64_t rank : {1, 2, 4}) {
+    BackwardCase data(small_dims(rank), {150}, 58);
+    Mamba3RefInputs<float>& in = data.inputs[0];
+    Random random(59);
+    const auto draw = [&](std::vector<float>& to, const std::vector<float>& from) {
+      for (float& v : to) {
+        if (random.below(3) == 0) v = from[random.below(std::ssize(from))];
+      }
+    };
+    draw(in.dt_raw, {-800, -90, -30, 0, 3, 30});
+    draw(in.decay_raw, {-1e6f, -2e4f, -1, 0, 50, 1000});
+    draw(in.trap_raw, {-100, -30, 0, 30, 100});
+    draw(in.angle_raw, {-1e4f, -8, 0, 0.3f, 8, 50});
+    for (float& v : in.in_b) v *= random.below(9) == 0 ? 1e-10f : 1.0f;
+    for (float& v : in.out_c) v *= random.below(9) == 0 ? 1e10f : 1.0f;
+    const Expected expected(data);
+    for_each_target([&] {
+      const Gradients got = run(data);
+      expect_right(got.sequences, expected);
+      expect_right(got.params, expected);
+    });
+  }
+}
+
+TEST(ScanBackwardSums, AddsToTheGradientsOfParameters) {
+  const BackwardCase data(small_dims(2), {40, 5}, 60);
+  const Gradients from_zero = run(data);
+  Gradients twice = from_zero;
+  BackwardRunner(data, {}).run(twice.params);
+  auto once = ParamGradients(from_zero.params);
+  const auto a = once.all(), b = twice.params.all();
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    for (std::size_t j = 0; j < a[i]->size(); ++j) {
+      EXPECT_NEAR((*b[i])[j], 2 * (*a[i])[j], 1e-5f * (1 + std::abs((*a[i])[j])));  // two sums
+    }
+  }
+}
+
+TEST(ScanBackwardChecks, NoTokensLeaveTheStateGradientAsItIs) {
+  const BackwardCase data(small_dims(), {0, 0}, 61);
+  const Gradients got = run(data);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(same_bits(got.sequences[i].state.ssm, data.grad_states[i].ssm));
+    EXPECT_TRUE(same_bits(got.sequences[i].state.k, data.grad_states[i].k));
+    EXPECT_TRUE(same_bits(got.sequences[i].state.v, data.grad_states[i].v));
+    EXPECT_TRUE(same_bits(got.sequences[i].state.angle, data.grad_states[i].angle));
+  }
+}
+
+TEST(ScanBackwardChecks, RefusesWhatItCannotRun) {
+  const Mamba3Dims dims = small_dims();
+  const BackwardCase data(dims, {1, 3}, 62);
+  BackwardRunner runner(data, {});
+  ParamGradients params(dims);
+  const auto refuses = [&](auto change) { EXPECT_THROW(runner.run(params, change), Error); };
+  using Args = Mamba3ScanBackwardArgs;
+  const std::vector<std::int64_t> falling{0, 5, 4};
+  const std::vector<std::int64_t> longer{0, 1, 5};
+  const std::vector<std::int32_t> twice{2, 2};
+  const std::vector<std::int32_t> outside{0, 3};
+  refuses([&](Args& a) { a.cu_seqlens = {}; });
+  refuses([&](Args& a) { a.cu_seqlens = falling; });
+  refuses([&](Args& a) { a.cu_seqlens = longer; });
+  refuses([&](Args& a) { a.slots = twice; });
+  refuses([&](Args& a) { a.slots = outside; });
+  refuses([&](Args& a) { a.slots = a.slots.first(1); });
+  refuses([&](Args& a) { a.dims.rank = 2; });
+  refuses([&](Args& a) { a.params.skip = nullptr; });
+  refuses([&](Args& a) { a.columns.x = nullptr; });
+  refuses([&](Args& a) { a.grad_columns.x = nullptr; });
+  refuses([&](Args& a) { a.grad_columns.row_stride = 1; });
+  refuses([&](Args& a) { a.grad_params.in_b_norm = nullptr; });
+  refuses([&](Args& a) { a.grad_states.k = nullptr; });
+  refuses([&](Args& a) { a.grad_states.slots = 2; });
+  refuses([&](Args& a) { a.grad_y.shape[0] = 3; });
+  runner.run(params);
+  EXPECT_TRUE(runner.clean());
+}
 
 }  // namespace
 }  // namespace mamba3

@@ -5,8 +5,9 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <optional>
+#include <limits>
 
+#include "core/arena.h"
 #include "core/tolerance.h"
 #include "io/config_file.h"
 #include "io/tensor_file.h"
@@ -239,6 +240,33 @@ TEST(LossAndGradients, BitsDependOnNoThread) {
       loss_and_gradients(tiny.config, tiny.weights, batch.view(), {}, again, ctx);
       for (const TensorSpec& spec : tensor_specs(tiny.config)) {
         const auto a = first.values(spec.name), b = again.values(spec.name);
+        EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size_bytes()), 0) << spec.name;
+      }
+    }
+  }
+}
+
+TEST(LossAndGradients, RecomputingChangesNothingButMemory) {
+  for (const TinyModel& model : tiny_models()) {
+    SCOPED_TRACE(model.name);
+    ModelConfig config = model.config;
+    config.layers = 4;
+    Context setup(with_threads(1));
+    const Tiny tiny({model.name, config}, setup);
+    const Batch batch(random_ids(300, config.vocab, 9), {130, 100, 70});
+    ParameterValues kept(config);
+    std::size_t least = std::numeric_limits<std::size_t>::max();
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kScan, Recompute::kBlock}) {
+      Context ctx(with_threads(2));
+      LossOptions options;
+      options.recompute = recompute;
+      ParameterValues again(config);
+      ParameterValues& gradients = recompute == Recompute::kNone ? kept : again;
+      loss_and_gradients(config, tiny.weights, batch.view(), options, gradients, ctx);
+      EXPECT_LT(ctx.workspace().peak_bytes(), least);
+      least = ctx.workspace().peak_bytes();
+      for (const TensorSpec& spec : tensor_specs(config)) {
+        const auto a = kept.values(spec.name), b = gradients.values(spec.name);
         EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size_bytes()), 0) << spec.name;
       }
     }

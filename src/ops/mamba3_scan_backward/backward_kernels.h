@@ -47,10 +47,12 @@ struct SlabBuffers {
               std::int64_t chunks, Carver& carver);
 
   TokenBuffers tokens;
-  float* grad_b;      // [blocks, capacity, r, n] with respect to the normalised rows
-  float* grad_c;      // [blocks, capacity, r, n]
-  float* grad_phase;  // [blocks, capacity, s] times dt
-  float* norm_sums;   // [chunks, 2, n] of B_norm and C_norm
+  std::int64_t row_stride;    // from one block's rows to the next one's
+  std::int64_t phase_stride;  // likewise
+  float* grad_b;              // [blocks, capacity, r, n] with respect to the normalised rows
+  float* grad_c;              // [blocks, capacity, r, n]
+  float* grad_phase;          // [blocks, capacity, s] times dt
+  float* norm_sums;           // [chunks, 2, n] of B_norm and C_norm
 };
 
 // States between the slabs of the group's sequences, in the layout of Mamba3States without v, which
@@ -83,9 +85,12 @@ struct HeadSums {
 struct BackwardScratch {
   BackwardScratch(const Mamba3Dims& dims, const BackwardSizes& sizes, Carver& carver);
 
-  ChunkScratch chunk;    // its scores: weighted, zeros above the diagonal; its state: unused
+  ChunkScratch chunk;    // its scores: weighted, zeros above the diagonal; its k and
+                         // rotations point into those of the slab; its state is not used
   float* states;         // [slab chunks, n, p] at each chunk's start
-  std::uint32_t* turns;  // [slab chunks, s] likewise
+  float* keys;           // [slab chunks, rows, n] K
+  float* rotations;      // [slab chunks, 2, c, s] cosines and sines
+  std::uint32_t* turns;  // [s]
   float* decays;         // [c, rows] exp(sum_t - sum_j) for earlier tokens j
   float* raw_scores;     // [rows, rows] q k_t, on and below the diagonal
   float* grad_scores;    // [rows, rows]

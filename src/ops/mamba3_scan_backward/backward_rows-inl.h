@@ -253,27 +253,10 @@ HWY_INLINE void spread_row_backward(const Mamba3Dims& dims, const Mamba3Params& 
   });
 }
 
-// Rot(normed + bias) for one row, backward. `row` is the result and `grad` its gradient; adds to
-// those of the phases and of the bias; `out`, the gradient of the normalised row, is assigned or
-// added to.
-struct UnrotateArgs {
-  const float* row;
-  const float* grad;
-  const float* cosine;
-  const float* sine;
-  float* phase;
-  float* bias;
-  float* out;
-  bool add;
-};
-
-template <class D, class V>
-HWY_INLINE void emit_unrotated(D d, V grad, float* bias, float* out, bool add) {
-  hn::StoreU(hn::Add(hn::LoadU(d, bias), grad), d, bias);
-  hn::StoreU(add ? hn::Add(hn::LoadU(d, out), grad) : grad, d, out);
-}
-
-HWY_INLINE void unrotate_row(const Mamba3Dims& dims, const UnrotateArgs& args) {
+// Rot() of one row, backward: `row` is the result, `grad` its gradient, which turns back in place;
+// adds to the gradient of the phases.
+HWY_INLINE void unrotate_row(const Mamba3Dims& dims, const float* row, const float* cosine,
+                             const float* sine, float* grad, float* phase) {
   const std::int64_t half = dims.state / 2;
   for_lanes<float>(dims.angles, [&](auto d, std::int64_t i) HWY_ATTR {
     auto row_a = hn::Zero(d);
@@ -281,49 +264,42 @@ HWY_INLINE void unrotate_row(const Mamba3Dims& dims, const UnrotateArgs& args) {
     auto grad_a = hn::Zero(d);
     auto grad_b = hn::Zero(d);
     if (dims.mimo) {
-      row_a = hn::LoadU(d, args.row + i);
-      row_b = hn::LoadU(d, args.row + half + i);
-      grad_a = hn::LoadU(d, args.grad + i);
-      grad_b = hn::LoadU(d, args.grad + half + i);
+      row_a = hn::LoadU(d, row + i);
+      row_b = hn::LoadU(d, row + half + i);
+      grad_a = hn::LoadU(d, grad + i);
+      grad_b = hn::LoadU(d, grad + half + i);
     } else {
-      hn::LoadInterleaved2(d, args.row + 2 * i, row_a, row_b);
-      hn::LoadInterleaved2(d, args.grad + 2 * i, grad_a, grad_b);
+      hn::LoadInterleaved2(d, row + 2 * i, row_a, row_b);
+      hn::LoadInterleaved2(d, grad + 2 * i, grad_a, grad_b);
     }
     const auto turn = hn::NegMulAdd(grad_a, row_b, hn::Mul(grad_b, row_a));
-    hn::StoreU(hn::Add(hn::LoadU(d, args.phase + i), turn), d, args.phase + i);
-    const auto c = hn::LoadU(d, args.cosine + i);
-    const auto s = hn::LoadU(d, args.sine + i);
+    hn::StoreU(hn::Add(hn::LoadU(d, phase + i), turn), d, phase + i);
+    const auto c = hn::LoadU(d, cosine + i);
+    const auto s = hn::LoadU(d, sine + i);
     const auto back_a = hn::MulAdd(grad_b, s, hn::Mul(grad_a, c));
     const auto back_b = hn::NegMulAdd(grad_a, s, hn::Mul(grad_b, c));
     if (dims.mimo) {
-      emit_unrotated(d, back_a, args.bias + i, args.out + i, args.add);
-      emit_unrotated(d, back_b, args.bias + half + i, args.out + half + i, args.add);
-      return;
-    }
-    auto before_a = hn::Zero(d);
-    auto before_b = hn::Zero(d);
-    hn::LoadInterleaved2(d, args.bias + 2 * i, before_a, before_b);
-    hn::StoreInterleaved2(hn::Add(before_a, back_a), hn::Add(before_b, back_b), d,
-                          args.bias + 2 * i);
-    if (args.add) {
-      hn::LoadInterleaved2(d, args.out + 2 * i, before_a, before_b);
-      hn::StoreInterleaved2(hn::Add(before_a, back_a), hn::Add(before_b, back_b), d,
-                            args.out + 2 * i);
+      hn::StoreU(back_a, d, grad + i);
+      hn::StoreU(back_b, d, grad + half + i);
     } else {
-      hn::StoreInterleaved2(back_a, back_b, d, args.out + 2 * i);
+      hn::StoreInterleaved2(back_a, back_b, d, grad + 2 * i);
     }
   });
-  const auto straight = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
-    for_lanes<float>(end - begin, [&](auto d, std::int64_t i) HWY_ATTR {
-      emit_unrotated(d, hn::LoadU(d, args.grad + begin + i), args.bias + begin + i,
-                     args.out + begin + i, args.add);
+}
+
+// The rows of a chunk's K or Q before rotation: their gradients are added to those of the biases
+// [r, n] and left in `out` [tokens, r, n] for the sum over heads, assigned or added to it.
+inline HWY_NOINLINE void emit_rows(const ChunkSizes& sizes, std::int64_t tokens, const float* grads,
+                                   float* bias, float* out, bool add) {
+  for (std::int64_t row = 0; row < tokens * sizes.rank; ++row) {
+    float* sum = bias + row % sizes.rank * sizes.n;
+    for_lanes<float>(sizes.n, [&](auto d, std::int64_t i) HWY_ATTR {
+      const auto grad = hn::LoadU(d, grads + i);
+      hn::StoreU(hn::Add(hn::LoadU(d, sum + i), grad), d, sum + i);
+      hn::StoreU(add ? hn::Add(hn::LoadU(d, out + i), grad) : grad, d, out + i);
     });
-  };
-  if (dims.mimo) {
-    straight(dims.angles, half);
-    straight(half + dims.angles, dims.state);
-  } else {
-    straight(2 * dims.angles, dims.state);
+    grads += sizes.n_stride;
+    out += sizes.n;
   }
 }
 

@@ -14,7 +14,14 @@ constexpr std::int64_t kMostRoundTokens = 4096;
 constexpr std::int64_t kRoundBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kSumsBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kMostHeadsPerBlock = 4;
-constexpr std::int64_t kLeastBlocks = 16;  // enough tasks for the threads of a large machine
+constexpr std::int64_t kLeastBlocks = 8;  // enough tasks for the threads of a large machine
+
+// An odd number of cache lines, so that one token's rows of all blocks spread over the cache's
+// sets.
+std::int64_t spread_stride(std::int64_t floats) {
+  constexpr std::int64_t kLineFloats = 16;
+  return ((floats + kLineFloats - 1) / kLineFloats | 1) * kLineFloats;
+}
 
 std::int64_t heads_per_block(const Mamba3Dims& dims) {
   std::int64_t count = kMostHeadsPerBlock;
@@ -45,9 +52,11 @@ BackwardSizes::BackwardSizes(const Mamba3Dims& dims)
 SlabBuffers::SlabBuffers(const Mamba3Dims& dims, const BackwardSizes& sizes, std::int64_t capacity,
                          std::int64_t chunks, Carver& carver)
     : tokens(dims, capacity, carver),
-      grad_b(carver.take<float>(sizes.blocks * capacity * dims.rank * dims.state)),
-      grad_c(carver.take<float>(sizes.blocks * capacity * dims.rank * dims.state)),
-      grad_phase(carver.take<float>(sizes.blocks * capacity * dims.angles)),
+      row_stride(spread_stride(capacity * dims.rank * dims.state)),
+      phase_stride(spread_stride(capacity * dims.angles)),
+      grad_b(carver.take<float>(sizes.blocks * row_stride)),
+      grad_c(carver.take<float>(sizes.blocks * row_stride)),
+      grad_phase(carver.take<float>(sizes.blocks * phase_stride)),
       norm_sums(carver.take<float>(chunks * 2 * dims.state)) {}
 
 StoredStates::StoredStates(const Mamba3Dims& dims, std::int64_t count, Carver& carver)
@@ -87,7 +96,9 @@ BackwardScratch::BackwardScratch(const Mamba3Dims& dims, const BackwardSizes& si
   // A tile reads rows past the last one of it.
   chunk.x_state = matrix(padded_rows, c.p_stride);
   states = carver.take<float>(sizes.slab_chunks * c.state_elements);
-  turns = carver.take<std::uint32_t>(sizes.slab_chunks * dims.angles);
+  keys = matrix(sizes.slab_chunks * padded_rows, c.n_stride);
+  rotations = carver.take<float>(sizes.slab_chunks * 2 * c.tokens * dims.angles);
+  turns = carver.take<std::uint32_t>(dims.angles);
   decays = matrix(c.tokens, c.row_stride);
   raw_scores = matrix(padded_rows, c.row_stride);
   grad_scores = matrix(padded_rows, c.row_stride);

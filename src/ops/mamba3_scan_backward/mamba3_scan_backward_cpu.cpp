@@ -6,6 +6,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/mamba3_scan_backward/mamba3_scan_backward_cpu.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/mamba3_scan_backward/backward_products-inl.h"
@@ -65,7 +66,7 @@ class HeadWalk {
     enter();
     ChunkInputs in;
     for (std::int64_t i = 0; i < chunks_; ++i) {
-      in = inputs(i);
+      in = key_inputs(i);
       prepare_keys(in, i + 1 < chunks_, scratch_.turns);
       fold_rows(sizes_, chunk_.k, chunk_.x_state, in.tokens * sizes_.rank,
                 chunk_.decay[in.tokens - 1], scratch_.states, scratch_.states);
@@ -118,6 +119,31 @@ class HeadWalk {
     return in;
   }
 
+  // Of a chunk whose z is not read: nothing but x is fetched ahead.
+  ChunkInputs key_inputs(std::int64_t chunk) const {
+    ChunkInputs in = inputs(chunk);
+    in.z = in.x;
+    in.y_stride = 0;
+    return in;
+  }
+
+  // What the chunk before will read and write of its token t: rows are far apart.
+  void fetch_before(std::int64_t index, std::int64_t t) const {
+    if (index == 0) return;
+    const std::int64_t token = part_.begin + (index - 1) * sizes_.tokens + t;
+    const Mamba3Columns& columns = job_.args.columns;
+    const Mamba3ColumnGradients& grads = job_.args.grad_columns;
+    const std::int64_t at = head_ * sizes_.p;
+    const float* const rows[] = {columns.x + token * stride_ + at, columns.z + token * stride_ + at,
+                                 job_.args.grad_y.row(token) + at,
+                                 grads.x + token * grads.row_stride + at,
+                                 grads.z + token * grads.row_stride + at};
+    constexpr std::int64_t kLineFloats = 16;
+    for (const float* row : rows) {
+      for (std::int64_t i = 0; i < sizes_.p; i += kLineFloats) hwy::Prefetch(row + i);
+    }
+  }
+
   HeadStart head_start() const {
     const std::int64_t n = dims_.state;
     const std::int64_t p = dims_.head_dim;
@@ -158,29 +184,43 @@ class HeadWalk {
     add_carried(sizes_, chunk_, 0, sizes_.n);
   }
 
-  // K, X and their weights. A chunk that another one follows hands on its last token's product with
-  // what the next token adds to it, so no term is carried between them.
+  // K, X and their weights.
   void prepare_keys(const ChunkInputs& in, bool followed, std::uint32_t* turns) {
-    chunk_scalars(sizes_, in, chunk_);
-    if (followed) chunk_.to_last[in.tokens - 1] += static_cast<float>(in.scalars[in.tokens].carry);
     chunk_phases(dims_, in, stride_, turns, chunk_);
     chunk_rows(dims_, sizes_, in, chunk_, in.in_b, params_.in_b_bias, chunk_.k);
+    weigh_keys(in, followed);
+  }
+
+  // A chunk that another one follows hands on its last token's product with what the next token
+  // adds to it, so no term is carried between them.
+  void weigh_keys(const ChunkInputs& in, bool followed) {
+    chunk_scalars(sizes_, in, chunk_);
+    if (followed) chunk_.to_last[in.tokens - 1] += static_cast<float>(in.scalars[in.tokens].carry);
     chunk_x(dims_, params_, sizes_, in, stride_, chunk_);
   }
 
-  // The states and turns at the starts of all chunks.
+  // What the walk back needs of all chunks: the states at their starts, rotations and keys.
   void replay() {
     enter();
-    for (std::int64_t i = 0; i + 1 < chunks_; ++i) {
-      const ChunkInputs in = inputs(i);
-      std::uint32_t* turns = scratch_.turns + (i + 1) * dims_.angles;
-      std::copy_n(scratch_.turns + i * dims_.angles, dims_.angles, turns);
-      prepare_keys(in, true, turns);
+    for (std::int64_t i = 0; i < chunks_; ++i) {
+      const ChunkInputs in = key_inputs(i);
+      const bool followed = i + 1 < chunks_;
+      open_chunk(i);
+      prepare_keys(in, followed, scratch_.turns);
+      if (!followed) return;
       const float* state = scratch_.states + i * sizes_.state_elements;
       fold_rows(sizes_, chunk_.k, chunk_.x_state, in.tokens * sizes_.rank,
                 chunk_.decay[in.tokens - 1], state,
                 scratch_.states + (i + 1) * sizes_.state_elements);
     }
+  }
+
+  // Where a chunk's rotations and keys are kept.
+  void open_chunk(std::int64_t index) {
+    const std::int64_t rotations = sizes_.tokens * dims_.angles;
+    chunk_.k = scratch_.keys + index * (sizes_.rows + kRowPadding) * sizes_.n_stride;
+    chunk_.cosine = scratch_.rotations + 2 * index * rotations;
+    chunk_.sine = chunk_.cosine + rotations;
   }
 
   void turn_grad_state() {
@@ -193,8 +233,8 @@ class HeadWalk {
     const bool last = index + 1 == chunks_;
     const std::int64_t rows = in.tokens * sizes_.rank;
     const float* state = scratch_.states + index * sizes_.state_elements;
-    std::copy_n(scratch_.turns + index * dims_.angles, dims_.angles, chunk_.turns);
-    prepare_keys(in, !last, chunk_.turns);
+    open_chunk(index);
+    weigh_keys(in, !last);
     read_out(in, state, rows);
     const std::int64_t begin = part_.begin + index * sizes_.tokens;
     gate_back(in, begin);
@@ -215,6 +255,7 @@ class HeadWalk {
     if (last) take_last(in, grads);
     x_back(in, begin, last, grads);
     tokens_back(in, index, end_decay);
+    rows_back(in, index);
   }
 
   void read_out(const ChunkInputs& in, const float* state, std::int64_t rows) {
@@ -301,12 +342,13 @@ class HeadWalk {
       ends += chunk_.to_last[t] * end_of(t);
     }
     for (std::int64_t t = last; t >= 0; --t) {
+      fetch_before(index, t);
       TokenScalarGradients grads;
       grads.log_decay = scratch_.log_inside[t];
       double source = t == last ? end_of(t) : to_end[t * sizes_.rank] * end_of(t);
       for (std::int64_t r = 0; r < sizes_.rank; ++r) source += scratch_.later[t * sizes_.rank + r];
       grads.now = scratch_.now[t] + source;
-      grads.dt = rows_back(in, index, t);
+      grads.dt = turn_back(in, index, t);
       finish_token(source);
       waits_ = true;
       waiting_ = grads;
@@ -321,33 +363,31 @@ class HeadWalk {
     return sum;
   }
 
-  // One token's K and Q. Returns the gradient of dt through the phases.
-  double rows_back(const ChunkInputs& in, std::int64_t index, std::int64_t t) {
-    const SlabBuffers& slab = job_.slab;
-    const std::int64_t block = head_ / job_.sizes.heads_per_block;
-    const std::int64_t at = block * slab.tokens.capacity + part_.offset + index * sizes_.tokens + t;
-    UnrotateArgs args{};
-    args.cosine = chunk_.cosine + t * dims_.angles;
-    args.sine = chunk_.sine + t * dims_.angles;
-    args.phase = scratch_.phase;
-    args.add = add_;
-    for (std::int64_t r = 0; r < sizes_.rank; ++r) {
-      const std::int64_t row = (t * sizes_.rank + r) * sizes_.n_stride;
-      const std::int64_t out = (at * sizes_.rank + r) * sizes_.n;
-      args.row = chunk_.k + row;
-      args.grad = scratch_.grad_k + row;
-      args.bias = sums_.in_b_bias + r * sizes_.n;
-      args.out = slab.grad_b + out;
-      unrotate_row(dims_, args);
-      args.row = chunk_.q + row;
-      args.grad = scratch_.grad_q + row;
-      args.bias = sums_.out_c_bias + r * sizes_.n;
-      args.out = slab.grad_c + out;
-      unrotate_row(dims_, args);
+  // Turns one token's K and Q back. Returns the gradient of dt through the phases.
+  double turn_back(const ChunkInputs& in, std::int64_t index, std::int64_t t) {
+    const float* cosine = chunk_.cosine + t * dims_.angles;
+    const float* sine = chunk_.sine + t * dims_.angles;
+    for (std::int64_t row = t * sizes_.rank; row < (t + 1) * sizes_.rank; ++row) {
+      const std::int64_t at = row * sizes_.n_stride;
+      unrotate_row(dims_, chunk_.k + at, cosine, sine, scratch_.grad_k + at, scratch_.phase);
+      unrotate_row(dims_, chunk_.q + at, cosine, sine, scratch_.grad_q + at, scratch_.phase);
     }
+    const SlabBuffers& slab = job_.slab;
+    float* out = slab.grad_phase + block() * slab.phase_stride +
+                 (part_.offset + index * sizes_.tokens + t) * dims_.angles;
     return phase_backward(in.half_tanh + t * dims_.angles, in.scalars[t].dt, dims_.angles,
-                          scratch_.phase, slab.grad_phase + at * dims_.angles, add_);
+                          scratch_.phase, out, add_);
   }
+
+  void rows_back(const ChunkInputs& in, std::int64_t index) {
+    const SlabBuffers& slab = job_.slab;
+    const std::int64_t out =
+        block() * slab.row_stride + (part_.offset + index * sizes_.tokens) * sizes_.rank * sizes_.n;
+    emit_rows(sizes_, in.tokens, scratch_.grad_k, sums_.in_b_bias, slab.grad_b + out, add_);
+    emit_rows(sizes_, in.tokens, scratch_.grad_q, sums_.out_c_bias, slab.grad_c + out, add_);
+  }
+
+  std::int64_t block() const { return head_ / job_.sizes.heads_per_block; }
 
   // The token that waits, whose carry has this gradient.
   void finish_token(double grad_carry) {
@@ -431,19 +471,15 @@ void walk_part_of(const BackwardJob& job, const BackwardPart& part, std::int64_t
 }
 
 // The sum over a group's heads of one row of B or C, through the norm.
-void reduce_row(const BackwardJob& job, const float* by_block, std::int64_t block_stride,
-                std::int64_t group, const float* raw, const float* weight, float* out,
-                float* norm_sum) {
+void reduce_row(const BackwardJob& job, const float* by_block, std::int64_t group, const float* raw,
+                const float* weight, float* out, float* norm_sum) {
   const std::int64_t n = job.args.dims.state;
   const std::int64_t blocks = job.sizes.blocks / job.args.dims.groups;
-  const float* from = by_block + group * blocks * block_stride;
-  for_lanes<float>(n, [&](auto d, std::int64_t i) HWY_ATTR {
-    auto sum = hn::LoadU(d, from + i);
-    for (std::int64_t block = 1; block < blocks; ++block) {
-      sum = hn::Add(sum, hn::LoadU(d, from + block * block_stride + i));
-    }
-    hn::StoreU(sum, d, out + i);
-  });
+  const float* from = by_block + group * blocks * job.slab.row_stride;
+  std::copy_n(from, n, out);
+  for (std::int64_t block = 1; block < blocks; ++block) {
+    add_row(from + block * job.slab.row_stride, n, out);
+  }
   norm_row_backward(raw, weight, inverse_rms(raw, n), n, out, norm_sum);
 }
 
@@ -455,7 +491,7 @@ void reduce_angles(const BackwardJob& job, std::int64_t index, float* out) {
     const hn::Rebind<float, decltype(d)> df;
     auto sum = hn::Zero(df);
     for (std::int64_t block = 0; block < job.sizes.blocks; ++block) {
-      const float* from = slab.grad_phase + (block * slab.tokens.capacity + index) * s;
+      const float* from = slab.grad_phase + block * slab.phase_stride + index * s;
       sum = hn::Add(sum, hn::LoadU(df, from + i));
     }
     const auto half = hn::LoadU(d, half_tanh + i);
@@ -473,7 +509,6 @@ void reduce_chunk_of(const BackwardJob& job, const BackwardPart& part, std::int6
   const Mamba3ColumnGradients& grads = job.args.grad_columns;
   const std::int64_t n = dims.state;
   const std::int64_t c = job.sizes.chunk.tokens;
-  const std::int64_t block_stride = job.slab.tokens.capacity * dims.rank * n;
   float* b_sum = job.slab.norm_sums + (part.chunk + chunk) * 2 * n;
   float* c_sum = b_sum + n;
   std::fill_n(b_sum, 2 * n, 0.0f);
@@ -487,9 +522,9 @@ void reduce_chunk_of(const BackwardJob& job, const BackwardPart& part, std::int6
         const std::int64_t at = (r * dims.groups + group) * n;
         const std::int64_t raw = t * columns.row_stride + at;
         const std::int64_t to = t * grads.row_stride + at;
-        reduce_row(job, job.slab.grad_b + from, block_stride, group, columns.in_b + raw,
+        reduce_row(job, job.slab.grad_b + from, group, columns.in_b + raw,
                    job.args.params.in_b_norm, grads.in_b + to, b_sum);
-        reduce_row(job, job.slab.grad_c + from, block_stride, group, columns.out_c + raw,
+        reduce_row(job, job.slab.grad_c + from, group, columns.out_c + raw,
                    job.args.params.out_c_norm, grads.out_c + to, c_sum);
       }
     }
