@@ -5,7 +5,7 @@ set(pattern_gpu "^Cuda|/Cuda")
 set(pattern_slow "LongRun")
 set(pattern_golden "Golden")
 set(pattern_mutation "^Mutation")
-set(pattern_invariant "ChangeNoBit|ChangeABit|ChangesNothing|BitsDepend|DoNotDepend|Bitwise|AsManySteps|AsInvariant")
+set(pattern_invariant "Changes?NoBit|ChangeABit|ChangesNothing|BitsDepend|DoNotDepend|Bitwise|AsManySteps|AsInvariant")
 set(pattern_unit ".")
 
 foreach(layer core ops io model train engine cli)

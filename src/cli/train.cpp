@@ -219,6 +219,11 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   whole(app, "--accumulate", command.accumulate, 1,
         "a step is taken in micro-batches of at most N tokens, which decides the memory it needs "
         "(default: 4096)");
+  app.add_option("--recompute", command.recompute,
+                 "what the way back computes again instead of keeping it: none, scan or block; "
+                 "takes time, saves memory, changes no bit (default: none)")
+      ->type_name("NAME")
+      ->check(one_of({"none", "scan", "block"}));
   real(app, "--rate", command.rate, 1e3, "peak of the learning rate (default: 0.003)");
   whole(app, "--warmup", command.warmup, 0,
         "steps up to the peak (default: 200, but at most a fifth of the steps)");

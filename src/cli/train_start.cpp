@@ -142,6 +142,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(options.schedule.warmup_steps, command.warmup);
   set(options.schedule.decay_from, command.decay_from);
   if (command.schedule) options.schedule.kind = schedule_kind(*command.schedule);
+  if (command.recompute) options.recompute = recompute_named(*command.recompute);
   set(options.optimizer.decay, command.decay);
   set(options.optimizer.clip, command.clip);
   set(options.optimizer.beta1, command.beta1);

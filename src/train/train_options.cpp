@@ -1,5 +1,7 @@
 #include "train/train_options.h"
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
@@ -17,7 +19,17 @@ Compute compute_named(const std::string& name) {
   return name == kBf16Name ? Compute::kBf16 : Compute::kF32;
 }
 
+// In the order of Recompute.
+constexpr const char* kRecomputeNames[] = {"none", "scan", "block"};
+
 }  // namespace
+
+Recompute recompute_named(const std::string& name) {
+  const auto* found = std::ranges::find(kRecomputeNames, name);
+  check_input(found != std::end(kRecomputeNames), "what is computed again is ", quote(name),
+              "; expected none, scan or block");
+  return static_cast<Recompute>(found - std::begin(kRecomputeNames));
+}
 
 void check_train_options(const TrainOptions& options) {
   check_input(options.batch >= 1, "a batch has ", options.batch, " windows; expected at least 1");
@@ -48,6 +60,7 @@ nlohmann::ordered_json to_json(const TrainOptions& options) {
           {"eps", optimizer.eps},
           {"z_loss", options.z_loss},
           {"dtype", options.compute == Compute::kBf16 ? kBf16Name : kF32Name},
+          {"recompute", kRecomputeNames[static_cast<int>(options.recompute)]},
           {"seed", options.seed}};
 }
 
@@ -71,6 +84,7 @@ TrainOptions train_options_from(const nlohmann::json& json) {
   json.at("eps").get_to(optimizer.eps);
   json.at("z_loss").get_to(options.z_loss);
   options.compute = compute_named(json.at("dtype").get<std::string>());
+  options.recompute = recompute_named(json.at("recompute").get<std::string>());
   json.at("seed").get_to(options.seed);
   check_train_options(options);
   return options;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/linear/linear.h"
+#include "train/loss_and_gradients.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
 
@@ -21,8 +21,9 @@ struct TrainOptions {
   Schedule schedule;
   OptimizerOptions optimizer;
   double z_loss = 0;
-  Compute compute = Compute::kF32;  // kBf16: matrices and what they multiply are rounded
-  std::uint64_t seed = 0;           // of the first weights and of the order of windows
+  Compute compute = Compute::kF32;         // kBf16: matrices and what they multiply are rounded
+  Recompute recompute = Recompute::kNone;  // changes memory and time, no bit
+  std::uint64_t seed = 0;                  // of the first weights and of the order of windows
 
   std::int64_t tokens_per_step() const { return batch * length; }
 };
@@ -33,6 +34,9 @@ void check_train_options(const TrainOptions& options);
 // As a checkpoint keeps them, each under the name of its option; every bit of a number comes back.
 nlohmann::ordered_json to_json(const TrainOptions& options);
 TrainOptions train_options_from(const nlohmann::json& json);
+
+// "none", "scan", "block". An unknown name is refused.
+Recompute recompute_named(const std::string& name);
 
 // "batch 4, was 8": one for each that differs.
 std::vector<std::string> changes(const TrainOptions& before, const TrainOptions& now);

@@ -82,7 +82,11 @@ StepReport Trainer::step(const Poll& poll) {
   const std::vector<std::int64_t> windows = next_windows();
   const auto at_once = static_cast<std::size_t>(data_.windows_in(options_.accumulate));
   const auto tokens = static_cast<double>(options_.tokens_per_step());
-  const LossOptions loss_options{options_.compute, options_.z_loss, 1 / tokens};
+  LossOptions loss_options;
+  loss_options.compute = options_.compute;
+  loss_options.z_weight = options_.z_loss;
+  loss_options.recompute = options_.recompute;
+  loss_options.grad_scale = 1 / tokens;
   const ModelWeights bound = bind();
   gradients_.clear(ctx_);
   double loss = 0;

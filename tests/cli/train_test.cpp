@@ -105,13 +105,17 @@ TEST_F(Train, BeginsWithAnotherModel) {
 
 TEST_F(Train, AnInterruptedOneIsSaved) {
   RunOptions options;
-  options.signal_after_ms = 1500;
-  const Outcome cut = run_mamba3(fresh("run", {"--steps", "100000"}), options);
+  options.signal_after_ms = 700;  // of silence
+  const Outcome cut =
+      run_mamba3(fresh("run", {"--steps", "10000000", "--save-every", "10000000"}), options);
   EXPECT_EQ(cut.code, 130) << cut.err;
   EXPECT_NE(cut.err.find("saved"), std::string::npos) << cut.err;
-  const Outcome more = run_mamba3({"train", "--resume", folder_ / "run", "--steps", "2"});
+  const Outcome more =
+      run_mamba3({"train", "--resume", folder_ / "run", "--steps", "2", "--warmup", "1", "--json"});
   EXPECT_EQ(more.code, 0) << more.err;
-  EXPECT_NE(more.err.find("steps 2, was 100000"), std::string::npos) << more.err;
+  EXPECT_NE(more.err.find("steps 2, was 10000000"), std::string::npos) << more.err;
+  EXPECT_GT(more.json()["steps"], 2);
+  EXPECT_TRUE(more.json()["loss"].is_null());
 }
 
 TEST_F(Train, RefusesWhatCannotBeTrained) {

@@ -162,6 +162,20 @@ TEST_F(TrainingRunTest, ThreadCountChangesNoBit) {
   EXPECT_TRUE(bytes[0] == bytes[1]);
 }
 
+TEST_F(TrainingRunTest, RecomputingChangesNoBit) {
+  TrainRecord record = small_record();
+  std::vector<std::string> bytes;
+  for (const Recompute recompute : {Recompute::kNone, Recompute::kScan, Recompute::kBlock}) {
+    record.options.recompute = recompute;
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    for (int i = 0; i < 3; ++i) trainer.step();
+    write_model(run_folder("recompute"), trainer);
+    bytes.push_back(read_text(folder_ / "recompute" / "model.safetensors"));
+    EXPECT_TRUE(bytes.back() == bytes.front());
+  }
+}
+
 TEST_F(TrainingRunTest, MicroBatchesAddUp) {
   TrainRecord record = small_record();
   std::vector<StepReport> reports;
