@@ -203,6 +203,22 @@ TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
 }
 
+TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
+  const TrainRecord record = small_record();
+  write_text(run_folder("run") / "checkpoints", "a file where the folder should be");
+  Context ctx = context();
+  Trainer trainer = fresh(record, ctx);
+  std::vector<std::int64_t> saved;
+  RunHooks hooks;
+  hooks.on_step = [&](const StepReport& report, double) {
+    if (report.step == 7) fs::remove(folder_ / "run" / "checkpoints");
+  };
+  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
+  TrainingRun(folder_ / "run", record, trainer, std::nullopt, hooks, ctx).run();
+  EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
+  EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
+}
+
 TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   const TrainRecord record = small_record();
   EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
