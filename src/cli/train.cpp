@@ -170,9 +170,8 @@ int run_train(const TrainCommand& command) {
 void add_data_options(CLI::App& app, TrainCommand& command) {
   app.add_option("--data", command.data,
                  "texts or JSON lines to train on, also packed by xz; several are read in turn")
-      ->type_name("FILE...");
-  app.add_option("--valid", command.held_out, "held-out texts, for evaluations")
-      ->type_name("FILE...");
+      ->type_name("FILE");
+  app.add_option("--valid", command.held_out, "held-out texts, for evaluations")->type_name("FILE");
   app.add_option("--separator", command.separator,
                  "a line equal to LINE stands between two documents of a text (default: "
                  "<|endoftext|>; empty: a file is one document)")
