@@ -16,6 +16,7 @@ Run add_tokenize(CLI::App& app);
 Run add_inspect(CLI::App& app);
 Run add_convert(CLI::App& app);
 Run add_init(CLI::App& app);
+Run add_train(CLI::App& app);
 Run add_verify(CLI::App& app);
 Run add_bench(CLI::App& app);
 

@@ -28,6 +28,7 @@ constexpr Command kCommands[] = {
     {"inspect", "what a checkpoint is and what it needs", add_inspect},
     {"convert", "checkpoint files to checkpoint files", add_convert},
     {"init", "a checkpoint of random weights, as the authors initialise", add_init},
+    {"train", "train a model from scratch, go on training one", add_train},
     {"verify", "golden files against this machine", add_verify},
     {"bench", "speeds with their ceilings", add_bench},
 };
@@ -80,7 +81,7 @@ int guarded(const Run& run) {
 }
 
 int parse_and_run(int argc, char** argv) {
-  CLI::App app("Mamba-3 language models on the CPU: generate, score, convert.", "mamba3");
+  CLI::App app("Mamba-3 language models: generate, score, convert, train.", "mamba3");
   app.require_subcommand(1);
   app.set_version_flag("--version", kVersionText);
   std::vector<std::pair<CLI::App*, Run>> runs;

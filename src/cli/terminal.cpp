@@ -67,7 +67,7 @@ ProgressBar::~ProgressBar() {
   clear();
 }
 
-void ProgressBar::update(std::int64_t done, std::int64_t all) {
+void ProgressBar::update(std::int64_t done, std::int64_t all, const std::string& note) {
   check_interrupt();
   if (!visible_ || all <= 0) return;
   const auto now = Clock::now();
@@ -78,6 +78,7 @@ void ProgressBar::update(std::int64_t done, std::int64_t all) {
   const double share = static_cast<double>(done) / static_cast<double>(all);
   std::string line =
       str("\r", what_, "  ", static_cast<int>(share * 100), " %  ", done, "/", all, " ", unit_);
+  if (!note.empty()) line += "  " + note;
   if (share > 0.005) line += "  " + seconds_left(elapsed * (1 - share) / share);
   line += "\x1b[K";
   std::fwrite(line.data(), 1, line.size(), stderr);

@@ -29,7 +29,8 @@ class ProgressBar {
   ProgressBar& operator=(const ProgressBar&) = delete;
 
   // Also where a long command notices Ctrl-C: throws Error(kInterrupted).
-  void update(std::int64_t done, std::int64_t all);
+  // `note` is shown behind the numbers.
+  void update(std::int64_t done, std::int64_t all, const std::string& note = "");
   void clear();
 
  private:

@@ -17,6 +17,7 @@ namespace {
 struct VerifyCommand {
   CommonOptions common;
   std::vector<std::string> paths;
+  bool gradients = false;
 };
 
 Json report_json(const VerifyReport& report) {
@@ -90,6 +91,7 @@ int run_verify(const VerifyCommand& command) {
   Context ctx = make_context(command.common, choose_device(command.common));
   VerifyOptions options;
   if (command.common.dtype == "bf16") options.dtype = ComputeDType::kBf16;
+  options.gradients = command.gradients;
   VerifyReport report;
   ProgressBar bar(command.common, "verifying", "files");
   for (std::size_t i = 0; i < command.paths.size(); ++i) {
@@ -120,6 +122,9 @@ Run add_verify(CLI::App& app) {
                  "folders of any of these")
       ->type_name("PATH")
       ->required();
+  app.add_flag("--grad", command->gradients,
+               "the gradients that files hold, too: of the oracle and, in fp32 on a CPU, of the "
+               "backward pass");
   add_common_options(app, command->common);
   return [command] { return run_verify(*command); };
 }

@@ -28,6 +28,8 @@ struct Comparison {
 // terms). fp32: the eight roundings of the longest chain that is no sum (norm, bias, rotation,
 // decay, skip, gate, rank weight, output), half a unit of the last place each.
 inline constexpr double kFloatRounding = 8 * 0x1p-24;
+// The same for a gradient, whose chain leads through the forward one and back through its slopes.
+inline constexpr double kGradientRounding = 2 * kFloatRounding;
 // bf16 inputs of a product: one rounding in each of its two factors; everything else is fp32.
 inline constexpr double kBf16Rounding = 2 * 0x1p-9;
 // A double run of the oracle: what the goldens are accurate to.

@@ -7,15 +7,6 @@
 namespace mamba3 {
 namespace {
 
-// The package rounds the MLP's width, and releases differ in how; the tensor knows.
-void fit_mlp_to_weights(ModelConfig& config, const TensorFile& weights) {
-  const auto fc1 = weights.tensors.find("backbone.layers.0.mlp.fc1.weight");
-  if (fc1 == weights.tensors.end() || fc1->second.shape.size() != 2) return;
-  if (config.mlp_hidden > 0 && fc1->second.shape[0] > 0 && fc1->second.shape[0] % 2 == 0) {
-    config.mlp_hidden = fc1->second.shape[0] / 2;
-  }
-}
-
 TensorFile read_weights_file(const std::filesystem::path& path) {
   const std::string name = path.filename().string();
   if (name.ends_with(".index.json")) return read_safetensors_index(path);
@@ -36,7 +27,7 @@ CheckpointFiles open_checkpoint_files(const std::filesystem::path& path) {
   files.config = read_config(files.folder / "config.json");
   files.weights = std::make_shared<const TensorFile>(is_file ? read_weights_file(path)
                                                              : read_folder_weights(path));
-  fit_mlp_to_weights(files.config, *files.weights);
+  fit_mlp_to_weights(files.config, files.weights->tensors);
   return files;
 }
 

@@ -39,6 +39,7 @@ class GoldenReader {
     if (has("state0.ssm")) take_state("state0");
     take_state("state1");
     for (const std::int64_t cut : out_.cuts) take_state("cut" + std::to_string(cut));
+    if (has("cot.y")) read_gradients();
     return std::move(out_);
   }
 
@@ -185,6 +186,19 @@ class GoldenReader {
       }
     }
     if (d.out_norm) take("param.norm.weight", {out_.inner()});
+  }
+
+  // Of the loss sum(out.y * cot.y) + sum(state1 * cot.state1).
+  void read_gradients() {
+    take("cot.y", file_.tensors.at("out.y").shape);
+    take_state("cot.state1");
+    std::vector<std::string> inputs;
+    for (const auto& [name, values] : out_.tensors) {
+      if (name.starts_with("in.") || name.starts_with("param.") || name.starts_with("state0.")) {
+        inputs.push_back(name);
+      }
+    }
+    for (const std::string& name : inputs) take("grad." + name, file_.tensors.at(name).shape);
   }
 
   TensorFile file_;

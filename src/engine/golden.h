@@ -21,7 +21,7 @@ struct Golden {
   // Sequences one after the other: the rows of a batch, or those of cu_seqlens. bounds [q + 1].
   std::vector<std::int64_t> bounds;
   std::vector<std::int64_t> cuts;  // tokens into each sequence
-  // Every tensor but gradients and cotangents, by its name in the file.
+  // By its name in the file.
   std::map<std::string, std::vector<double>> tensors;
 
   std::int64_t sequences() const { return static_cast<std::int64_t>(bounds.size()) - 1; }
@@ -31,6 +31,7 @@ struct Golden {
     return 2 * inner() + 2 * shared() + 3 * dims.heads + dims.angles;
   }
   std::int64_t out_width() const { return mixer ? width : inner(); }
+  bool has_gradients() const { return tensors.contains("cot.y"); }
   const std::vector<double>& at(const std::string& name) const;
 };
 

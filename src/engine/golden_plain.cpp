@@ -2,112 +2,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/golden_run.h"
+#include "engine/golden_inputs.h"
 
 namespace mamba3 {
 namespace {
-
-template <class T>
-std::vector<T> cast(std::span<const double> values) {
-  return std::vector<T>(values.begin(), values.end());
-}
-
-template <class T>
-T rounded(T value, bool to_16_bits) {
-  return to_16_bits ? static_cast<T>(to_float(to_bf16(static_cast<float>(value)))) : value;
-}
-
-// x [rows, k] times w [n, k] transposed.
-template <class T>
-std::vector<T> multiply(const std::vector<T>& x, const std::vector<T>& w, std::int64_t k,
-                        bool bf16) {
-  const std::int64_t rows = static_cast<std::int64_t>(x.size()) / k;
-  const std::int64_t n = static_cast<std::int64_t>(w.size()) / k;
-  std::vector<T> y(static_cast<std::size_t>(rows * n));
-  for (std::int64_t t = 0; t < rows; ++t) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      T sum = 0;
-      for (std::int64_t i = 0; i < k; ++i) {
-        sum += rounded(x[t * k + i], bf16) * rounded(w[j * k + i], bf16);
-      }
-      y[t * n + j] = sum;
-    }
-  }
-  return y;
-}
-
-// Rows of `range` in a tensor of `width` columns.
-std::span<const double> rows_of(const std::vector<double>& values, GoldenRange range,
-                                std::int64_t width) {
-  return std::span(values).subspan(static_cast<std::size_t>(range.begin * width),
-                                   static_cast<std::size_t>((range.end - range.begin) * width));
-}
-
-template <class T>
-Mamba3RefInputs<T> layer(const Golden& golden) {
-  Mamba3RefInputs<T> in;
-  in.dims = golden.dims;
-  in.a_floor = golden.a_floor;
-  const auto param = [&](const char* name) { return cast<T>(golden.at(name)); };
-  in.dt_bias = param("param.dt_bias");
-  in.skip = param("param.D");
-  in.in_b_bias = param("param.B_bias");
-  in.out_c_bias = param("param.C_bias");
-  in.in_b_norm = param("param.B_norm.weight");
-  in.out_c_norm = param("param.C_norm.weight");
-  in.mimo_x = param("param.mimo_x");
-  in.mimo_z = param("param.mimo_z");
-  in.mimo_o = param("param.mimo_o");
-  in.out_norm = param("param.norm.weight");
-  return in;
-}
-
-template <class T>
-void take_columns(const Golden& golden, GoldenRange range, Mamba3RefInputs<T>& in) {
-  const auto take = [&](const char* name, std::int64_t width) {
-    return cast<T>(rows_of(golden.at(name), range, width));
-  };
-  in.x = take("in.x", golden.inner());
-  in.z = take("in.z", golden.inner());
-  in.in_b = take("in.B", golden.shared());
-  in.out_c = take("in.C", golden.shared());
-  in.dt_raw = take("in.dd_dt", golden.dims.heads);
-  in.decay_raw = take("in.dd_A", golden.dims.heads);
-  in.trap_raw = take("in.trap", golden.dims.heads);
-  in.angle_raw = take("in.angle", golden.dims.angles);
-}
-
-template <class T>
-void project_columns(const Golden& golden, GoldenRange range, bool bf16, Mamba3RefInputs<T>& in) {
-  const std::vector<T> projected =
-      multiply(cast<T>(rows_of(golden.at("in.u"), range, golden.width)),
-               cast<T>(golden.at("param.in_proj.weight")), golden.width, bf16);
-  const std::int64_t all = golden.projected();
-  std::int64_t at = 0;
-  const auto take = [&](std::int64_t width) {
-    std::vector<T> out;
-    for (std::int64_t t = 0; t < in.tokens; ++t) {
-      const auto from = projected.begin() + t * all + at;
-      out.insert(out.end(), from, from + width);
-    }
-    at += width;
-    return out;
-  };
-  in.z = take(golden.inner());
-  in.x = take(golden.inner());
-  in.in_b = take(golden.shared());
-  in.out_c = take(golden.shared());
-  in.dt_raw = take(golden.dims.heads);
-  in.decay_raw = take(golden.dims.heads);
-  in.trap_raw = take(golden.dims.heads);
-  in.angle_raw = take(golden.dims.angles);
-}
-
-template <class T, class From>
-Mamba3RefState<T> cast_state(const Mamba3RefState<From>& state) {
-  const auto part = [](const std::vector<From>& v) { return std::vector<T>(v.begin(), v.end()); };
-  return {part(state.angle), part(state.ssm), part(state.k), part(state.v)};
-}
 
 // The plain loop over ranges; `scan` gives the y of one.
 template <class T, class Scan>
@@ -116,12 +14,7 @@ GoldenPart run_ranges(const Golden& golden, std::span<const GoldenRange> ranges,
                       Mamba3RefInputs<T> in, const Scan& scan) {
   GoldenPart out;
   for (std::size_t i = 0; i < ranges.size(); ++i) {
-    in.tokens = ranges[i].end - ranges[i].begin;
-    if (golden.mixer) {
-      project_columns(golden, ranges[i], bf16_linears, in);
-    } else {
-      take_columns(golden, ranges[i], in);
-    }
+    take_tokens(golden, ranges[i], bf16_linears, in);
     Mamba3RefState<T> state = cast_state<T>(start[i]);
     std::vector<T> y = scan(in, state);
     if (golden.mixer) {
@@ -138,7 +31,7 @@ GoldenPart run_ranges(const Golden& golden, std::span<const GoldenRange> ranges,
 template <class T>
 GoldenPart run_plain(const Golden& golden, std::span<const GoldenRange> ranges,
                      std::span<const Mamba3RefState<double>> start, PlainRounding rounding) {
-  Mamba3RefInputs<T> inputs = layer<T>(golden);
+  Mamba3RefInputs<T> inputs = layer_of<T>(golden);
   inputs.bf16_products = rounding.scan;
   return run_ranges<T>(golden, ranges, start, rounding.linears, std::move(inputs),
                        mamba3_scan_ref<T>);
@@ -146,7 +39,7 @@ GoldenPart run_plain(const Golden& golden, std::span<const GoldenRange> ranges,
 
 GoldenPart run_authors(const Golden& golden, std::span<const GoldenRange> ranges,
                        std::span<const Mamba3RefState<double>> start, AuthorsPath path) {
-  return run_ranges<float>(golden, ranges, start, true, layer<float>(golden),
+  return run_ranges<float>(golden, ranges, start, true, layer_of<float>(golden),
                            [path](const Mamba3RefInputs<float>& in, Mamba3RefState<float>& state) {
                              return mamba3_authors_ref(in, state, path);
                            });

@@ -8,6 +8,7 @@
 #include "core/tolerance.h"
 #include "engine/golden.h"
 #include "engine/golden_run.h"
+#include "engine/verify_gradients.h"
 #include "engine/verify_model.h"
 
 namespace mamba3 {
@@ -280,6 +281,7 @@ VerifyReport verify_goldens(const std::vector<std::filesystem::path>& paths,
       for (const Path& way : paths_of(golden, options, ctx)) {
         GoldenVerifier(golden, way, report).verify();
       }
+      if (options.gradients) verify_gradients(golden, options, ctx, report);
     }
   }
   constexpr double kMost = std::numeric_limits<double>::max();

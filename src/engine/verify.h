@@ -14,6 +14,7 @@ namespace mamba3 {
 
 struct VerifyOptions {
   ComputeDType dtype = ComputeDType::kF32;
+  bool gradients = false;  // those that a file holds, too
 };
 
 // One tensor of one file, as one path computes it. Names: "out.y (scan)", "state1.ssm (step)",

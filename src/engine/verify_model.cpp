@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/tolerance.h"
 #include "engine/checkpoint_files.h"
+#include "engine/verify_model_gradients.h"
 #include "io/tensor_file.h"
 #include "model/reference.h"
 
@@ -235,6 +236,7 @@ class ModelVerifier {
 void verify_model_golden(const std::filesystem::path& file, const VerifyOptions& options,
                          VerifyReport& report, Context& ctx) {
   ModelVerifier(file, options, report, ctx).verify();
+  if (options.gradients) verify_model_gradients(file, options, report, ctx);
 }
 
 }  // namespace mamba3

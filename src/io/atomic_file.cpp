@@ -30,16 +30,15 @@ bool is_device_or_pipe(const std::filesystem::path& path) {
          !std::filesystem::is_directory(status);
 }
 
-// Makes the rename itself durable. Some file systems cannot sync a folder: nothing is lost then.
-void sync_folder(const std::filesystem::path& path) {
+}  // namespace
+
+void sync_folder_of(const std::filesystem::path& path) {
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return;
   ::fsync(fd);
   ::close(fd);
 }
-
-}  // namespace
 
 AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
   std::error_code ignored;
@@ -104,7 +103,7 @@ void AtomicFile::commit() {
   if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) refuse(errno);
   temporary_.clear();
-  sync_folder(path_);
+  sync_folder_of(path_);
 }
 
 }  // namespace mamba3

@@ -32,4 +32,8 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// Makes what was done to the name `path` in its folder durable, as a rename. Some file systems
+// cannot sync a folder: nothing is lost then.
+void sync_folder_of(const std::filesystem::path& path);
+
 }  // namespace mamba3

@@ -177,6 +177,14 @@ ModelConfig read_config(const std::filesystem::path& path) {
   return parse_config(std::string(text_of(file->bytes())), quote(path.string()));
 }
 
+void fit_mlp_to_weights(ModelConfig& config, const std::map<std::string, TensorRef>& tensors) {
+  const auto fc1 = tensors.find("backbone.layers.0.mlp.fc1.weight");
+  if (fc1 == tensors.end() || fc1->second.shape.size() != 2) return;
+  if (config.mlp_hidden > 0 && fc1->second.shape[0] > 0 && fc1->second.shape[0] % 2 == 0) {
+    config.mlp_hidden = fc1->second.shape[0] / 2;
+  }
+}
+
 std::string config_to_json(const ModelConfig& config) {
   const Mamba3Config& mixer = config.mixer;
   nlohmann::ordered_json ssm{{"layer", "Mamba3"},        {"d_state", mixer.state},

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,9 @@ namespace mamba3 {
 // not supported yet"), attention layers, LayerNorm, bad types and ranges.
 ModelConfig read_config(const std::filesystem::path& path);
 ModelConfig parse_config(const std::string& json_text, const std::string& origin);
+// Takes the MLP's width from fc1.weight: the package rounds it, and releases differ in how; the
+// tensor knows.
+void fit_mlp_to_weights(ModelConfig& config, const std::map<std::string, TensorRef>& tensors);
 // What the package reads back; records the A activation in ssm_cfg.a_activation.
 std::string config_to_json(const ModelConfig& config);
 

@@ -23,11 +23,14 @@ namespace fs = std::filesystem;
 
 const fs::path kGoldens = fs::path(MAMBA3_TEST_DATA) / "golden";
 
-VerifyReport verify(const std::vector<fs::path>& paths, ComputeDType dtype = ComputeDType::kF32) {
+VerifyReport verify(const std::vector<fs::path>& paths, const VerifyOptions& how) {
   ContextOptions options;
   options.threads = 2;
   Context ctx(options);
-  return verify_goldens(paths, {dtype}, ctx);
+  return verify_goldens(paths, how, ctx);
+}
+VerifyReport verify(const std::vector<fs::path>& paths, ComputeDType dtype = ComputeDType::kF32) {
+  return verify(paths, VerifyOptions{dtype});
 }
 
 void expect_all_ok(const VerifyReport& report) {
@@ -58,6 +61,22 @@ TEST(Verify, EveryGoldenInFp32) {
 
 TEST(Verify, EveryGoldenInBf16) {
   expect_all_ok(verify({kGoldens}, ComputeDType::kBf16));
+}
+
+bool is_gradient(const VerifyCase& c) {
+  return c.tensor.starts_with("grad.");
+}
+
+TEST(Verify, EveryGradient) {
+  const VerifyReport report = verify({kGoldens}, VerifyOptions{ComputeDType::kF32, true});
+  expect_all_ok(report);
+  // By the oracle and by the op.
+  EXPECT_GT(std::count_if(report.cases.begin(), report.cases.end(), is_gradient), 500);
+}
+
+TEST(Verify, GradientsOnlyWhenAsked) {
+  const VerifyReport report = verify({kGoldens / "scan_siso_n16_p16_t1.safetensors"});
+  EXPECT_TRUE(std::none_of(report.cases.begin(), report.cases.end(), is_gradient));
 }
 
 TEST(Verify, TheOtherGoldens) {

@@ -117,7 +117,7 @@ void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t e
   at.w = args.w + column / kGemmPanel * kGemmPanel * args.k + k_begin * kGemmPanel +
          column % kGemmPanel;
   at.depth = depth;
-  at.first = k_begin == 0;
+  at.first = k_begin == 0 && !args.accumulate;
   at.y_stride = args.y_stride;
   const std::int64_t columns = args.n - column;
   for (std::int64_t row = begin; row < end; row += kTileRows) {

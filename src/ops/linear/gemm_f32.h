@@ -8,9 +8,10 @@ namespace mamba3 {
 // Columns of w side by side in memory.
 inline constexpr std::int64_t kGemmPanel = 16;
 
-// y [m, n] = x [m, k] times w, overwritten. An element is made of sums over 256 neighbours of k,
-// each one chain of fused multiply-adds, added up in order: its bits depend on its row of x and its
-// column of w alone. oneDNN promises this for fp32 on some processors only.
+// y [m, n] = x [m, k] times w, overwritten or added to. An element is made of sums over 256
+// neighbours of k, each one chain of fused multiply-adds, added up in order: its bits depend on its
+// row of x and its column of w alone (and on what it is added to). oneDNN promises this for fp32 on
+// some processors only.
 struct GemmF32Args {
   const float* x = nullptr;  // [m, k] rows x_stride apart
   std::int64_t x_stride = 0;
@@ -20,6 +21,7 @@ struct GemmF32Args {
   std::int64_t m = 0;
   std::int64_t n = 0;
   std::int64_t k = 0;
+  bool accumulate = false;  // y += x w
 };
 
 void gemm_f32(const GemmF32Args& args);

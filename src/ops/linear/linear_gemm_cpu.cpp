@@ -194,7 +194,8 @@ void multiply_tile(const Job<X>& job, std::int64_t task, int worker) {
   const std::int64_t first_out = plan.slice_begin(slice);
   const TensorRef& w = job.args.w;
   const PackArgs stored{w.data + first_out * w.shape[1] * dtype_bytes(w.dtype), w.dtype,
-                        std::min(w.shape[0], plan.slice_begin(slice + 1)) - first_out, w.shape[1]};
+                        std::min(w.shape[0], plan.slice_begin(slice + 1)) - first_out, w.shape[1],
+                        w.shape[1]};
   X* copy = nullptr;
   if (plan.copy_w) {
     copy = job.slices + worker * slice_elements(plan);

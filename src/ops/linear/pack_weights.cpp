@@ -21,7 +21,7 @@ template <class Weights>
 void transpose_rest(const PackArgs& args, std::int64_t first_out, std::int64_t begin,
                     std::int64_t end, float* out, std::int64_t stride) {
   for (std::int64_t o = first_out; o < args.outs; ++o) {
-    const std::byte* row = args.w + o * args.k * Weights::kBytes;
+    const std::byte* row = args.w + o * args.stride * Weights::kBytes;
     for (std::int64_t i = begin; i < end; ++i) {
       out[i * stride + o] = Weights::load_one(row + i * Weights::kBytes);
     }
@@ -35,7 +35,7 @@ void transpose(const PackArgs& args, float* out, std::int64_t stride) {
 #else
   const hn::FixedTag<float, 4> df;
   const hn::FixedTag<double, 2> df64;
-  const std::int64_t row_bytes = args.k * Weights::kBytes;
+  const std::int64_t row_bytes = args.stride * Weights::kBytes;
   const std::int64_t whole_k = args.k / 16 * 16;
   const std::int64_t whole_outs = args.outs / 4 * 4;
   // 16 columns at a time: a cache line or half of one from each row, and lines of `out` that stay
@@ -69,7 +69,7 @@ void transpose(const PackArgs& args, float* out, std::int64_t stride) {
 void transpose_bf16(const PackArgs& args, float* out, std::int64_t stride) {
   transpose<WidenBf16>(args, out, stride);
 }
-void transpose_f32(const PackArgs& args, float* out, std::int64_t stride) {
+void transpose_kept_f32(const PackArgs& args, float* out, std::int64_t stride) {
   transpose<KeepF32>(args, out, stride);
 }
 void transpose_rounded_f32(const PackArgs& args, float* out, std::int64_t stride) {
@@ -84,17 +84,17 @@ namespace mamba3 {
 namespace {
 
 HWY_EXPORT(transpose_bf16);
-HWY_EXPORT(transpose_f32);
+HWY_EXPORT(transpose_kept_f32);
 HWY_EXPORT(transpose_rounded_f32);
 
 }  // namespace
 
 void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride) {
-  const std::int64_t row_bytes = args.k * dtype_bytes(args.dtype);
+  const std::int64_t row_bytes = args.stride * dtype_bytes(args.dtype);
   for (std::int64_t o = 0; o < args.outs; ++o) {
     const std::byte* row = args.w + o * row_bytes;
     if (args.dtype == DType::kBf16) {
-      std::memcpy(out + o * stride, row, static_cast<std::size_t>(row_bytes));
+      std::memcpy(out + o * stride, row, static_cast<std::size_t>(args.k) * sizeof(Bf16));
     } else {
       round_to_bf16(reinterpret_cast<const float*>(row), args.k, out + o * stride);
     }
@@ -102,15 +102,19 @@ void pack_bf16(const PackArgs& args, Bf16* out, std::int64_t stride) {
   }
 }
 
-void pack_f32_panels(const PackArgs& args, bool rounded, float* out) {
+void transpose_f32(const PackArgs& args, bool rounded, float* out, std::int64_t out_stride) {
   const auto kernel = args.dtype == DType::kBf16 ? HWY_DYNAMIC_DISPATCH(transpose_bf16)
                       : rounded                  ? HWY_DYNAMIC_DISPATCH(transpose_rounded_f32)
-                                                 : HWY_DYNAMIC_DISPATCH(transpose_f32);
+                                                 : HWY_DYNAMIC_DISPATCH(transpose_kept_f32);
+  kernel(args, out, out_stride);
+}
+
+void pack_f32_panels(const PackArgs& args, bool rounded, float* out) {
   for (std::int64_t o = 0; o < args.outs; o += kGemmPanel) {
     PackArgs panel = args;
-    panel.w += o * args.k * dtype_bytes(args.dtype);
+    panel.w += o * args.stride * dtype_bytes(args.dtype);
     panel.outs = std::min(kGemmPanel, args.outs - o);
-    kernel(panel, out + o * args.k, kGemmPanel);
+    transpose_f32(panel, rounded, out + o * args.k, kGemmPanel);
   }
 }
 

@@ -9,6 +9,7 @@
 #define HWY_TARGET_INCLUDE "ops/swiglu/swiglu_cpu.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/simd/demote-inl.h"
 #include "ops/simd/exp-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,22 +23,6 @@ HWY_INLINE V gated(D df64, V up, V gate) {
   const auto one = hn::Set(df64, 1.0);
   const auto e = exp_f64(df64, hn::Neg(gate));
   return hn::Div(hn::Mul(up, gate), hn::Add(one, e));
-}
-
-// hn::DemoteTo turns what overflows, infinity too, into the largest float on the two targets that
-// have no vectors.
-template <class D, class V>
-HWY_INLINE hn::Vec<D> demote(D df32, V v) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
-  const hn::Rebind<double, D> df64;
-  double from[HWY_MAX_BYTES / sizeof(double)];
-  float to[HWY_MAX_BYTES / sizeof(double)];
-  hn::StoreU(v, df64, from);
-  for (std::size_t i = 0; i < hn::Lanes(df64); ++i) to[i] = static_cast<float>(from[i]);
-  return hn::LoadU(df32, to);
-#else
-  return hn::DemoteTo(df32, v);
-#endif
 }
 
 void swiglu_rows(const SwigluArgs& args, std::int64_t begin, std::int64_t end) {

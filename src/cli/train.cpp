@@ -1,0 +1,265 @@
+// train: a model from scratch, from another one, or from where a training was left.
+#include "cli/train.h"
+
+#include <cmath>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "core/check.h"
+#include "core/quote.h"
+#include "model/init.h"
+#include "train/trainer.h"
+#include "train/training_run.h"
+
+namespace mamba3::cli {
+namespace fs = std::filesystem;
+namespace {
+
+Device training_device(const TrainCommand& command) {
+  if (command.common.device == "auto") return {};
+  const Device device = choose_device(command.common);
+  if (device.kind == DeviceKind::kCuda) {
+    fail(ErrorCode::kUnavailable,
+         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
+         "a small model there");
+  }
+  return device;
+}
+
+std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
+  auto tokenizer = Tokenizer::load(start.tokenizer);
+  check_input(tokenizer->vocab() == start.config.vocab, quote(start.tokenizer.string()), " has ",
+              tokenizer->vocab(), " tokens and the model a vocabulary of ", start.config.vocab,
+              "; expected as many; name the model's own tokenizer, or correct vocab_size");
+  return tokenizer;
+}
+
+void prepare_folder(const TrainStart& start) {
+  std::error_code ec;
+  fs::create_directories(start.folder, ec);
+  check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
+              "; expected a place that can be written; choose another -o");
+  const bool json = start.tokenizer.extension() == ".json";
+  const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
+  if (!fs::equivalent(start.tokenizer, to, ec)) {
+    fs::copy_file(start.tokenizer, to, fs::copy_options::overwrite_existing, ec);
+    check_input(!ec, "cannot write ", quote(to.string()), ": ", ec.message(),
+                "; expected a folder that can be written, with room; choose another -o");
+  }
+  if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
+}
+
+WindowReader open_data(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
+                       Context& ctx) {
+  const std::uint64_t before = start.record.data.fingerprint;
+  WindowReader data(open_tokens(command, start, start.record.data.files, tokenizer,
+                                start.record.data.fingerprint, ctx),
+                    start.record.options.length, "--data");
+  check_input(!start.checkpoint || start.record.data.fingerprint == before,
+              "the texts, their order or the tokenizer are not those that the training was made "
+              "with; expected the same, because its position in the data is a number of windows; "
+              "name those, or begin anew with --init-from");
+  return data;
+}
+
+std::optional<WindowReader> open_held_out(const TrainCommand& command, const TrainStart& start,
+                                          const Tokenizer& tokenizer, Context& ctx) {
+  const std::vector<std::string>& files = start.record.data.held_out;
+  if (files.empty()) return std::nullopt;
+  std::uint64_t fingerprint = 0;
+  return WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
+                      start.record.options.length, "--valid");
+}
+
+// Lets go of the files that they come from.
+void set_weights(TrainStart& start, Trainer& trainer, Context& ctx) {
+  if (start.checkpoint) {
+    restore(*start.checkpoint, trainer);
+  } else if (start.first_weights) {
+    trainer.assign(start.first_weights->tensors);
+  } else {
+    const std::uint64_t seed = start.record.options.seed;
+    trainer.assign(init_tensors(start.config, DType::kF32, seed, ctx).tensors);
+  }
+  start.checkpoint.reset();
+  start.first_weights.reset();
+}
+
+std::string rounded(double value, int digits) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.*f", digits, value);
+  return text;
+}
+
+// What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
+class Display {
+ public:
+  Display(const TrainCommand& command, const Trainer& trainer, const Context& ctx)
+      : ctx_(ctx),
+        first_(trainer.steps()),
+        all_(trainer.options().schedule.steps),
+        bar_(command.common, "training", "steps") {}
+
+  RunHooks hooks() {
+    RunHooks hooks;
+    hooks.poll = check_interrupt;
+    hooks.on_step = [this](const StepReport& report, double tokens_per_s) {
+      loss_ = report.loss;
+      bar_.update(report.step - first_, all_ - first_,
+                  str("step ", report.step, "  loss ", rounded(report.loss, 3), "  ",
+                      rounded(tokens_per_s, 0), " tokens/s"));
+    };
+    hooks.on_evaluation = [this](std::int64_t step, double loss) {
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(loss, 4)));
+    };
+    hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
+    };
+    return hooks;
+  }
+
+ private:
+  void say(const std::string& text) {
+    bar_.clear();
+    ctx_.log(LogLevel::kInfo, text);
+  }
+
+  const Context& ctx_;
+  std::int64_t first_, all_;
+  double loss_ = NAN;
+  ProgressBar bar_;
+};
+
+void report_result(const TrainCommand& command, const TrainStart& start, const Trainer& trainer,
+                   const RunResult& result) {
+  if (!command.common.json) return;
+  const bool any = result.last.step > 0;
+  Json report{
+      {"output", start.folder.string()},
+      {"parameters", start.config.parameters()},
+      {"steps", trainer.steps()},
+      {"loss", any ? Json(result.last.loss) : Json()},
+      {"held_out", result.held_out ? Json(*result.held_out) : Json()},
+      {"tokens", result.tokens},
+      {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
+      {"seed", start.record.options.seed}};
+  write_json(report);
+}
+
+int run_train(const TrainCommand& command) {
+  check_command(command);
+  Context ctx = make_context(command.common, training_device(command));
+  TrainStart start = find_start(command, ctx);
+  const auto tokenizer = fitting_tokenizer(start);
+  prepare_folder(start);
+  WindowReader data = open_data(command, start, *tokenizer, ctx);
+  auto held_out = open_held_out(command, start, *tokenizer, ctx);
+  ctx.log(LogLevel::kInfo,
+          str(start.config.parameters(), " parameters, ", data.windows(), " windows of ",
+              data.length(), " tokens, ", start.record.options.tokens_per_step(),
+              " tokens a step, seed ", start.record.options.seed));
+  Trainer trainer(start.config, start.record.options, std::move(data), ctx);
+  set_weights(start, trainer, ctx);
+  Display display(command, trainer, ctx);
+  TrainingRun run(start.folder, start.record, trainer, std::move(held_out), display.hooks(), ctx);
+  report_result(command, start, trainer, run.run());
+  return 0;
+}
+
+void add_data_options(CLI::App& app, TrainCommand& command) {
+  app.add_option("--data", command.data,
+                 "texts or JSON lines to train on, also packed by xz; several are read in turn")
+      ->type_name("FILE");
+  app.add_option("--valid", command.held_out, "held-out texts, for evaluations")->type_name("FILE");
+  app.add_option("--separator", command.separator,
+                 "a line equal to LINE stands between two documents of a text (default: "
+                 "<|endoftext|>; empty: a file is one document)")
+      ->type_name("LINE");
+  app.add_option("--json-key", command.json_key, "the text's key in JSON lines (default: text)")
+      ->type_name("KEY");
+  app.add_option("--cache", command.cache, "folder for encoded texts (default: that of -o)")
+      ->type_name("DIR");
+}
+
+void add_start_options(CLI::App& app, TrainCommand& command) {
+  std::string names;
+  for (const std::string& name : preset_names()) names += (names.empty() ? "" : ", ") + name;
+  app.add_option(
+         "--preset", command.preset,
+         "a new model of one of the authors' sizes, with the tokenizer's vocabulary: " + names)
+      ->type_name("NAME");
+  app.add_option("--config", command.config, "a new model of the sizes in a config.json")
+      ->type_name("FILE");
+  app.add_option("--init-from", command.init_from, "begin with the weights of another model")
+      ->type_name("DIR");
+  app.add_option("--resume", command.resume,
+                 "go on with the training that DIR holds, bit for bit; options that are not given "
+                 "are as they were")
+      ->type_name("DIR");
+  app.add_option("-o,--output", command.output, "folder to write (default with --resume: the same)")
+      ->type_name("DIR");
+}
+
+void whole(CLI::App& app, const char* name, std::optional<std::int64_t>& to, std::int64_t least,
+           const char* help) {
+  app.add_option(name, to, help)->type_name("N")->check(whole_number(least, 1'000'000'000));
+}
+
+void real(CLI::App& app, const char* name, std::optional<double>& to, double most,
+          const char* help) {
+  app.add_option(name, to, help)->type_name("X")->check(number(0, most));
+}
+
+void add_step_options(CLI::App& app, TrainCommand& command) {
+  whole(app, "--steps", command.steps, 1, "steps of the whole training (default: 1000)");
+  whole(app, "--batch", command.batch, 1, "windows of a step (default: 128)");
+  whole(app, "--length", command.length, 1, "tokens of a window (default: 512)");
+  whole(app, "--accumulate", command.accumulate, 1,
+        "a step is taken in micro-batches of at most N tokens, which decides the memory it needs "
+        "(default: 4096)");
+  app.add_option("--recompute", command.recompute,
+                 "what the way back computes again instead of keeping it: none, scan or block; "
+                 "takes time, saves memory, changes no bit (default: none)")
+      ->type_name("NAME")
+      ->check(one_of({"none", "scan", "block"}));
+  real(app, "--rate", command.rate, 1e3, "peak of the learning rate (default: 0.003)");
+  whole(app, "--warmup", command.warmup, 0,
+        "steps up to the peak (default: 200, but at most a fifth of the steps)");
+  app.add_option("--schedule", command.schedule,
+                 "wsd (constant, then falling), cosine, linear or constant (default: wsd)")
+      ->type_name("NAME")
+      ->check(one_of(schedule_names()));
+  real(app, "--decay-from", command.decay_from, 1,
+       "wsd: the fall begins at this fraction of the steps (default: 0.6)");
+  real(app, "--final-rate", command.final_rate, 1,
+       "what the rate falls to, as a fraction of its peak (default: 0)");
+  real(app, "--decay", command.decay, 1e3, "weight decay of matrices (default: 0.1)");
+  real(app, "--clip", command.clip, 1e9, "largest norm of the gradients; 0: any (default: 1)");
+  real(app, "--beta1", command.beta1, 1, "of AdamW (default: 0.9)");
+  real(app, "--beta2", command.beta2, 1, "of AdamW (default: 0.95)");
+  real(app, "--z-loss", command.z_loss, 1e3,
+       "weight of the squared logarithm of the softmax's sum (default: 0)");
+}
+
+void add_rhythm_options(CLI::App& app, TrainCommand& command) {
+  whole(app, "--eval-every", command.eval_every, 1, "steps between evaluations (default: 500)");
+  whole(app, "--eval-blocks", command.eval_blocks, 1,
+        "windows of the held-out texts that count, from the first on (default: 512)");
+  whole(app, "--save-every", command.save_every, 1, "steps between checkpoints (default: 500)");
+  whole(app, "--keep", command.keep, 1, "checkpoints that are kept (default: 2)");
+}
+
+}  // namespace
+
+Run add_train(CLI::App& app) {
+  auto command = std::make_shared<TrainCommand>();
+  add_data_options(app, *command);
+  add_start_options(app, *command);
+  add_step_options(app, *command);
+  add_rhythm_options(app, *command);
+  add_common_options(app, command->common);
+  return [command] { return run_train(*command); };
+}
+
+}  // namespace mamba3::cli

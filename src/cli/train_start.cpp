@@ -1,0 +1,195 @@
+// train: from options to where a training begins.
+#include <algorithm>
+#include <random>
+
+#include "cli/bench_origin.h"
+#include "cli/terminal.h"
+#include "cli/train.h"
+#include "core/check.h"
+#include "core/quote.h"
+#include "engine/checkpoint_files.h"
+#include "io/config_file.h"
+#include "mamba3/version.h"
+
+namespace mamba3::cli {
+namespace fs = std::filesystem;
+namespace {
+
+template <class T>
+void set(T& to, const std::optional<T>& given) {
+  if (given) to = *given;
+}
+
+std::vector<std::string> absolute(const std::vector<std::string>& files) {
+  std::vector<std::string> out;
+  for (const std::string& file : files) out.push_back(fs::absolute(file).string());
+  return out;
+}
+
+fs::path tokenizer_in(const fs::path& folder) {
+  for (const char* name : {"tokenizer.json", "tokenizer.model"}) {
+    if (is_there(folder / name)) return folder / name;
+  }
+  fail(ErrorCode::kBadInput, quote(folder.string()),
+       " has no tokenizer.json or tokenizer.model; expected one of them; name the file with "
+       "--tokenizer");
+}
+
+void record_activation(ModelConfig& config, const TrainCommand& command, Context& ctx) {
+  choose_a_activation(config, load_options(command.common).a_activation, ctx);
+  config.mixer.a_activation_recorded = true;
+}
+
+void begin_with_model(const TrainCommand& command, TrainStart& start, Context& ctx) {
+  const CheckpointFiles files = open_checkpoint_files(command.init_from);
+  start.config = files.config;
+  start.first_weights = files.weights;
+  if (start.tokenizer.empty()) start.tokenizer = tokenizer_in(files.folder);
+  record_activation(start.config, command, ctx);
+}
+
+void begin_from_scratch(const TrainCommand& command, TrainStart& start) {
+  const bool by_name = !command.preset.empty();
+  start.config = by_name ? preset(command.preset) : read_config(command.config);
+  // A preset's vocabulary is only that of the authors' tokenizer.
+  if (by_name) start.config.vocab = Tokenizer::load(start.tokenizer)->vocab();
+  const auto activation = load_options(command.common).a_activation;
+  if (activation) start.config.mixer.a_activation = *activation;
+  start.config.mixer.a_activation_recorded = true;
+}
+
+void check_free(const fs::path& folder) {
+  check_input(
+      !has_train_checkpoints(folder) && !is_there(folder / "config.json"), quote(folder.string()),
+      " holds a model already; expected a new folder, or one without; continue its training "
+      "with --resume, or choose another -o");
+}
+
+TrainStart begin(const TrainCommand& command, Context& ctx) {
+  TrainStart start;
+  start.folder = command.output;
+  start.tokenizer = command.common.tokenizer;
+  check_free(start.folder);
+  if (command.init_from.empty()) {
+    begin_from_scratch(command, start);
+  } else {
+    begin_with_model(command, start, ctx);
+  }
+  check_config(start.config);
+  TrainRecord record;
+  Schedule& schedule = record.options.schedule;
+  schedule.steps = command.steps.value_or(1000);
+  schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
+  record.options.seed = command.common.seed.value_or(std::random_device{}());
+  start.record = with_given(command, std::move(record));
+  return start;
+}
+
+void refuse_other_order(const TrainOptions& before, const TrainOptions& now) {
+  check_input(before.length == now.length && before.seed == now.seed,
+              "the training was made with --length ", before.length, " and --seed ", before.seed,
+              "; expected the same, because they decide what its position in the data means; leave "
+              "them out, or begin anew with --init-from");
+}
+
+TrainStart resume(const TrainCommand& command, Context& ctx) {
+  TrainStart start;
+  start.folder = command.output.empty() ? command.resume : command.output;
+  std::error_code ec;
+  if (!fs::equivalent(start.folder, command.resume, ec)) check_free(start.folder);
+  start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
+                                                     : fs::path(command.common.tokenizer);
+  start.checkpoint = newest_train_checkpoint(command.resume, ctx);
+  start.config = start.checkpoint->config;
+  const TrainRecord& before = start.checkpoint->record;
+  start.record = with_given(command, before);
+  refuse_other_order(before.options, start.record.options);
+  ctx.log(LogLevel::kInfo,
+          str("going on after step ", before.step, " of ", start.checkpoint->folder.string()));
+  for (const std::string& change : changes(before.options, start.record.options)) {
+    ctx.log(LogLevel::kInfo, "from here on with " + change);
+  }
+  return start;
+}
+
+}  // namespace
+
+void check_command(const TrainCommand& command) {
+  const int begins = int{!command.preset.empty()} + int{!command.config.empty()} +
+                     int{!command.init_from.empty()} + int{!command.resume.empty()};
+  if (begins != 1) {
+    fail(ErrorCode::kUsage, begins, " of --preset, --config, --init-from and --resume are given",
+         "; expected exactly one of them; choose where the training begins");
+  }
+  if (!command.resume.empty()) return;
+  const auto need = [](bool given, const char* option, const char* why) {
+    if (!given) fail(ErrorCode::kUsage, option, " is missing; expected it ", why, "; add it");
+  };
+  need(!command.output.empty(), "-o", "to name the folder that is written");
+  need(!command.data.empty(), "--data", "to name the texts");
+  need(!command.common.tokenizer.empty() || !command.init_from.empty(), "--tokenizer",
+       "because a new model has none");
+}
+
+TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
+  TrainOptions& options = record.options;
+  set(options.schedule.steps, command.steps);
+  set(options.batch, command.batch);
+  set(options.length, command.length);
+  set(options.accumulate, command.accumulate);
+  set(options.schedule.peak, command.rate);
+  set(options.schedule.last, command.final_rate);
+  set(options.schedule.warmup_steps, command.warmup);
+  set(options.schedule.decay_from, command.decay_from);
+  if (command.schedule) options.schedule.kind = schedule_kind(*command.schedule);
+  if (command.recompute) options.recompute = recompute_named(*command.recompute);
+  set(options.optimizer.decay, command.decay);
+  set(options.optimizer.clip, command.clip);
+  set(options.optimizer.beta1, command.beta1);
+  set(options.optimizer.beta2, command.beta2);
+  set(options.z_loss, command.z_loss);
+  set(options.seed, command.common.seed);
+  const std::string& dtype = command.common.dtype;
+  if (dtype != "auto") options.compute = dtype == "bf16" ? Compute::kBf16 : Compute::kF32;
+  set(record.rhythm.eval_every, command.eval_every);
+  set(record.rhythm.eval_blocks, command.eval_blocks);
+  set(record.rhythm.save_every, command.save_every);
+  set(record.rhythm.keep, command.keep);
+  if (!command.data.empty()) record.data.files = absolute(command.data);
+  if (!command.held_out.empty()) record.data.held_out = absolute(command.held_out);
+  set(record.data.format.separator, command.separator);
+  set(record.data.format.json_key, command.json_key);
+  record.version = str(kVersion, " ", build_commit());
+  record.command = command_line();
+  check_train_options(options);
+  return record;
+}
+
+TrainStart find_start(const TrainCommand& command, Context& ctx) {
+  return command.resume.empty() ? begin(command, ctx) : resume(command, ctx);
+}
+
+std::shared_ptr<const TokenCache> open_tokens(const TrainCommand& command, const TrainStart& start,
+                                              const std::vector<std::string>& files,
+                                              const Tokenizer& tokenizer,
+                                              std::uint64_t& fingerprint, Context& ctx) {
+  const TokenSources sources{{files.begin(), files.end()}, start.record.data.format};
+  fingerprint = sources_fingerprint(sources, start.tokenizer);
+  char name[40];
+  std::snprintf(name, sizeof(name), "tokens-%016llx.cache",
+                static_cast<unsigned long long>(fingerprint));
+  const fs::path path = (command.cache.empty() ? start.folder : fs::path(command.cache)) / name;
+  if (is_there(path)) {
+    try {
+      return TokenCache::open(path, fingerprint);
+    } catch (const Error& error) {
+      ctx.log(LogLevel::kWarning, str(error.what(), "; building it again"));
+    }
+  }
+  ProgressBar bar(command.common, "encoding", "bytes");
+  TokenCache::build(sources, tokenizer, fingerprint, path, ctx.pool(),
+                    [&](std::int64_t done, std::int64_t all) { bar.update(done, all); });
+  return TokenCache::open(path, fingerprint);
+}
+
+}  // namespace mamba3::cli

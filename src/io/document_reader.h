@@ -1,0 +1,49 @@
+// The documents of a text or JSONL file, one after the other, in memory that does not grow with the
+// file.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "io/byte_stream.h"
+
+namespace mamba3 {
+
+struct DocumentFormat {
+  // A line that stands between documents of a text, without its line end. Empty: the whole text is
+  // one. The line end before it belongs to the separator.
+  std::string separator = "<|endoftext|>";
+  std::string json_key = "text";  // of a JSONL line, whose value is the document
+};
+
+class DocumentReader {
+ public:
+  // By the name, .xz taken off: .jsonl and .ndjson hold a document in each line, anything else is
+  // text.
+  DocumentReader(const std::filesystem::path& path, DocumentFormat format);
+
+  // Empty documents are left out. False at the end. Refuses lines that are no such JSON, by their
+  // number, and documents of more than 256 MiB.
+  bool next(std::string& document);
+  std::int64_t file_bytes_read() const { return stream_->file_bytes_read(); }
+
+ private:
+  bool next_line(std::string& line);  // without its end; false at the end of the file
+  bool next_text(std::string& document);
+  bool next_json(std::string& document);
+  bool fill();
+
+  std::string path_;
+  DocumentFormat format_;
+  bool json_;
+  std::unique_ptr<ByteStream> stream_;
+  std::string buffer_;
+  std::size_t at_ = 0;
+  std::int64_t line_number_ = 0;
+  bool line_ended_ = false;  // by a line end, not by the end of the file
+  bool ended_ = false;
+};
+
+}  // namespace mamba3

@@ -1,0 +1,43 @@
+#include "ops/embedding_backward/embedding_backward.h"
+
+#include "core/check.h"
+#include "core/op_timer.h"
+#include "ops/cpu_only.h"
+#include "ops/embedding_backward/embedding_backward_cpu.h"
+
+namespace mamba3 {
+namespace {
+
+void check(const EmbeddingBackwardArgs& args) {
+  const auto rows = static_cast<std::int64_t>(args.ids.size());
+  check_input(args.grad_y.shape[0] == rows && args.grad_y.shape[1] == args.grad_table.shape[1],
+              "embedding_backward: grad_y is ", shape_string(args.grad_y.shape), " for ", rows,
+              " ids and a table of ", shape_string(args.grad_table.shape), "; expected [ids, d]");
+  check_input(rows < std::int64_t{1} << 32, "embedding_backward: ", rows,
+              " ids; expected fewer than 2^32");
+  for (const std::int64_t stride : {args.grad_y.stride[1], args.grad_table.stride[1]}) {
+    check_input(stride == 1 || args.grad_y.shape[1] <= 1, "embedding_backward: an inner stride is ",
+                stride, "; expected 1");
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int32_t id = args.ids[i];
+    check_input(id >= 0 && id < args.grad_table.shape[0], "embedding_backward: token ", i,
+                " has the id ", id, "; expected 0 to ", args.grad_table.shape[0] - 1);
+  }
+}
+
+}  // namespace
+
+std::size_t embedding_backward_workspace_bytes(const EmbeddingBackwardArgs& args, const Context&) {
+  return embedding_backward_workspace_bytes_cpu(args);
+}
+
+void embedding_backward(const EmbeddingBackwardArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "embedding_backward");
+  refuse_gpu("embedding_backward", ctx);
+  check(args);
+  if (args.grad_y.elements() == 0) return;
+  embedding_backward_cpu(args, ctx);
+}
+
+}  // namespace mamba3

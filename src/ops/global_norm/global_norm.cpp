@@ -1,0 +1,17 @@
+#include "ops/global_norm/global_norm.h"
+
+#include "core/check.h"
+#include "core/op_timer.h"
+#include "ops/cpu_only.h"
+#include "ops/global_norm/global_norm_cpu.h"
+
+namespace mamba3 {
+
+void global_norm(const GlobalNormArgs& args, Context& ctx) {
+  const OpTimer timer(ctx, "global_norm");
+  check_input(args.norm != nullptr, "global_norm: no place for the norm was given");
+  refuse_gpu("global_norm", ctx);
+  global_norm_cpu(args, ctx);
+}
+
+}  // namespace mamba3

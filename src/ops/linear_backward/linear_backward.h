@@ -1,0 +1,27 @@
+// Backward of y = x w^T: the gradients of x and of the weights.
+#pragma once
+
+#include "core/matrix.h"
+#include "mamba3/context.h"
+#include "mamba3/tensor.h"
+#include "ops/linear/linear.h"
+
+namespace mamba3 {
+
+// kBf16 rounds x, w and grad_y to bf16, as the forward pass rounds its inputs; sums are fp32 in
+// both. An element of grad_x is summed over n, one of grad_w over the rows, each in 256 neighbours
+// at a time and the pieces in order. So bits depend neither on the number of threads nor, of a row
+// of grad_x, on the other rows.
+struct LinearBackwardArgs {
+  ConstMatrix x;                // [rows, k]; not read without grad_w
+  TensorRef w;                  // [n, k] bf16 or f32, contiguous; data is not read without grad_x
+  ConstMatrix grad_y;           // [rows, n]
+  Matrix grad_x;                // [rows, k], assigned; no data: not wanted. No memory of the inputs
+  TensorView<float, 2> grad_w;  // [n, k], added to; no data: not wanted
+  Compute compute = Compute::kF32;
+};
+
+std::size_t linear_backward_workspace_bytes(const LinearBackwardArgs& args, const Context& ctx);
+void linear_backward(const LinearBackwardArgs& args, Context& ctx);
+
+}  // namespace mamba3

@@ -1,0 +1,19 @@
+// Backward of swiglu, y = up silu(gate): with s = sigmoid(gate),
+//   grad_up = grad_y gate s;   grad_gate = grad_y up s (1 + gate (1 - s))
+#pragma once
+
+#include "core/matrix.h"
+#include "mamba3/context.h"
+
+namespace mamba3 {
+
+// Inside in double, each result is rounded once.
+struct SwigluBackwardArgs {
+  ConstMatrix h;       // [rows, 2 f], what the forward pass read: up, then gate
+  ConstMatrix grad_y;  // [rows, f]
+  Matrix grad_h;       // [rows, 2 f], assigned; may be the memory of h
+};
+
+void swiglu_backward(const SwigluBackwardArgs& args, Context& ctx);
+
+}  // namespace mamba3

@@ -1,0 +1,266 @@
+#include "train/train_checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "core/check.h"
+#include "core/hash.h"
+#include "core/quote.h"
+#include "io/atomic_file.h"
+#include "io/config_file.h"
+#include "io/json.h"
+#include "io/mapped_file.h"
+
+namespace mamba3 {
+namespace fs = std::filesystem;
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr const char* kFormat = "mamba3 training 1";
+constexpr const char* kWeightsName = "model.safetensors";
+constexpr const char* kMomentsName = "optimizer.safetensors";
+constexpr const char* kRecordName = "training.json";
+
+fs::path checkpoints_of(const fs::path& run) {
+  return run / "checkpoints";
+}
+
+fs::path folder_of(const fs::path& run, std::int64_t step) {
+  return checkpoints_of(run) / str("step-", step);
+}
+
+void check_done(const std::error_code& ec, const fs::path& path) {
+  check_input(!ec, "cannot write ", quote(path.string()), ": ", ec.message(),
+              "; expected a folder that can be written, with room; make room");
+}
+
+// The step that a folder is named after.
+std::optional<std::int64_t> step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with("step-")) return std::nullopt;
+  std::int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data() + 5, end, step);
+  if (parsed.ec != std::errc{} || parsed.ptr != end || step < 0) return std::nullopt;
+  return step;
+}
+
+// Newest first.
+std::vector<std::int64_t> steps_in(const fs::path& run) {
+  std::vector<std::int64_t> steps;
+  std::error_code ec;
+  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), ec)) {
+    if (const auto step = step_of(entry.path())) steps.push_back(*step);
+  }
+  std::ranges::sort(steps, std::greater<>());
+  return steps;
+}
+
+void write_text(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+std::uint64_t checksum_of(const fs::path& path) {
+  Hash64 hash;
+  hash.update(MappedFile::open(path)->bytes());
+  return hash.value();
+}
+
+std::vector<NamedTensor> in_order(const ModelConfig& config, const ParameterValues& values,
+                                  const std::string& prefix = "") {
+  const std::map<std::string, TensorRef> tensors = values.tensors();
+  std::vector<NamedTensor> ordered;
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    ordered.push_back({prefix + spec.name, tensors.at(spec.name)});
+  }
+  return ordered;
+}
+
+void write_weights(const fs::path& path, const Trainer& trainer) {
+  write_safetensors(path, in_order(trainer.config(), trainer.weights()), {{"format", "pt"}});
+}
+
+void write_moments(const fs::path& path, const Trainer& trainer) {
+  std::vector<NamedTensor> tensors =
+      in_order(trainer.config(), trainer.optimizer().first(), "first.");
+  const auto second = in_order(trainer.config(), trainer.optimizer().second(), "second.");
+  tensors.insert(tensors.end(), second.begin(), second.end());
+  write_safetensors(path, tensors, {});
+}
+
+ordered_json to_json(const TrainRecord& record) {
+  const TrainData& data = record.data;
+  const Rhythm& rhythm = record.rhythm;
+  return {{"format", kFormat},
+          {"step", record.step},
+          {"position", record.position},
+          {"training", to_json(record.options)},
+          {"data",
+           {{"files", data.files},
+            {"valid", data.held_out},
+            {"separator", data.format.separator},
+            {"json_key", data.format.json_key},
+            {"fingerprint", data.fingerprint}}},
+          {"run",
+           {{"eval_every", rhythm.eval_every},
+            {"eval_blocks", rhythm.eval_blocks},
+            {"save_every", rhythm.save_every},
+            {"keep", rhythm.keep}}},
+          {"version", record.version},
+          {"command", record.command}};
+}
+
+TrainRecord record_from(const nlohmann::json& json) {
+  TrainRecord record;
+  check_input(json.at("format") == kFormat, "its format is ", json.at("format").dump(),
+              "; expected \"", kFormat, "\"");
+  json.at("step").get_to(record.step);
+  json.at("position").get_to(record.position);
+  record.options = train_options_from(json.at("training"));
+  const nlohmann::json& data = json.at("data");
+  data.at("files").get_to(record.data.files);
+  data.at("valid").get_to(record.data.held_out);
+  data.at("separator").get_to(record.data.format.separator);
+  data.at("json_key").get_to(record.data.format.json_key);
+  data.at("fingerprint").get_to(record.data.fingerprint);
+  const nlohmann::json& run = json.at("run");
+  run.at("eval_every").get_to(record.rhythm.eval_every);
+  run.at("eval_blocks").get_to(record.rhythm.eval_blocks);
+  run.at("save_every").get_to(record.rhythm.save_every);
+  run.at("keep").get_to(record.rhythm.keep);
+  check_rhythm(record.rhythm);
+  json.at("version").get_to(record.version);
+  json.at("command").get_to(record.command);
+  return record;
+}
+
+nlohmann::json read_json(const fs::path& path) {
+  const auto file = MappedFile::open(path);
+  const auto* text = reinterpret_cast<const char*>(file->bytes().data());
+  return parse_json_limited({text, file->bytes().size()}, path.string());
+}
+
+// Old checkpoints, and what a killed run left half-written.
+void prune(const fs::path& run, std::int64_t keep) {
+  std::error_code ignored;
+  const std::vector<std::int64_t> steps = steps_in(run);
+  for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
+    fs::remove_all(folder_of(run, steps[i]), ignored);
+  }
+  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), ignored)) {
+    if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+  }
+}
+
+}  // namespace
+
+void check_rhythm(const Rhythm& rhythm) {
+  for (const auto& [what, count] : {std::pair("steps between evaluations", rhythm.eval_every),
+                                    std::pair("blocks of an evaluation", rhythm.eval_blocks),
+                                    std::pair("steps between checkpoints", rhythm.save_every),
+                                    std::pair("checkpoints that are kept", rhythm.keep)}) {
+    check_input(count >= 1, what, ": ", count, "; expected at least 1");
+  }
+}
+
+fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const Trainer& trainer) {
+  record.step = trainer.steps();
+  record.position = trainer.position();
+  record.options = trainer.options();
+  const fs::path folder = folder_of(run, record.step);
+  fs::path aside = folder;
+  aside += ".tmp";
+  std::error_code ec;
+  fs::remove_all(aside, ec);
+  fs::create_directories(aside, ec);
+  check_done(ec, aside);
+  write_text(aside / "config.json", config_to_json(trainer.config()));
+  write_weights(aside / kWeightsName, trainer);
+  write_moments(aside / kMomentsName, trainer);
+  ordered_json json = to_json(record);
+  for (const char* name : {kWeightsName, kMomentsName}) {
+    json["checksums"][name] = checksum_of(aside / name);
+  }
+  write_text(aside / kRecordName, json.dump(2) + "\n");
+  fs::remove_all(folder, ec);  // only one that could not be read is there
+  check_done(ec, folder);
+  fs::rename(aside, folder, ec);
+  check_done(ec, folder);
+  sync_folder_of(folder);
+  prune(run, record.rhythm.keep);
+  return folder;
+}
+
+TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
+  TrainCheckpoint out;
+  out.folder = folder;
+  try {
+    const nlohmann::json json = read_json(folder / kRecordName);
+    for (const char* name : {kWeightsName, kMomentsName}) {
+      check_input(json.at("checksums").at(name) == checksum_of(folder / name), name,
+                  " is not what was written; expected another checksum");
+    }
+    out.record = record_from(json);
+    out.config = read_config(folder / "config.json");
+    out.weights = read_safetensors(folder / kWeightsName);
+    out.moments = read_safetensors(folder / kMomentsName);
+    fit_mlp_to_weights(out.config, out.weights.tensors);
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorCode::kBadInput, quote(folder.string()),
+         " is no checkpoint of a training: ", error.what(), "; expected what train writes");
+  } catch (const Error& error) {
+    fail(error.code(), quote(folder.string()), " cannot be continued from: ", error.what());
+  }
+  return out;
+}
+
+TrainCheckpoint newest_train_checkpoint(const fs::path& run, const Context& ctx) {
+  for (const std::int64_t step : steps_in(run)) {
+    try {
+      return read_train_checkpoint(folder_of(run, step));
+    } catch (const Error& error) {
+      ctx.log(LogLevel::kWarning, str(error.what(), "; trying the one before"));
+    }
+  }
+  fail(
+      ErrorCode::kBadInput, quote(run.string()),
+      " holds no checkpoint that a training can be continued from; expected checkpoints/step-N, as "
+      "train writes them; name another folder, or begin anew");
+}
+
+void set_aside_later(const fs::path& run, std::int64_t step) {
+  for (const std::int64_t later : steps_in(run)) {
+    if (later <= step) return;
+    const fs::path folder = folder_of(run, later);
+    fs::path damaged = folder;
+    damaged += ".damaged";
+    std::error_code ec;
+    fs::remove_all(damaged, ec);
+    fs::rename(folder, damaged, ec);
+    check_done(ec, damaged);
+  }
+}
+
+bool has_train_checkpoints(const fs::path& run) {
+  return !steps_in(run).empty();
+}
+
+void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
+  trainer.assign(checkpoint.weights.tensors);
+  ParameterValues first(checkpoint.config), second(checkpoint.config);
+  first.assign(checkpoint.moments.tensors, "first.");
+  second.assign(checkpoint.moments.tensors, "second.");
+  trainer.resume(checkpoint.record.step, checkpoint.record.position, first, second);
+}
+
+void write_model(const fs::path& run, const Trainer& trainer) {
+  write_weights(run / kWeightsName, trainer);
+  write_text(run / "config.json", config_to_json(trainer.config()));
+}
+
+}  // namespace mamba3

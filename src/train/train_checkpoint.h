@@ -1,0 +1,66 @@
+// What a training is continued from: RUN/checkpoints/step-N/ (docs/FORMATS.md). A folder appears
+// there when it is complete.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "io/document_reader.h"
+#include "io/tensor_file.h"
+#include "train/trainer.h"
+
+namespace mamba3 {
+
+struct TrainData {
+  std::vector<std::string> files, held_out;
+  DocumentFormat format;
+  std::uint64_t fingerprint = 0;  // of files, format and tokenizer
+};
+
+// When a run does what beside its steps.
+struct Rhythm {
+  std::int64_t eval_every = 500;
+  std::int64_t eval_blocks = 512;
+  std::int64_t save_every = 500;
+  std::int64_t keep = 2;  // checkpoints
+};
+void check_rhythm(const Rhythm& rhythm);
+
+struct TrainRecord {
+  std::int64_t step = 0;
+  std::int64_t position = 0;  // windows read since the beginning
+  TrainOptions options;
+  TrainData data;
+  Rhythm rhythm;
+  std::string version, command;  // that wrote it
+};
+
+struct TrainCheckpoint {
+  std::filesystem::path folder;
+  TrainRecord record;
+  ModelConfig config;
+  TensorFile weights, moments;
+};
+
+// Writes RUN/checkpoints/step-N of the trainer's step and then removes all but the last
+// rhythm.keep. Of the record, step and position are the trainer's. Returns the folder.
+std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, TrainRecord record,
+                                             const Trainer& trainer);
+// Refuses one that is not complete or whose files are not those that were written.
+TrainCheckpoint read_train_checkpoint(const std::filesystem::path& folder);
+// The newest that can be read; those that cannot are warned about.
+TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const Context& ctx);
+// Gives later ones, which could not be read, a name under which nothing looks for them.
+void set_aside_later(const std::filesystem::path& run, std::int64_t step);
+// Whether there is any, readable or not.
+bool has_train_checkpoints(const std::filesystem::path& run);
+
+// Weights, moments, step and position, bit for bit.
+void restore(const TrainCheckpoint& checkpoint, Trainer& trainer);
+
+// Writes the weights so far, in fp32, into the run's folder, which then is an ordinary model's.
+void write_model(const std::filesystem::path& run, const Trainer& trainer);
+
+}  // namespace mamba3

@@ -1,0 +1,73 @@
+// A training: weights, moments and the position in the data, and the steps that change them. What a
+// step gives depends on the step, the options and the data alone, not on when it is taken or on the
+// number of threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mamba3/config.h"
+#include "mamba3/context.h"
+#include "train/optimizer.h"
+#include "train/parameter_values.h"
+#include "train/train_options.h"
+#include "train/window_order.h"
+#include "train/window_reader.h"
+
+namespace mamba3 {
+
+struct StepReport {
+  std::int64_t step = 0;  // how many were made with this one
+  double loss = 0;        // nats per token, before the update
+  double rate = 0;
+  double norm = 0;  // of the gradients, before they are clipped
+};
+
+class Trainer {
+ public:
+  // Called between micro-batches; may throw, and nothing of the step has then happened.
+  using Poll = std::function<void()>;
+
+  // Weights are zero until they are assigned or resumed. The Context must outlive it.
+  Trainer(const ModelConfig& config, const TrainOptions& options, WindowReader data, Context& ctx);
+
+  void assign(const std::map<std::string, TensorRef>& weights) { weights_.assign(weights); }
+  // Goes on after `steps` updates with these moments, at `position` windows.
+  void resume(std::int64_t steps, std::int64_t position, const ParameterValues& first,
+              const ParameterValues& second);
+
+  // Refuses (kBadInput) to go on when the loss or the gradients are not finite or the loss is far
+  // above that of guessing, with the step and its windows; nothing has then changed.
+  StepReport step(const Poll& poll = {});
+  // Nats per token over the first `most` windows, or all when there are fewer: as
+  // `score --block --blocks` counts them.
+  double loss_of_windows(const WindowReader& data, std::int64_t most, const Poll& poll = {});
+
+  const ModelConfig& config() const { return config_; }
+  const TrainOptions& options() const { return options_; }
+  std::int64_t steps() const { return optimizer_.steps(); }
+  std::int64_t position() const { return position_; }  // windows read since the beginning
+  const ParameterValues& weights() const { return weights_; }
+  const Optimizer& optimizer() const { return optimizer_; }
+
+ private:
+  std::vector<std::int64_t> next_windows() const;
+  ModelWeights bind();
+  [[noreturn]] void refuse_step(const std::string& found) const;
+
+  ModelConfig config_;
+  TrainOptions options_;
+  WindowReader data_;
+  WindowOrder order_;
+  ParameterValues weights_, gradients_;
+  std::vector<std::vector<Bf16>> rounded_;  // the matrices, where they are multiplied in bf16
+  Optimizer optimizer_;
+  std::int64_t position_ = 0;
+  Context& ctx_;
+};
+
+}  // namespace mamba3

@@ -1,0 +1,101 @@
+#include "train/training_run.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/check.h"
+#include "core/quote.h"
+
+namespace mamba3 {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
+                         std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx)
+    : folder_(std::move(folder)),
+      record_(std::move(record)),
+      trainer_(trainer),
+      held_out_(std::move(held_out)),
+      hooks_(std::move(hooks)),
+      ctx_(ctx),
+      metrics_(folder_ / "metrics.jsonl", trainer.steps()),
+      saved_step_(trainer.steps()) {}
+
+RunResult TrainingRun::run() {
+  try {
+    while (!ended()) {
+      take_step();
+      save_if_due();
+      if (ended() || trainer_.steps() % record_.rhythm.eval_every == 0) evaluate();
+    }
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInterrupted) throw;
+    save();
+    throw;
+  }
+  return result_;
+}
+
+void TrainingRun::take_step() {
+  const Clock::time_point start = Clock::now();
+  try {
+    result_.last = trainer_.step(hooks_.poll);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kBadInput) throw;
+    fail(error.code(), error.what(),
+         saved_.empty() ? str("; nothing was saved since step ", saved_step_)
+                        : str("; the last good checkpoint is ", quote(saved_.string())),
+         "; lower --rate, or lengthen --warmup");
+  }
+  const double seconds = seconds_since(start);
+  const std::int64_t tokens = trainer_.options().tokens_per_step();
+  result_.tokens += tokens;
+  result_.step_s += seconds;
+  const StepReport& report = result_.last;
+  metrics_.write({{"step", report.step},
+                  {"loss", report.loss},
+                  {"rate", report.rate},
+                  {"norm", report.norm},
+                  {"tokens", tokens},
+                  {"seconds", seconds}});
+  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(tokens) / seconds);
+}
+
+void TrainingRun::evaluate() {
+  if (!held_out_) return;
+  const double loss = trainer_.loss_of_windows(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
+  result_.held_out = loss;
+  metrics_.write({{"step", trainer_.steps()}, {"held_out", loss}});
+  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), loss);
+}
+
+void TrainingRun::save_if_due() {
+  if (ended()) return save();
+  const std::int64_t every = record_.rhythm.save_every;
+  if (trainer_.steps() % (retry_ ? std::max<std::int64_t>(1, every / 10) : every) != 0) return;
+  try {
+    save();
+    retry_ = false;
+  } catch (const Error& error) {
+    retry_ = true;
+    ctx_.log(LogLevel::kWarning, str("step ", trainer_.steps(), " was not saved: ", error.what(),
+                                     "; training goes on and soon tries again"));
+  }
+}
+
+void TrainingRun::save() {
+  if (saved_step_ == trainer_.steps()) return;
+  saved_ = write_train_checkpoint(folder_, record_, trainer_);
+  saved_step_ = trainer_.steps();
+  write_model(folder_, trainer_);
+  if (hooks_.on_save) hooks_.on_save(saved_step_, saved_);
+}
+
+}  // namespace mamba3

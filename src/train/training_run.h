@@ -1,0 +1,63 @@
+// A training from where it stands to its last step: steps, evaluations, checkpoints and figures, in
+// a folder that is an ordinary model's from the first checkpoint on.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+
+#include "train/metrics.h"
+#include "train/train_checkpoint.h"
+#include "train/trainer.h"
+#include "train/window_reader.h"
+
+namespace mamba3 {
+
+// All may be empty.
+struct RunHooks {
+  Trainer::Poll poll;  // throws Error(kInterrupted) to save and end
+  std::function<void(const StepReport& step, double tokens_per_s)> on_step;
+  std::function<void(std::int64_t step, double loss)> on_evaluation;
+  std::function<void(std::int64_t step, const std::filesystem::path& folder)> on_save;
+};
+
+struct RunResult {
+  StepReport last;                 // step 0: none was made
+  std::optional<double> held_out;  // loss at the last evaluation
+  std::int64_t tokens = 0;
+  double step_s = 0;  // spent in steps
+};
+
+class TrainingRun {
+ public:
+  // Trainer and Context must outlive it.
+  TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
+              std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx);
+
+  // When it is interrupted or diverges, an Error says so; what was reached before is saved, unless
+  // it diverged.
+  RunResult run();
+
+ private:
+  void take_step();
+  void evaluate();
+  void save_if_due();
+  void save();
+  bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
+
+  std::filesystem::path folder_;
+  TrainRecord record_;
+  Trainer& trainer_;
+  std::optional<WindowReader> held_out_;
+  RunHooks hooks_;
+  const Context& ctx_;
+  MetricsFile metrics_;
+  std::int64_t saved_step_;
+  std::filesystem::path saved_;  // the newest checkpoint; empty: none
+  bool retry_ = false;           // the last save failed
+  RunResult result_;
+};
+
+}  // namespace mamba3

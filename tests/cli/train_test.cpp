@@ -1,0 +1,144 @@
+// train, as a user calls it: a small model on a small text.
+#include <gtest/gtest.h>
+
+#include "cli/program.h"
+
+namespace mamba3 {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+class Train : public ::testing::Test {
+ protected:
+  Train() {
+    std::string text;
+    for (int i = 0; i < 80; ++i) {
+      text += "Line " + std::to_string(i * i) + " of a text.\n<|endoftext|>\n";
+    }
+    write_file(folder_ / "text.txt", text);
+    write_file(folder_ / "valid.txt", text.substr(100, 1000));
+    write_file(folder_ / "tokenizer.json", byte_tokenizer_json());
+    write_config(257);
+  }
+  void write_config(int vocab) const {
+    json config{{"d_model", 32}, {"d_intermediate", 128}, {"n_layer", 2}, {"vocab_size", vocab}};
+    config["ssm_cfg"] = {{"layer", "Mamba3"}, {"d_state", 16}, {"headdim", 16}};
+    write_file(folder_ / "config.json", config.dump());
+  }
+  std::vector<std::string> fresh(const std::string& output,
+                                 const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> arguments{"train",
+                                       "--config",
+                                       folder_ / "config.json",
+                                       "--tokenizer",
+                                       folder_ / "tokenizer.json",
+                                       "--data",
+                                       folder_ / "text.txt",
+                                       "--batch",
+                                       "2",
+                                       "--length",
+                                       "16",
+                                       "--steps",
+                                       "12",
+                                       "-s",
+                                       "3",
+                                       "-o",
+                                       folder_ / output};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  TestFolder folder_;
+};
+
+TEST_F(Train, WritesAModelThatScoresAsItWasEvaluated) {
+  const Outcome made = run_mamba3(fresh("run", {"--valid", folder_ / "valid.txt", "--eval-blocks",
+                                                "9", "--save-every", "5", "--json"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_EQ(made.json()["steps"], 12);
+  EXPECT_LT(made.json()["loss"], 5.4);
+  const Outcome scored =
+      run_mamba3({"score", "-m", folder_ / "run", "--text", folder_ / "valid.txt", "--block", "16",
+                  "--blocks", "9", "--separator", "<|endoftext|>", "--json"});
+  ASSERT_EQ(scored.code, 0) << scored.err;
+  // The training softmax has the rows that pad the vocabulary as well, scores have not.
+  EXPECT_NEAR(scored.json()["nats_per_token"].get<double>(), made.json()["held_out"].get<double>(),
+              0.05);
+  EXPECT_EQ(run_mamba3({"generate", "-m", folder_ / "run", "-p", "Line", "-n", "4"}).code, 0);
+  EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-10"));
+  EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-12"));
+  EXPECT_FALSE(fs::exists(folder_ / "run/checkpoints/step-5"));
+  expect_error(run_mamba3(fresh("run")), 1, "holds a model already");
+}
+
+TEST_F(Train, ContinuesBitForBitAndWithAnotherCache) {
+  ASSERT_EQ(run_mamba3(fresh("whole")).code, 0);
+  ASSERT_EQ(run_mamba3(fresh("cut", {"--save-every", "6"})).code, 0);
+  fs::remove_all(folder_ / "cut/checkpoints/step-12");
+  for (const auto& entry : fs::directory_iterator(folder_ / "cut")) {
+    if (entry.path().extension() == ".cache") write_file(entry.path(), "damaged");
+  }
+  const Outcome rest = run_mamba3({"train", "--resume", folder_ / "cut"});
+  ASSERT_EQ(rest.code, 0) << rest.err;
+  EXPECT_NE(rest.err.find("building it again"), std::string::npos) << rest.err;
+  EXPECT_NE(rest.err.find("going on after step 6"), std::string::npos) << rest.err;
+  for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+    const std::string at = std::string("/checkpoints/step-12/") + file;
+    EXPECT_TRUE(read_file(folder_ / "whole" + at) == read_file(folder_ / "cut" + at)) << file;
+  }
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "cut", "--length", "8"}), 1,
+               "--length 16");
+  expect_error(
+      run_mamba3({"train", "-q", "--resume", folder_ / "cut", "--data", folder_ / "valid.txt"}), 1,
+      "not those that the training was made");
+}
+
+TEST_F(Train, BeginsWithAnotherModel) {
+  ASSERT_EQ(run_mamba3(fresh("first")).code, 0);
+  const Outcome tuned =
+      run_mamba3({"train", "--init-from", folder_ / "first", "--data", folder_ / "valid.txt", "-o",
+                  folder_ / "tuned", "--steps", "3", "--batch", "2", "--length", "16", "--json"});
+  ASSERT_EQ(tuned.code, 0) << tuned.err;
+  EXPECT_LT(tuned.json()["loss"], 5.2);
+  EXPECT_TRUE(fs::exists(folder_ / "tuned/tokenizer.json"));
+}
+
+TEST_F(Train, AnInterruptedOneIsSaved) {
+  RunOptions options;
+  options.signal_after_ms = 700;  // of silence
+  const Outcome cut =
+      run_mamba3(fresh("run", {"--steps", "10000000", "--save-every", "10000000"}), options);
+  EXPECT_EQ(cut.code, 130) << cut.err;
+  EXPECT_NE(cut.err.find("saved"), std::string::npos) << cut.err;
+  const Outcome more =
+      run_mamba3({"train", "--resume", folder_ / "run", "--steps", "2", "--warmup", "1", "--json"});
+  EXPECT_EQ(more.code, 0) << more.err;
+  EXPECT_NE(more.err.find("steps 2, was 10000000"), std::string::npos) << more.err;
+  EXPECT_GT(more.json()["steps"], 2);
+  EXPECT_TRUE(more.json()["loss"].is_null());
+}
+
+TEST_F(Train, RefusesWhatCannotBeTrained) {
+  expect_error(run_mamba3({"train"}), 2, "--resume are given");
+  expect_error(run_mamba3({"train", "--config", "c", "--resume", "r"}), 2, "exactly one");
+  expect_error(run_mamba3({"train", "--config", "c", "-o", "o"}), 2, "--data is missing");
+  expect_error(run_mamba3(fresh("run", {"--stepz", "3"})), 2, "--stepz");
+  expect_error(run_mamba3(fresh("run", {"--schedule", "square"})), 2, "wsd");
+  expect_error(run_mamba3(fresh("run", {"--warmup", "13"})), 1, "warm-up");
+  expect_error(run_mamba3(fresh("run", {"--data", folder_ / "missing"})), 1, "missing");
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "nothing"}), 1, "tokenizer");
+  write_file(folder_ / "empty.txt", "");
+  auto empty = fresh("run");
+  empty[6] = folder_ / "empty.txt";
+  expect_error(run_mamba3(empty), 1, "at least one window");
+  write_config(300);
+  expect_error(run_mamba3(fresh("run2")), 1, "a vocabulary of 300");
+  EXPECT_FALSE(fs::exists(folder_ / "run2"));
+}
+
+TEST_F(Train, AGpuIsNotUsedYet) {
+  expect_error(run_mamba3(fresh("run", {"--device", "cuda"})), 3, "on a CPU so far");
+}
+
+}  // namespace
+}  // namespace mamba3

@@ -1,0 +1,270 @@
+#include "train/training_run.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "../io/file_test_util.h"
+#include "model/init.h"
+#include "model/tiny_models.h"
+
+namespace mamba3 {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A token for each byte, and 256 in front.
+class Bytes : public Tokenizer {
+ public:
+  std::vector<std::int32_t> encode(std::string_view text, bool) const override {
+    std::vector<std::int32_t> ids{256};
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+    return ids;
+  }
+  std::string decode(std::span<const std::int32_t>, bool) const override { return {}; }
+  std::string token_bytes(std::int32_t, bool) const override { return {}; }
+  std::int64_t vocab() const override { return 257; }
+  std::optional<std::int32_t> token_id(std::string_view) const override { return {}; }
+  std::optional<std::int32_t> end_of_text() const override { return {}; }
+};
+
+TrainRecord small_record() {
+  TrainRecord record;
+  record.options.batch = 4;
+  record.options.length = 24;
+  record.options.accumulate = 48;
+  record.options.schedule.steps = 20;
+  record.options.schedule.warmup_steps = 2;
+  record.options.schedule.peak = 1e-2;
+  record.rhythm = {7, 3, 5, 3};
+  return record;
+}
+
+class TrainingRunTest : public ::testing::Test {
+ protected:
+  TrainingRunTest() {
+    std::string text;
+    for (int i = 0; i < 60; ++i) text += "The old man looked at the sea again. ";
+    write_text(folder_ / "text.txt", text);
+    ThreadPool pool(1);
+    TokenCache::build({{folder_ / "text.txt"}, {}}, Bytes(), 1, folder_ / "cache", pool);
+    config_ = tiny_models()[0].config;
+    config_.vocab = 257;
+  }
+
+  Context context(int threads = 1) {
+    ContextOptions options;
+    options.threads = threads;
+    options.log = [this](LogLevel level, const std::string& line) {
+      if (level == LogLevel::kWarning) warnings_ += line + "\n";
+    };
+    return Context(std::move(options));
+  }
+  WindowReader data(const TrainRecord& record) const {
+    return {TokenCache::open(folder_ / "cache", 1), record.options.length, "text.txt"};
+  }
+  Trainer fresh(const TrainRecord& record, Context& ctx) const {
+    Trainer trainer(config_, record.options, data(record), ctx);
+    trainer.assign(init_tensors(config_, DType::kF32, 5, ctx).tensors);
+    return trainer;
+  }
+  fs::path run_folder(const std::string& name) const {
+    fs::create_directories(folder_ / name);
+    return folder_ / name;
+  }
+  // From the beginning or from the newest checkpoint, until the end or, interrupted, `until`.
+  RunResult run(const TrainRecord& record, const std::string& name, std::int64_t until = 1000,
+                bool resumed = false) {
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    if (resumed) {
+      const TrainCheckpoint checkpoint = newest_train_checkpoint(run_folder(name), ctx);
+      set_aside_later(run_folder(name), checkpoint.record.step);
+      restore(checkpoint, trainer);
+    }
+    RunHooks hooks;
+    hooks.poll = [&] {
+      if (trainer.steps() >= until) throw Error(ErrorCode::kInterrupted, "interrupted");
+    };
+    return TrainingRun(run_folder(name), record, trainer, data(record), hooks, ctx).run();
+  }
+  void expect_same_checkpoint(const std::string& a, const std::string& b) const {
+    for (const char* file : {"model.safetensors", "optimizer.safetensors", "training.json"}) {
+      const fs::path at = fs::path("checkpoints") / "step-20" / file;
+      const std::string bytes = read_text(folder_ / a / at);
+      EXPECT_FALSE(bytes.empty()) << file;
+      EXPECT_TRUE(bytes == read_text(folder_ / b / at)) << file;
+    }
+  }
+
+  TempFolder folder_;
+  ModelConfig config_;
+  std::string warnings_;
+};
+
+TEST_F(TrainingRunTest, TheLossFallsOnARepeatedText) {
+  for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+    TrainRecord record = small_record();
+    record.options.compute = compute;
+    record.options.schedule.steps = 60;
+    const RunResult result = run(record, compute == Compute::kF32 ? "fp32" : "bf16");
+    EXPECT_EQ(result.last.step, 60);
+    EXPECT_LT(result.last.loss, 2.5);  // it begins at 5.5
+    EXPECT_LT(*result.held_out, 2.5);
+    EXPECT_EQ(result.tokens, 60 * 4 * 24);
+  }
+}
+
+TEST_F(TrainingRunTest, WhatIsContinuedIsBitwiseWhatIsNot) {
+  const TrainRecord record = small_record();
+  run(record, "whole");
+  EXPECT_NE(error_of([&] { run(record, "cut", 8); }), "");
+  const RunResult rest = run(record, "cut", 1000, true);
+  EXPECT_EQ(rest.tokens, 12 * 4 * 24);
+  expect_same_checkpoint("whole", "cut");
+  EXPECT_EQ(warnings_, "");
+}
+
+TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
+  const TrainRecord record = small_record();
+  run(record, "whole");
+  const std::string damages[] = {"cut short", "one bit", "no record", "no moments"};
+  for (const std::string& damage : damages) {
+    warnings_.clear();
+    fs::remove_all(folder_ / "cut");
+    EXPECT_NE(error_of([&] { run(record, "cut", 11); }), "");
+    const fs::path newest = folder_ / "cut" / "checkpoints" / "step-11";
+    std::string moments = read_text(newest / "optimizer.safetensors");
+    if (damage == "cut short") moments.resize(moments.size() / 2);
+    if (damage == "one bit") moments[moments.size() / 2] ^= 1;
+    write_text(newest / "optimizer.safetensors", moments);
+    if (damage == "no record") fs::remove(newest / "training.json");
+    if (damage == "no moments") fs::remove(newest / "optimizer.safetensors");
+    EXPECT_EQ(run(record, "cut", 1000, true).tokens, 10 * 4 * 24) << damage;
+    EXPECT_NE(warnings_.find("step-11"), std::string::npos) << damage;
+    expect_same_checkpoint("whole", "cut");
+    EXPECT_TRUE(fs::exists(folder_ / "cut" / "checkpoints" / "step-11.damaged"));
+  }
+  fs::remove_all(folder_ / "cut" / "checkpoints");
+  EXPECT_NE(error_of([&] { run(record, "cut", 1000, true); }).find("holds no checkpoint"),
+            std::string::npos);
+}
+
+TEST_F(TrainingRunTest, ThreadCountChangesNoBit) {
+  const TrainRecord record = small_record();
+  std::vector<std::string> bytes;
+  for (const int threads : {1, 3}) {
+    Context ctx = context(threads);
+    Trainer trainer = fresh(record, ctx);
+    for (int i = 0; i < 3; ++i) trainer.step();
+    write_model(run_folder("threads"), trainer);
+    bytes.push_back(read_text(folder_ / "threads" / "model.safetensors"));
+  }
+  EXPECT_TRUE(bytes[0] == bytes[1]);
+}
+
+TEST_F(TrainingRunTest, RecomputingChangesNoBit) {
+  TrainRecord record = small_record();
+  std::vector<std::string> bytes;
+  for (const Recompute recompute : {Recompute::kNone, Recompute::kScan, Recompute::kBlock}) {
+    record.options.recompute = recompute;
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    for (int i = 0; i < 3; ++i) trainer.step();
+    write_model(run_folder("recompute"), trainer);
+    bytes.push_back(read_text(folder_ / "recompute" / "model.safetensors"));
+    EXPECT_TRUE(bytes.back() == bytes.front());
+  }
+}
+
+TEST_F(TrainingRunTest, MicroBatchesAddUp) {
+  TrainRecord record = small_record();
+  std::vector<StepReport> reports;
+  for (const std::int64_t tokens : {1, 48, 1000}) {
+    record.options.accumulate = tokens;
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    reports.push_back(trainer.step());
+  }
+  for (const StepReport& report : reports) {
+    EXPECT_NEAR(report.loss, reports[0].loss, 1e-5);
+    EXPECT_NEAR(report.norm, reports[0].norm, 1e-4);
+  }
+}
+
+TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
+  const TrainRecord record = small_record();
+  fs::create_directories(folder_ / "run" / "checkpoints" / "step-3.tmp");
+  run(record, "run");
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder_ / "run" / "checkpoints")) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::ranges::sort(names);
+  EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
+}
+
+TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
+  const TrainRecord record = small_record();
+  write_text(run_folder("run") / "checkpoints", "a file where the folder should be");
+  Context ctx = context();
+  Trainer trainer = fresh(record, ctx);
+  std::vector<std::int64_t> saved;
+  RunHooks hooks;
+  hooks.on_step = [&](const StepReport& report, double) {
+    if (report.step == 7) fs::remove(folder_ / "run" / "checkpoints");
+  };
+  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
+  TrainingRun(folder_ / "run", record, trainer, std::nullopt, hooks, ctx).run();
+  EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
+  EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
+}
+
+TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
+  const TrainRecord record = small_record();
+  EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
+  std::string lines = read_text(folder_ / "run" / "metrics.jsonl");
+  write_text(folder_ / "run" / "metrics.jsonl", lines + "{\"step\": 9, \"loss\": 1}\n{\"st");
+  run(record, "run", 1000, true);
+  std::vector<std::int64_t> steps;
+  std::ifstream in(folder_ / "run" / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line);
+    if (json.contains("loss")) steps.push_back(json["step"]);
+  }
+  ASSERT_EQ(steps.size(), 20u);
+  EXPECT_TRUE(std::ranges::is_sorted(steps));
+  EXPECT_EQ(steps.back(), 20);
+}
+
+TEST_F(TrainingRunTest, DivergenceEndsTheRunAndNamesTheLastCheckpoint) {
+  TrainRecord record = small_record();
+  record.options.schedule.peak = 50;
+  record.rhythm.save_every = 1;
+  const std::string error = error_of([&] { run(record, "run"); });
+  EXPECT_NE(error.find("training diverged: step "), std::string::npos) << error;
+  EXPECT_NE(error.find("checkpoints/step-"), std::string::npos) << error;
+  Context ctx = context();
+  EXPECT_GE(newest_train_checkpoint(folder_ / "run", ctx).record.step, 1);
+}
+
+TEST_F(TrainingRunTest, DataOfLessThanAWindowAreRefused) {
+  TrainRecord record = small_record();
+  record.options.length = 1 << 20;
+  EXPECT_NE(error_of([&] { data(record); }).find("at least one window"), std::string::npos);
+}
+
+TEST_F(TrainingRunTest, OptionsComeBackBitForBit) {
+  TrainOptions options;
+  options.schedule.peak = 0.1 + 0.2;
+  options.schedule.kind = ScheduleKind::kCosine;
+  options.compute = Compute::kBf16;
+  options.seed = ~std::uint64_t{0};
+  const TrainOptions back =
+      train_options_from(nlohmann::json::parse(nlohmann::json(to_json(options)).dump()));
+  EXPECT_TRUE(changes(options, back).empty());
+  options.batch = 7;
+  EXPECT_EQ(changes(back, options), (std::vector<std::string>{"batch 7, was 128"}));
+}
+
+}  // namespace
+}  // namespace mamba3
