@@ -66,9 +66,10 @@ struct Mamba3ScanBackwardArgs {
   Mamba3Columns columns;                     // t tokens, as mamba3_scan read them; fp32
   std::span<const std::int64_t> cu_seqlens;  // [q + 1], as mamba3_scan's
   std::span<const std::int32_t> slots;       // [q], all different
-  Mamba3States states;                 // the states that the scan started from; read, never written
-  ConstMatrix grad_y;                  // [t, h * p], rows may be strided; read
-  Mamba3ColumnGradients grad_columns;  // assigned, every element of every row
+  Mamba3States states;  // the states that the scan started from; read, never written
+  ConstMatrix grad_y;   // [t, h * p], rows may be strided; read
+  // Assigned, every element of every row. Not the memory of `columns` or grad_y.
+  Mamba3ColumnGradients grad_columns;
   // In the slots above. Read: with respect to the state after the last token (zeros where the loss
   // does not see it). Then assigned: with respect to the state before the first.
   Mamba3StateGradients grad_states;

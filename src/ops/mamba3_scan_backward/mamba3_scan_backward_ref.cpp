@@ -103,7 +103,7 @@ class RefBackward {
     return &states_[static_cast<std::size_t>(t)].ssm[h * matrix()];
   }
   const T* angles(std::int64_t t, std::int64_t h) const {
-    return &states_[static_cast<std::size_t>(t)].angle[h * d_.angles];
+    return states_[static_cast<std::size_t>(t)].angle.data() + h * d_.angles;
   }
   const T* k(std::int64_t t, std::int64_t h, std::int64_t r) const {
     return &states_[static_cast<std::size_t>(t)].k[(r * d_.heads + h) * d_.state];
