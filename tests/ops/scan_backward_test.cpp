@@ -189,7 +189,7 @@ TEST_P(ScanBackward, AgreesWithTheOracleAtAwkwardLengths) {
   });
 }
 
-TEST_P(ScanBackward, AgreesWithTheOracleOverSeveralSlabs) {
+TEST_P(ScanBackward, LongRunOverSeveralSlabsAgreesWithTheOracle) {
   const std::int64_t slab = mamba3_scan_backward_slab_tokens(GetParam());
   const BackwardCase data(GetParam(), {next_prime(2 * slab)}, 52);
   const Expected expected(data);
@@ -199,9 +199,12 @@ TEST_P(ScanBackward, AgreesWithTheOracleOverSeveralSlabs) {
 }
 
 TEST_P(ScanBackward, NeitherThreadsNorPackingNorNeighboursChangeABit) {
+  const Mamba3Dims& d = GetParam();
   const std::int64_t c = chunk();
-  const std::int64_t slab = mamba3_scan_backward_slab_tokens(GetParam());
-  const BackwardCase data(GetParam(), {c + 2, 1, slab + 1, 0, 7}, 53);
+  // Of the largest layers a few chunks have to do: the others pass the end of a slab.
+  const bool large = d.heads * d.head_dim * d.state * d.rank > 32768;
+  const std::int64_t longest = large ? 2 * c + 1 : mamba3_scan_backward_slab_tokens(d) + 1;
+  const BackwardCase data(d, {c + 2, 1, longest, 0, 7}, 53);
   for_each_target([&] {
     const Gradients all = run(data);
     for (const int threads : {2, 5}) {
