@@ -25,8 +25,9 @@ struct ContextOptions {
   std::uint64_t seed = 0;
   LogCallback log;  // empty: the library stays silent
   Device device = {};
-  // On a GPU, what reading a prompt gives keeps its bits whatever prompts are read beside it and
-  // wherever it is cut on the grid; without, a few long ones may be scanned in parts at once.
+  // On a GPU, a sequence keeps its bits whatever is read or decoded beside it and wherever a prompt
+  // is cut on the grid. Without, a few long prompts may be scanned in parts at once, and products
+  // of steps of more than 16 sequences add in the order that is fastest for their number.
   bool same_bits = false;
 };
 
