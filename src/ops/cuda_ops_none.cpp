@@ -18,6 +18,15 @@ double measured_bandwidth_cuda(MemoryTraffic, Context&) {
 double measured_gemm_rate_cuda(const GemmShape&, Compute, Context&) {
   refuse();
 }
+void adamw_cuda(const AdamwArgs&, Context&) {
+  refuse();
+}
+void cross_entropy_cuda(const CrossEntropyArgs&, Context&) {
+  refuse();
+}
+void embedding_backward_cuda(const EmbeddingBackwardArgs&, Context&) {
+  refuse();
+}
 void embedding_cuda(const EmbeddingArgs&, Context&) {
   refuse();
 }
@@ -30,7 +39,16 @@ void fused_linear_cuda(const FusedLinearArgs&, Context&) {
 void gather_rows_cuda(const GatherRowsArgs&, Context&) {
   refuse();
 }
+void global_norm_cuda(const GlobalNormArgs&, Context&) {
+  refuse();
+}
+void linear_backward_cuda(const LinearBackwardArgs&, Context&) {
+  refuse();
+}
 void linear_cuda(const LinearArgs&, Context&) {
+  refuse();
+}
+void mamba3_scan_backward_cuda(const Mamba3ScanBackwardArgs&, Context&) {
   refuse();
 }
 void mamba3_scan_cuda(const Mamba3ScanArgs&, Context&) {
@@ -54,10 +72,16 @@ void mamba3_ring_settle_cuda(const RingSettleArgs&, Gpu&) {
 void mamba3_ring_clear_cuda(const RingCursorArgs&, Gpu&) {
   refuse();
 }
+void rms_norm_backward_cuda(const RmsNormBackwardArgs&, Context&) {
+  refuse();
+}
 void rms_norm_cuda(const RmsNormArgs&, Context&) {
   refuse();
 }
 void sample_rows_cuda(const SampleRowsArgs&, Context&) {
+  refuse();
+}
+void swiglu_backward_cuda(const SwigluBackwardArgs&, Context&) {
   refuse();
 }
 void swiglu_cuda(const SwigluArgs&, Context&) {

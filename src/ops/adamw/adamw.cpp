@@ -5,7 +5,7 @@
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "ops/adamw/adamw_cpu.h"
-#include "ops/cpu_only.h"
+#include "ops/cuda_ops.h"
 
 namespace mamba3 {
 namespace {
@@ -35,7 +35,7 @@ void check(const AdamwArgs& args) {
 void adamw(const AdamwArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "adamw");
   check(args);
-  refuse_gpu("adamw", ctx);
+  if (ctx.gpu()) return adamw_cuda(args, ctx);
   adamw_cpu(args, ctx);
 }
 

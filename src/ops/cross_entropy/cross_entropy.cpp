@@ -4,8 +4,8 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
-#include "ops/cpu_only.h"
 #include "ops/cross_entropy/cross_entropy_cpu.h"
+#include "ops/cuda_ops.h"
 
 namespace mamba3 {
 namespace {
@@ -52,7 +52,7 @@ std::size_t cross_entropy_workspace_bytes(const CrossEntropyArgs& args, const Co
 void cross_entropy(const CrossEntropyArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "cross_entropy");
   check(args);
-  refuse_gpu("cross_entropy", ctx);
+  if (ctx.gpu()) return cross_entropy_cuda(args, ctx);
   check_targets(args);
   cross_entropy_cpu(args, ctx);
 }

@@ -2,7 +2,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
-#include "ops/cpu_only.h"
+#include "ops/cuda_ops.h"
 #include "ops/embedding_backward/embedding_backward_cpu.h"
 
 namespace mamba3 {
@@ -34,7 +34,7 @@ std::size_t embedding_backward_workspace_bytes(const EmbeddingBackwardArgs& args
 
 void embedding_backward(const EmbeddingBackwardArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "embedding_backward");
-  refuse_gpu("embedding_backward", ctx);
+  if (ctx.gpu()) return embedding_backward_cuda(args, ctx);
   check(args);
   if (args.grad_y.elements() == 0) return;
   embedding_backward_cpu(args, ctx);

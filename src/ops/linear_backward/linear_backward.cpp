@@ -2,7 +2,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
-#include "ops/cpu_only.h"
+#include "ops/cuda_ops.h"
 #include "ops/linear_backward/linear_backward_cpu.h"
 
 namespace mamba3 {
@@ -46,7 +46,7 @@ std::size_t linear_backward_workspace_bytes(const LinearBackwardArgs& args, cons
 void linear_backward(const LinearBackwardArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "linear_backward");
   check(args);
-  refuse_gpu("linear_backward", ctx);
+  if (ctx.gpu()) return linear_backward_cuda(args, ctx);
   linear_backward_cpu(args, ctx);
 }
 

@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "core/thread_pool.h"
+#include "ops/cuda_ops.h"
 #include "ops/mamba3_scan_backward/backward_kernels.h"
 
 namespace mamba3 {
@@ -324,9 +325,6 @@ void check_bounds(const Mamba3ScanBackwardArgs& args, std::int64_t tokens) {
 }
 
 void check_args(const Mamba3ScanBackwardArgs& args, Context& ctx) {
-  if (ctx.gpu()) {
-    fail(ErrorCode::kUnavailable, "mamba3_scan_backward has no kernels for a GPU; use the CPU");
-  }
   check_dims(args.dims);
   check_params(args.dims, args.params);
   const std::int64_t tokens = args.grad_y.shape[0];
@@ -376,6 +374,7 @@ std::size_t mamba3_scan_backward_workspace_bytes(const Mamba3ScanBackwardArgs& a
 void mamba3_scan_backward(const Mamba3ScanBackwardArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "mamba3_scan_backward");
   check_args(args, ctx);
+  if (ctx.gpu()) return mamba3_scan_backward_cuda(args, ctx);
   if (args.grad_y.shape[0] == 0) return;
   const BackwardSizes sizes(args.dims);
   const Group most = largest_group(args, sizes);

@@ -15,7 +15,9 @@
 
 namespace mamba3 {
 
-// Gradients of Mamba3Columns: rows `row_stride` elements apart, fp32.
+// Gradients of Mamba3Columns: rows `row_stride` elements apart, fp32. On a GPU, with bf16_products,
+// they may be rounded to bf16 instead: `rows_bf16` is then all of them, in in_proj's order, and the
+// other pointers are null.
 struct Mamba3ColumnGradients {
   std::int64_t row_stride = 0;
   float* z = nullptr;          // [t, h, p]
@@ -26,6 +28,7 @@ struct Mamba3ColumnGradients {
   float* decay_raw = nullptr;  // [t, h]
   float* trap_raw = nullptr;   // [t, h]
   float* angle_raw = nullptr;  // [t, s]
+  Bf16* rows_bf16 = nullptr;   // [t, e]
 };
 
 // A buffer [t, e] cut as split_columns() cuts in_proj's output.
@@ -74,6 +77,8 @@ struct Mamba3ScanBackwardArgs {
   // does not see it). Then assigned: with respect to the state before the first.
   Mamba3StateGradients grad_states;
   Mamba3ParamGradients grad_params;  // accumulated: the sequences' sums are added, in their order
+  // As Mamba3ScanArgs has it. On a GPU z, x and grad_y may then be bf16.
+  bool bf16_products = false;
 };
 
 // Tokens of one sequence that are worked off between two stored states, a multiple of the chunk.

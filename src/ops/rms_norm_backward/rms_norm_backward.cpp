@@ -4,7 +4,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
-#include "ops/cpu_only.h"
+#include "ops/cuda_ops.h"
 #include "ops/rms_norm_backward/rms_norm_backward_cpu.h"
 
 namespace mamba3 {
@@ -41,7 +41,7 @@ std::size_t rms_norm_backward_workspace_bytes(const RmsNormBackwardArgs& args, c
 void rms_norm_backward(const RmsNormBackwardArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "rms_norm_backward");
   check(args);
-  refuse_gpu("rms_norm_backward", ctx);
+  if (ctx.gpu()) return rms_norm_backward_cuda(args, ctx);
   if (args.residual.elements() == 0) return;
   rms_norm_backward_cpu(args, ctx);
 }

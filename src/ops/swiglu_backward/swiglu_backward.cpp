@@ -2,7 +2,7 @@
 
 #include "core/check.h"
 #include "core/op_timer.h"
-#include "ops/cpu_only.h"
+#include "ops/cuda_ops.h"
 #include "ops/swiglu_backward/swiglu_backward_cpu.h"
 
 namespace mamba3 {
@@ -31,7 +31,7 @@ void check(const SwigluBackwardArgs& args) {
 void swiglu_backward(const SwigluBackwardArgs& args, Context& ctx) {
   const OpTimer timer(ctx, "swiglu_backward");
   check(args);
-  refuse_gpu("swiglu_backward", ctx);
+  if (ctx.gpu()) return swiglu_backward_cuda(args, ctx);
   if (args.grad_y.elements() == 0) return;
   swiglu_backward_cpu(args, ctx);
 }
