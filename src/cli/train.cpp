@@ -11,6 +11,7 @@
 #include "model/init.h"
 #include "train/trainer.h"
 #include "train/training_run.h"
+#include "train/window_source.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
@@ -50,8 +51,8 @@ void prepare_folder(const TrainStart& start) {
   if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
 }
 
-WindowReader open_data(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
-                       Context& ctx) {
+std::shared_ptr<const BatchSource> open_data(const TrainCommand& command, TrainStart& start,
+                                             const Tokenizer& tokenizer, Context& ctx) {
   const std::uint64_t before = start.record.data.fingerprint;
   WindowReader data(open_tokens(command, start, start.record.data.files, tokenizer,
                                 start.record.data.fingerprint, ctx),
@@ -60,16 +61,18 @@ WindowReader open_data(const TrainCommand& command, TrainStart& start, const Tok
               "the texts, their order or the tokenizer are not those that the training was made "
               "with; expected the same, because its position in the data is a number of windows; "
               "name those, or begin anew with --init-from");
-  return data;
+  return std::make_shared<WindowSource>(std::move(data), start.record.options.seed);
 }
 
-std::optional<WindowReader> open_held_out(const TrainCommand& command, const TrainStart& start,
-                                          const Tokenizer& tokenizer, Context& ctx) {
+std::shared_ptr<const BatchSource> open_held_out(const TrainCommand& command,
+                                                 const TrainStart& start,
+                                                 const Tokenizer& tokenizer, Context& ctx) {
   const std::vector<std::string>& files = start.record.data.held_out;
-  if (files.empty()) return std::nullopt;
+  if (files.empty()) return nullptr;
   std::uint64_t fingerprint = 0;
-  return WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
-                      start.record.options.length, "--valid");
+  return std::make_shared<WindowSource>(
+      WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
+                   start.record.options.length, "--valid"));
 }
 
 // Lets go of the files that they come from.
@@ -110,8 +113,8 @@ class Display {
                   str("step ", report.step, "  loss ", rounded(report.loss, 3), "  ",
                       rounded(tokens_per_s, 0), " tokens/s"));
     };
-    hooks.on_evaluation = [this](std::int64_t step, double loss) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(loss, 4)));
+    hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4)));
     };
     hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
       say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
@@ -140,7 +143,7 @@ void report_result(const TrainCommand& command, const TrainStart& start, const T
       {"parameters", start.config.parameters()},
       {"steps", trainer.steps()},
       {"loss", any ? Json(result.last.loss) : Json()},
-      {"held_out", result.held_out ? Json(*result.held_out) : Json()},
+      {"held_out", result.held_out ? Json(result.held_out->loss) : Json()},
       {"tokens", result.tokens},
       {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
       {"seed", start.record.options.seed}};
@@ -153,16 +156,16 @@ int run_train(const TrainCommand& command) {
   TrainStart start = find_start(command, ctx);
   const auto tokenizer = fitting_tokenizer(start);
   prepare_folder(start);
-  WindowReader data = open_data(command, start, *tokenizer, ctx);
-  auto held_out = open_held_out(command, start, *tokenizer, ctx);
+  const auto data = open_data(command, start, *tokenizer, ctx);
+  const auto held_out = open_held_out(command, start, *tokenizer, ctx);
   ctx.log(LogLevel::kInfo,
-          str(start.config.parameters(), " parameters, ", data.windows(), " windows of ",
-              data.length(), " tokens, ", start.record.options.tokens_per_step(),
+          str(start.config.parameters(), " parameters, ", data->sequences(), " windows of ",
+              data->targets_each(), " tokens, ", start.record.options.tokens_per_step(),
               " tokens a step, seed ", start.record.options.seed));
-  Trainer trainer(start.config, start.record.options, std::move(data), ctx);
+  Trainer trainer(start.config, start.record.options, data, ctx);
   set_weights(start, trainer, ctx);
   Display display(command, trainer, ctx);
-  TrainingRun run(start.folder, start.record, trainer, std::move(held_out), display.hooks(), ctx);
+  TrainingRun run(start.folder, start.record, trainer, held_out, display.hooks(), ctx);
   report_result(command, start, trainer, run.run());
   return 0;
 }

@@ -18,7 +18,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
-                         std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx)
+                         std::shared_ptr<const BatchSource> held_out, RunHooks hooks,
+                         const Context& ctx)
     : folder_(std::move(folder)),
       record_(std::move(record)),
       trainer_(trainer),
@@ -55,25 +56,26 @@ void TrainingRun::take_step() {
          "; lower --rate, or lengthen --warmup");
   }
   const double seconds = seconds_since(start);
-  const std::int64_t tokens = trainer_.options().tokens_per_step();
-  result_.tokens += tokens;
-  result_.step_s += seconds;
   const StepReport& report = result_.last;
+  result_.tokens += report.tokens;
+  result_.step_s += seconds;
   metrics_.write({{"step", report.step},
                   {"loss", report.loss},
                   {"rate", report.rate},
                   {"norm", report.norm},
-                  {"tokens", tokens},
+                  {"tokens", report.tokens},
                   {"seconds", seconds}});
-  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(tokens) / seconds);
+  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
 }
 
 void TrainingRun::evaluate() {
   if (!held_out_) return;
-  const double loss = trainer_.loss_of_windows(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
-  result_.held_out = loss;
-  metrics_.write({{"step", trainer_.steps()}, {"held_out", loss}});
-  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), loss);
+  const Evaluation found = trainer_.evaluate(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
+  result_.held_out = found;
+  metrics_.write({{"step", trainer_.steps()},
+                  {"held_out", found.loss},
+                  {"held_out_accuracy", found.accuracy}});
+  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), found);
 }
 
 void TrainingRun::save_if_due() {

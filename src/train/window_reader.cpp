@@ -1,7 +1,5 @@
 #include "train/window_reader.h"
 
-#include <algorithm>
-
 #include "core/check.h"
 
 namespace mamba3 {
@@ -14,13 +12,8 @@ WindowReader::WindowReader(std::shared_ptr<const TokenCache> cache, std::int64_t
               " and a token more; add text or choose a smaller --length");
 }
 
-std::int64_t WindowReader::windows_in(std::int64_t tokens) const {
-  return std::max<std::int64_t>(1, tokens / length_);
-}
-
-WindowBatch WindowReader::read(std::span<const std::int64_t> windows) const {
-  WindowBatch batch;
-  batch.cu_seqlens.push_back(0);
+SequenceBatch WindowReader::read(std::span<const std::int64_t> windows) const {
+  SequenceBatch batch;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(length_ + 1));
   for (const std::int64_t window : windows) {
     cache_->copy(window * length_, ids);

@@ -8,17 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "train/loss_and_gradients.h"
+#include "train/batch_source.h"
 #include "train/token_cache.h"
 
 namespace mamba3 {
-
-struct WindowBatch {
-  std::vector<std::int32_t> ids, targets;
-  std::vector<std::int64_t> cu_seqlens;
-
-  TrainingBatch view() const { return {ids, targets, cu_seqlens}; }
-};
 
 class WindowReader {
  public:
@@ -28,10 +21,8 @@ class WindowReader {
 
   std::int64_t windows() const { return windows_; }
   std::int64_t length() const { return length_; }
-  // How many windows at once stay within `tokens`; at least one.
-  std::int64_t windows_in(std::int64_t tokens) const;
   // Each window is a sequence of its own: nothing is carried from one to the next.
-  WindowBatch read(std::span<const std::int64_t> windows) const;
+  SequenceBatch read(std::span<const std::int64_t> windows) const;
 
  private:
   std::shared_ptr<const TokenCache> cache_;
