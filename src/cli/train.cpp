@@ -11,7 +11,6 @@
 #include "model/init.h"
 #include "train/trainer.h"
 #include "train/training_run.h"
-#include "train/window_source.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
@@ -36,11 +35,12 @@ std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   return tokenizer;
 }
 
-void prepare_folder(const TrainStart& start) {
+void prepare_folder(TrainStart& start) {
   std::error_code ec;
   fs::create_directories(start.folder, ec);
   check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
               "; expected a place that can be written; choose another -o");
+  if (!start.lock) start.lock.emplace(start.folder);
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (!fs::equivalent(start.tokenizer, to, ec)) {
@@ -49,30 +49,6 @@ void prepare_folder(const TrainStart& start) {
                 "; expected a folder that can be written, with room; choose another -o");
   }
   if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
-}
-
-std::shared_ptr<const BatchSource> open_data(const TrainCommand& command, TrainStart& start,
-                                             const Tokenizer& tokenizer, Context& ctx) {
-  const std::uint64_t before = start.record.data.fingerprint;
-  WindowReader data(open_tokens(command, start, start.record.data.files, tokenizer,
-                                start.record.data.fingerprint, ctx),
-                    start.record.options.length, "--data");
-  check_input(!start.checkpoint || start.record.data.fingerprint == before,
-              "the texts, their order or the tokenizer are not those that the training was made "
-              "with; expected the same, because its position in the data is a number of windows; "
-              "name those, or begin anew with --init-from");
-  return std::make_shared<WindowSource>(std::move(data), start.record.options.seed);
-}
-
-std::shared_ptr<const BatchSource> open_held_out(const TrainCommand& command,
-                                                 const TrainStart& start,
-                                                 const Tokenizer& tokenizer, Context& ctx) {
-  const std::vector<std::string>& files = start.record.data.held_out;
-  if (files.empty()) return nullptr;
-  std::uint64_t fingerprint = 0;
-  return std::make_shared<WindowSource>(
-      WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
-                   start.record.options.length, "--valid"));
 }
 
 // Lets go of the files that they come from.
@@ -156,16 +132,11 @@ int run_train(const TrainCommand& command) {
   TrainStart start = find_start(command, ctx);
   const auto tokenizer = fitting_tokenizer(start);
   prepare_folder(start);
-  const auto data = open_data(command, start, *tokenizer, ctx);
-  const auto held_out = open_held_out(command, start, *tokenizer, ctx);
-  ctx.log(LogLevel::kInfo,
-          str(start.config.parameters(), " parameters, ", data->sequences(), " windows of ",
-              data->targets_each(), " tokens, ", start.record.options.tokens_per_step(),
-              " tokens a step, seed ", start.record.options.seed));
-  Trainer trainer(start.config, start.record.options, data, ctx);
+  const Sequences sequences = open_texts(command, start, *tokenizer, ctx);
+  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
   set_weights(start, trainer, ctx);
   Display display(command, trainer, ctx);
-  TrainingRun run(start.folder, start.record, trainer, held_out, display.hooks(), ctx);
+  TrainingRun run(start.folder, start.record, trainer, sequences.held_out, display.hooks(), ctx);
   report_result(command, start, trainer, run.run());
   return 0;
 }
@@ -175,6 +146,11 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
                  "texts or JSON lines to train on, also packed by xz; several are read in turn")
       ->type_name("FILE");
   app.add_option("--valid", command.held_out, "held-out texts, for evaluations")->type_name("FILE");
+  app.add_option("--valid-split", command.valid_split,
+                 "instead of --valid: a fraction of the documents of --data (below 1), or so many "
+                 "of them, are held out and not trained on")
+      ->type_name("X")
+      ->check(number(0, 1e12));
   app.add_option("--separator", command.separator,
                  "a line equal to LINE stands between two documents of a text (default: "
                  "<|endoftext|>; empty: a file is one document)")

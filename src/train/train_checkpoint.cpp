@@ -105,6 +105,7 @@ ordered_json to_json(const TrainRecord& record) {
             {"valid", data.held_out},
             {"separator", data.format.separator},
             {"json_key", data.format.json_key},
+            {"valid_split", data.held_out_share},
             {"fingerprint", data.fingerprint}}},
           {"run",
            {{"eval_every", rhythm.eval_every},
@@ -127,6 +128,7 @@ TrainRecord record_from(const nlohmann::json& json) {
   data.at("valid").get_to(record.data.held_out);
   data.at("separator").get_to(record.data.format.separator);
   data.at("json_key").get_to(record.data.format.json_key);
+  record.data.held_out_share = data.value("valid_split", 0.0);
   data.at("fingerprint").get_to(record.data.fingerprint);
   const nlohmann::json& run = json.at("run");
   run.at("eval_every").get_to(record.rhythm.eval_every);

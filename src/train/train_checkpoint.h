@@ -16,7 +16,8 @@ namespace mamba3 {
 struct TrainData {
   std::vector<std::string> files, held_out;
   DocumentFormat format;
-  std::uint64_t fingerprint = 0;  // of files, format and tokenizer
+  double held_out_share = 0;      // of the documents of `files`, as hold_out() takes it; 0: none
+  std::uint64_t fingerprint = 0;  // of files, format, tokenizer and what is held out
 };
 
 // When a run does what beside its steps.
