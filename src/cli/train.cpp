@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/run_options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
 #include "core/quote.h"
@@ -126,7 +127,8 @@ void report_result(const TrainCommand& command, const TrainStart& start, const T
   write_json(report);
 }
 
-int run_train(const TrainCommand& command) {
+int run_train(CLI::App& app, TrainCommand& command) {
+  if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
   Context ctx = make_context(command.common, training_device(command));
   TrainStart start = find_start(command, ctx);
@@ -136,6 +138,7 @@ int run_train(const TrainCommand& command) {
   Trainer trainer(start.config, start.record.options, sequences.training, ctx);
   set_weights(start, trainer, ctx);
   Display display(command, trainer, ctx);
+  write_run_file(app, command, start);
   TrainingRun run(start.folder, start.record, trainer, sequences.held_out, display.hooks(), ctx);
   report_result(command, start, trainer, run.run());
   return 0;
@@ -162,6 +165,9 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
 }
 
 void add_start_options(CLI::App& app, TrainCommand& command) {
+  app.add_option("--run", command.run,
+                 "options by their long names, in YAML or JSON; those of the command line win")
+      ->type_name("FILE");
   std::string names;
   for (const std::string& name : preset_names()) names += (names.empty() ? "" : ", ") + name;
   app.add_option(
@@ -238,7 +244,7 @@ Run add_train(CLI::App& app) {
   add_step_options(app, *command);
   add_rhythm_options(app, *command);
   add_common_options(app, command->common);
-  return [command] { return run_train(*command); };
+  return [command, &app] { return run_train(app, *command); };
 }
 
 }  // namespace mamba3::cli
