@@ -8,9 +8,11 @@
 #include "cli/run_options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
+#include "core/host_memory.h"
 #include "core/quote.h"
 #include "model/init.h"
 #include "train/trainer.h"
+#include "train/training_memory.h"
 #include "train/training_run.h"
 
 namespace mamba3::cli {
@@ -132,6 +134,7 @@ int run_train(CLI::App& app, TrainCommand& command) {
   check_command(command);
   Context ctx = make_context(command.common, training_device(command));
   TrainStart start = find_start(command, ctx);
+  check_training_memory(start.config, start.record.options, available_memory_bytes());
   const auto tokenizer = fitting_tokenizer(start);
   prepare_folder(start);
   const Sequences sequences = open_texts(command, start, *tokenizer, ctx);

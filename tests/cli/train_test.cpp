@@ -149,6 +149,15 @@ TEST_F(Train, AFolderHasOneTrainingAtATime) {
   expect_error(run_mamba3(fresh("new", {"-q"})), 1, holder);
 }
 
+TEST_F(Train, RefusesWhatDoesNotFitIntoMemory) {
+  const Outcome large = run_mamba3(
+      fresh("run", {"--batch", "10000000", "--length", "100", "--accumulate", "1000000000"}));
+  expect_error(large, 3, "--accumulate ");
+  EXPECT_NE(large.err.find(" fits: choose that or less"), std::string::npos) << large.err;
+  expect_error(run_mamba3(fresh("run", {"--length", "1000000000"})), 3, "not even one window");
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
+}
+
 TEST_F(Train, RefusesWhatCannotBeTrained) {
   expect_error(run_mamba3({"train"}), 2, "--resume are given");
   expect_error(run_mamba3({"train", "--config", "c", "--resume", "r"}), 2, "exactly one");
