@@ -11,6 +11,7 @@
 #include "core/host_memory.h"
 #include "core/quote.h"
 #include "model/init.h"
+#include "train/run_report.h"
 #include "train/trainer.h"
 #include "train/training_memory.h"
 #include "train/training_run.h"
@@ -130,6 +131,10 @@ void report_result(const TrainCommand& command, const TrainStart& start, const T
 }
 
 int run_train(CLI::App& app, TrainCommand& command) {
+  if (!command.report.empty()) {
+    write_report(command.report);
+    return 0;
+  }
   if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
   Context ctx = make_context(command.common, training_device(command));
@@ -236,6 +241,9 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
         "windows of the held-out texts that count, from the first on (default: 512)");
   whole(app, "--save-every", command.save_every, 1, "steps between checkpoints (default: 500)");
   whole(app, "--keep", command.keep, 1, "checkpoints that are kept (default: 2)");
+  app.add_option("--report", command.report,
+                 "trains nothing: draws DIR/report.html again, as every evaluation does")
+      ->type_name("DIR");
 }
 
 }  // namespace

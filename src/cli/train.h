@@ -18,7 +18,7 @@ namespace mamba3::cli {
 // What is not given is as in the checkpoint that is resumed, else as TrainRecord has it.
 struct TrainCommand {
   CommonOptions common;
-  std::string run, output, preset, config, resume, init_from, cache;
+  std::string run, report, output, preset, config, resume, init_from, cache;
   std::vector<std::string> data, held_out;
   std::optional<std::string> separator, json_key, schedule, recompute;
   std::optional<std::int64_t> steps, batch, length, accumulate, warmup;

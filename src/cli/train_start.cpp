@@ -10,6 +10,7 @@
 #include "engine/checkpoint_files.h"
 #include "io/config_file.h"
 #include "mamba3/version.h"
+#include "train/token_selection.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;

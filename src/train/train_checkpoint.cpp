@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "core/check.h"
 #include "core/hash.h"
@@ -233,6 +232,17 @@ TrainCheckpoint newest_train_checkpoint(const fs::path& run, const Context& ctx)
       ErrorCode::kBadInput, quote(run.string()),
       " holds no checkpoint that a training can be continued from; expected checkpoints/step-N, as "
       "train writes them; name another folder, or begin anew");
+}
+
+std::optional<TrainRecord> newest_train_record(const fs::path& run) {
+  for (const std::int64_t step : steps_in(run)) {
+    try {
+      return record_from(read_json(folder_of(run, step) / kRecordName));
+    } catch (const nlohmann::json::exception&) {
+    } catch (const Error&) {
+    }
+  }
+  return std::nullopt;
 }
 
 void set_aside_later(const fs::path& run, std::int64_t step) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,8 @@ std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, T
 TrainCheckpoint read_train_checkpoint(const std::filesystem::path& folder);
 // The newest that can be read; those that cannot are warned about.
 TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const Context& ctx);
+// What the newest says of itself, whether its weights can be read or not.
+std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/quote.h"
+#include "train/run_report.h"
 
 namespace mamba3 {
 namespace {
@@ -34,9 +35,12 @@ RunResult TrainingRun::run() {
     while (!ended()) {
       take_step();
       save_if_due();
-      if (ended() || trainer_.steps() % record_.rhythm.eval_every == 0) evaluate();
+      if (!ended() && trainer_.steps() % record_.rhythm.eval_every != 0) continue;
+      evaluate();
+      report();
     }
   } catch (const Error& error) {
+    report();
     if (error.code() != ErrorCode::kInterrupted) throw;
     save();
     throw;
@@ -89,6 +93,16 @@ void TrainingRun::save_if_due() {
     retry_ = true;
     ctx_.log(LogLevel::kWarning, str("step ", trainer_.steps(), " was not saved: ", error.what(),
                                      "; training goes on and soon tries again"));
+  }
+}
+
+// Stops no training, either.
+void TrainingRun::report() const {
+  const std::string name = std::filesystem::absolute(folder_).lexically_normal().filename();
+  try {
+    write_report(folder_, report_facts(name, trainer_.config(), record_), metrics_.history());
+  } catch (const Error& error) {
+    ctx_.log(LogLevel::kWarning, str("the report was not written: ", error.what()));
   }
 }
 

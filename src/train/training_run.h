@@ -45,6 +45,7 @@ class TrainingRun {
   void evaluate();
   void save_if_due();
   void save();
+  void report() const;
   bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
 
   std::filesystem::path folder_;

@@ -70,6 +70,12 @@ TEST_F(Train, WritesAModelThatScoresAsItWasEvaluated) {
   EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-10"));
   EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-12"));
   EXPECT_FALSE(fs::exists(folder_ / "run/checkpoints/step-5"));
+  const std::string report = read_file(folder_ / "run/report.html");
+  EXPECT_NE(report.find("<dt>data</dt><dd>text.txt; held out: valid.txt</dd>"), std::string::npos);
+  fs::remove(folder_ / "run/report.html");
+  EXPECT_EQ(run_mamba3({"train", "--report", folder_ / "run"}).code, 0);
+  EXPECT_TRUE(read_file(folder_ / "run/report.html") == report);
+  expect_error(run_mamba3({"train", "--report", folder_.path()}), 1, "has no metrics.jsonl");
   expect_error(run_mamba3(fresh("run")), 1, "holds a model already");
 }
 

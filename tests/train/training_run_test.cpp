@@ -6,6 +6,7 @@
 #include "../io/file_test_util.h"
 #include "model/init.h"
 #include "model/tiny_models.h"
+#include "train/run_report.h"
 #include "train/window_source.h"
 
 namespace mamba3 {
@@ -241,6 +242,20 @@ TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   ASSERT_EQ(steps.size(), 20u);
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), 20);
+}
+
+TEST_F(TrainingRunTest, AReportIsLeftHoweverItEnds) {
+  const TrainRecord record = small_record();
+  EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
+  EXPECT_NE(read_text(folder_ / "run" / "report.html").find("<dd>8, 768 tokens</dd>"),
+            std::string::npos);
+  run(record, "run", 1000, true);
+  const std::string report = read_text(folder_ / "run" / "report.html");
+  EXPECT_NE(report.find("<dd>20, 1.92k tokens</dd>"), std::string::npos);
+  EXPECT_NE(report.find("<tr><td>7</td><td>672</td>"), std::string::npos);
+  fs::remove(folder_ / "run" / "report.html");
+  write_report(folder_ / "run");
+  EXPECT_TRUE(read_text(folder_ / "run" / "report.html") == report);
 }
 
 TEST_F(TrainingRunTest, DivergenceEndsTheRunAndNamesTheLastCheckpoint) {
