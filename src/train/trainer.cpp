@@ -98,8 +98,8 @@ StepReport Trainer::step(const Poll& poll) {
 }
 
 void Trainer::refuse_step(const std::string& found) const {
-  fail(ErrorCode::kBadInput, "training diverged: step ", steps() + 1, " (",
-       data_->names(position_, options_.batch), ") has ", found);
+  throw DivergedError(str("training diverged: step ", steps() + 1, " (",
+                          data_->names(position_, options_.batch), ") has ", found));
 }
 
 Evaluation Trainer::evaluate(const BatchSource& data, std::int64_t most, const Poll& poll) {

@@ -31,6 +31,7 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       saved_step_(trainer.steps()) {}
 
 RunResult TrainingRun::run() {
+  if (ended()) evaluate();
   try {
     while (!ended()) {
       take_step();
@@ -45,6 +46,7 @@ RunResult TrainingRun::run() {
     save();
     throw;
   }
+  result_.steps = trainer_.steps();
   return result_;
 }
 
@@ -52,12 +54,12 @@ void TrainingRun::take_step() {
   const Clock::time_point start = Clock::now();
   try {
     result_.last = trainer_.step(hooks_.poll);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kBadInput) throw;
-    fail(error.code(), error.what(),
-         saved_.empty() ? str("; nothing was saved since step ", saved_step_)
-                        : str("; the last good checkpoint is ", quote(saved_.string())),
-         "; lower --rate, or lengthen --warmup");
+  } catch (const DivergedError& error) {
+    throw DivergedError(str(error.what(),
+                            saved_.empty()
+                                ? str("; nothing was saved since step ", saved_step_)
+                                : str("; the last good checkpoint is ", quote(saved_.string())),
+                            "; lower --rate, or lengthen --warmup"));
   }
   const double seconds = seconds_since(start);
   const StepReport& report = result_.last;
