@@ -1,5 +1,6 @@
 #include "cli/train_task.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "cli/options.h"
@@ -103,6 +104,7 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
   }
   set(config.width, command.width);
   set(config.layers, command.layers);
+  if (file.empty()) config.mixer.head_dim = std::min(config.mixer.head_dim, config.inner());
   if (!command.rope.empty()) config.mixer.rope = rope_named(command.rope);
   config.vocab = std::ssize(task_symbols(task));
   return config;
