@@ -5,27 +5,20 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/run_options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
+#include "core/host_memory.h"
 #include "core/quote.h"
 #include "model/init.h"
+#include "train/run_report.h"
 #include "train/trainer.h"
+#include "train/training_memory.h"
 #include "train/training_run.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
-
-Device training_device(const TrainCommand& command) {
-  if (command.common.device == "auto") return {};
-  const Device device = choose_device(command.common);
-  if (device.kind == DeviceKind::kCuda) {
-    fail(ErrorCode::kUnavailable,
-         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
-         "a small model there");
-  }
-  return device;
-}
 
 std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   auto tokenizer = Tokenizer::load(start.tokenizer);
@@ -35,11 +28,8 @@ std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   return tokenizer;
 }
 
-void prepare_folder(const TrainStart& start) {
+void copy_tokenizer(const TrainStart& start) {
   std::error_code ec;
-  fs::create_directories(start.folder, ec);
-  check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
-              "; expected a place that can be written; choose another -o");
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (!fs::equivalent(start.tokenizer, to, ec)) {
@@ -47,29 +37,29 @@ void prepare_folder(const TrainStart& start) {
     check_input(!ec, "cannot write ", quote(to.string()), ": ", ec.message(),
                 "; expected a folder that can be written, with room; choose another -o");
   }
+}
+
+void prepare_folder(TrainStart& start) {
+  std::error_code ec;
+  fs::create_directories(start.folder, ec);
+  check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
+              "; expected a place that can be written; choose another -o");
+  if (!start.lock) start.lock.emplace(start.folder);
+  if (start.record.task) {
+    write_task_tokenizer(start.record.task->task, start.folder);
+  } else {
+    copy_tokenizer(start);
+  }
   if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
 }
 
-WindowReader open_data(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
-                       Context& ctx) {
-  const std::uint64_t before = start.record.data.fingerprint;
-  WindowReader data(open_tokens(command, start, start.record.data.files, tokenizer,
-                                start.record.data.fingerprint, ctx),
-                    start.record.options.length, "--data");
-  check_input(!start.checkpoint || start.record.data.fingerprint == before,
-              "the texts, their order or the tokenizer are not those that the training was made "
-              "with; expected the same, because its position in the data is a number of windows; "
-              "name those, or begin anew with --init-from");
-  return data;
-}
-
-std::optional<WindowReader> open_held_out(const TrainCommand& command, const TrainStart& start,
-                                          const Tokenizer& tokenizer, Context& ctx) {
-  const std::vector<std::string>& files = start.record.data.held_out;
-  if (files.empty()) return std::nullopt;
-  std::uint64_t fingerprint = 0;
-  return WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
-                      start.record.options.length, "--valid");
+Sequences open_task(const TrainStart& start, Context& ctx) {
+  const TrainOptions& options = start.record.options;
+  const TaskOptions& task = *start.record.task;
+  ctx.log(LogLevel::kInfo, str(start.config.parameters(), " parameters, rope ",
+                               rope_name(start.config.mixer.rope), ", ", task_name(task.task), ", ",
+                               options.batch, " sequences a step, seed ", options.seed));
+  return {training_sequences(task, options.batch, options.seed), evaluation_sequences(task)};
 }
 
 // Lets go of the files that they come from.
@@ -95,8 +85,10 @@ std::string rounded(double value, int digits) {
 // What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
 class Display {
  public:
-  Display(const TrainCommand& command, const Trainer& trainer, const Context& ctx)
+  Display(const TrainCommand& command, const std::optional<TaskOptions>& task,
+          const Trainer& trainer, const Context& ctx)
       : ctx_(ctx),
+        task_(task),
         first_(trainer.steps()),
         all_(trainer.options().schedule.steps),
         bar_(command.common, "training", "steps") {}
@@ -110,8 +102,11 @@ class Display {
                   str("step ", report.step, "  loss ", rounded(report.loss, 3), "  ",
                       rounded(tokens_per_s, 0), " tokens/s"));
     };
-    hooks.on_evaluation = [this](std::int64_t step, double loss) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(loss, 4)));
+    hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4),
+              task_
+                  ? ", scaled accuracy " + rounded(scaled_accuracy(task_->task, found.accuracy), 2)
+                  : ""));
     };
     hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
       say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
@@ -126,44 +121,48 @@ class Display {
   }
 
   const Context& ctx_;
+  std::optional<TaskOptions> task_;
   std::int64_t first_, all_;
   double loss_ = NAN;
   ProgressBar bar_;
 };
 
-void report_result(const TrainCommand& command, const TrainStart& start, const Trainer& trainer,
-                   const RunResult& result) {
+void report_result(const TrainCommand& command, const TrainStart& start, const RunResult& result) {
   if (!command.common.json) return;
   const bool any = result.last.step > 0;
   Json report{
       {"output", start.folder.string()},
       {"parameters", start.config.parameters()},
-      {"steps", trainer.steps()},
+      {"steps", result.steps},
       {"loss", any ? Json(result.last.loss) : Json()},
-      {"held_out", result.held_out ? Json(*result.held_out) : Json()},
+      {"held_out", result.held_out ? Json(result.held_out->loss) : Json()},
       {"tokens", result.tokens},
       {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
       {"seed", start.record.options.seed}};
+  if (start.record.task) {
+    const Task task = start.record.task->task;
+    report["task"] = task_name(task);
+    report["accuracy"] = scaled_accuracy(task, result.held_out->accuracy);
+  }
   write_json(report);
 }
 
-int run_train(const TrainCommand& command) {
+int run_train(CLI::App& app, TrainCommand& command) {
+  if (!command.report.empty()) {
+    write_report(command.report);
+    return 0;
+  }
+  if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
+  if (command.sweep.asked()) return run_sweep(command);
   Context ctx = make_context(command.common, training_device(command));
   TrainStart start = find_start(command, ctx);
-  const auto tokenizer = fitting_tokenizer(start);
-  prepare_folder(start);
-  WindowReader data = open_data(command, start, *tokenizer, ctx);
-  auto held_out = open_held_out(command, start, *tokenizer, ctx);
-  ctx.log(LogLevel::kInfo,
-          str(start.config.parameters(), " parameters, ", data.windows(), " windows of ",
-              data.length(), " tokens, ", start.record.options.tokens_per_step(),
-              " tokens a step, seed ", start.record.options.seed));
-  Trainer trainer(start.config, start.record.options, std::move(data), ctx);
-  set_weights(start, trainer, ctx);
-  Display display(command, trainer, ctx);
-  TrainingRun run(start.folder, start.record, trainer, std::move(held_out), display.hooks(), ctx);
-  report_result(command, start, trainer, run.run());
+  std::optional<Display> display;
+  const auto hooks = [&](const Trainer& trainer) {
+    write_run_file(app, command, start);
+    return display.emplace(command, start.record.task, trainer, ctx).hooks();
+  };
+  report_result(command, start, run_training(command, start, hooks, ctx));
   return 0;
 }
 
@@ -172,6 +171,11 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
                  "texts or JSON lines to train on, also packed by xz; several are read in turn")
       ->type_name("FILE");
   app.add_option("--valid", command.held_out, "held-out texts, for evaluations")->type_name("FILE");
+  app.add_option("--valid-split", command.valid_split,
+                 "instead of --valid: a fraction of the documents of --data (below 1), or so many "
+                 "of them, are held out and not trained on")
+      ->type_name("X")
+      ->check(number(0, 1e12));
   app.add_option("--separator", command.separator,
                  "a line equal to LINE stands between two documents of a text (default: "
                  "<|endoftext|>; empty: a file is one document)")
@@ -183,6 +187,9 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
 }
 
 void add_start_options(CLI::App& app, TrainCommand& command) {
+  app.add_option("--run", command.run,
+                 "options by their long names, in YAML or JSON; those of the command line win")
+      ->type_name("FILE");
   std::string names;
   for (const std::string& name : preset_names()) names += (names.empty() ? "" : ", ") + name;
   app.add_option(
@@ -248,9 +255,36 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
         "windows of the held-out texts that count, from the first on (default: 512)");
   whole(app, "--save-every", command.save_every, 1, "steps between checkpoints (default: 500)");
   whole(app, "--keep", command.keep, 1, "checkpoints that are kept (default: 2)");
+  app.add_option("--report", command.report,
+                 "trains nothing: draws DIR/report.html again, as every evaluation does")
+      ->type_name("DIR");
 }
 
 }  // namespace
+
+Device training_device(const TrainCommand& command) {
+  if (command.common.device == "auto") return {};
+  const Device device = choose_device(command.common);
+  if (device.kind == DeviceKind::kCuda) {
+    fail(ErrorCode::kUnavailable,
+         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
+         "a small model there");
+  }
+  return device;
+}
+
+RunResult run_training(const TrainCommand& command, TrainStart& start, const MakeHooks& hooks,
+                       Context& ctx) {
+  check_training_memory(start.config, start.record.options, available_memory_bytes());
+  const auto tokenizer = start.record.task ? nullptr : fitting_tokenizer(start);
+  prepare_folder(start);
+  const Sequences sequences =
+      start.record.task ? open_task(start, ctx) : open_texts(command, start, *tokenizer, ctx);
+  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
+  set_weights(start, trainer, ctx);
+  return TrainingRun(start.folder, start.record, trainer, sequences.held_out, hooks(trainer), ctx)
+      .run();
+}
 
 Run add_train(CLI::App& app) {
   auto command = std::make_shared<TrainCommand>();
@@ -258,8 +292,10 @@ Run add_train(CLI::App& app) {
   add_start_options(app, *command);
   add_step_options(app, *command);
   add_rhythm_options(app, *command);
+  add_task_options(app, command->task);
+  add_sweep_options(app, command->sweep);
   add_common_options(app, command->common);
-  return [command] { return run_train(*command); };
+  return [command, &app] { return run_train(app, *command); };
 }
 
 }  // namespace mamba3::cli

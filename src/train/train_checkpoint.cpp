@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "core/check.h"
 #include "core/hash.h"
@@ -96,23 +95,26 @@ void write_moments(const fs::path& path, const Trainer& trainer) {
 ordered_json to_json(const TrainRecord& record) {
   const TrainData& data = record.data;
   const Rhythm& rhythm = record.rhythm;
-  return {{"format", kFormat},
-          {"step", record.step},
-          {"position", record.position},
-          {"training", to_json(record.options)},
-          {"data",
-           {{"files", data.files},
-            {"valid", data.held_out},
-            {"separator", data.format.separator},
-            {"json_key", data.format.json_key},
-            {"fingerprint", data.fingerprint}}},
-          {"run",
-           {{"eval_every", rhythm.eval_every},
-            {"eval_blocks", rhythm.eval_blocks},
-            {"save_every", rhythm.save_every},
-            {"keep", rhythm.keep}}},
-          {"version", record.version},
-          {"command", record.command}};
+  ordered_json json = {{"format", kFormat},
+                       {"step", record.step},
+                       {"position", record.position},
+                       {"training", to_json(record.options)},
+                       {"data",
+                        {{"files", data.files},
+                         {"valid", data.held_out},
+                         {"separator", data.format.separator},
+                         {"json_key", data.format.json_key},
+                         {"valid_split", data.held_out_share},
+                         {"fingerprint", data.fingerprint}}},
+                       {"run",
+                        {{"eval_every", rhythm.eval_every},
+                         {"eval_blocks", rhythm.eval_blocks},
+                         {"save_every", rhythm.save_every},
+                         {"keep", rhythm.keep}}},
+                       {"version", record.version},
+                       {"command", record.command}};
+  if (record.task) json["task"] = to_json(*record.task);
+  return json;
 }
 
 TrainRecord record_from(const nlohmann::json& json) {
@@ -127,6 +129,7 @@ TrainRecord record_from(const nlohmann::json& json) {
   data.at("valid").get_to(record.data.held_out);
   data.at("separator").get_to(record.data.format.separator);
   data.at("json_key").get_to(record.data.format.json_key);
+  record.data.held_out_share = data.value("valid_split", 0.0);
   data.at("fingerprint").get_to(record.data.fingerprint);
   const nlohmann::json& run = json.at("run");
   run.at("eval_every").get_to(record.rhythm.eval_every);
@@ -134,6 +137,7 @@ TrainRecord record_from(const nlohmann::json& json) {
   run.at("save_every").get_to(record.rhythm.save_every);
   run.at("keep").get_to(record.rhythm.keep);
   check_rhythm(record.rhythm);
+  if (json.contains("task")) record.task = task_options_from(json.at("task"));
   json.at("version").get_to(record.version);
   json.at("command").get_to(record.command);
   return record;
@@ -231,6 +235,17 @@ TrainCheckpoint newest_train_checkpoint(const fs::path& run, const Context& ctx)
       ErrorCode::kBadInput, quote(run.string()),
       " holds no checkpoint that a training can be continued from; expected checkpoints/step-N, as "
       "train writes them; name another folder, or begin anew");
+}
+
+std::optional<TrainRecord> newest_train_record(const fs::path& run) {
+  for (const std::int64_t step : steps_in(run)) {
+    try {
+      return record_from(read_json(folder_of(run, step) / kRecordName));
+    } catch (const nlohmann::json::exception&) {
+    } catch (const Error&) {
+    }
+  }
+  return std::nullopt;
 }
 
 void set_aside_later(const fs::path& run, std::int64_t step) {

@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "io/document_reader.h"
 #include "io/tensor_file.h"
+#include "train/task_source.h"
 #include "train/trainer.h"
 
 namespace mamba3 {
@@ -16,13 +18,14 @@ namespace mamba3 {
 struct TrainData {
   std::vector<std::string> files, held_out;
   DocumentFormat format;
-  std::uint64_t fingerprint = 0;  // of files, format and tokenizer
+  double held_out_share = 0;      // of the documents of `files`, as hold_out() takes it; 0: none
+  std::uint64_t fingerprint = 0;  // of files, format, tokenizer and what is held out
 };
 
 // When a run does what beside its steps.
 struct Rhythm {
   std::int64_t eval_every = 500;
-  std::int64_t eval_blocks = 512;
+  std::int64_t eval_blocks = 512;  // sequences
   std::int64_t save_every = 500;
   std::int64_t keep = 2;  // checkpoints
 };
@@ -30,9 +33,10 @@ void check_rhythm(const Rhythm& rhythm);
 
 struct TrainRecord {
   std::int64_t step = 0;
-  std::int64_t position = 0;  // windows read since the beginning
+  std::int64_t position = 0;  // sequences read since the beginning
   TrainOptions options;
-  TrainData data;
+  TrainData data;  // nothing where there is a task
+  std::optional<TaskOptions> task;
   Rhythm rhythm;
   std::string version, command;  // that wrote it
 };
@@ -52,6 +56,8 @@ std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, T
 TrainCheckpoint read_train_checkpoint(const std::filesystem::path& folder);
 // The newest that can be read; those that cannot are warned about.
 TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const Context& ctx);
+// What the newest says of itself, whether its weights can be read or not.
+std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/quote.h"
+#include "train/run_report.h"
 
 namespace mamba3 {
 namespace {
@@ -18,7 +19,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
-                         std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx)
+                         std::shared_ptr<const BatchSource> held_out, RunHooks hooks,
+                         const Context& ctx)
     : folder_(std::move(folder)),
       record_(std::move(record)),
       trainer_(trainer),
@@ -29,17 +31,22 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       saved_step_(trainer.steps()) {}
 
 RunResult TrainingRun::run() {
+  if (ended()) evaluate();
   try {
     while (!ended()) {
       take_step();
       save_if_due();
-      if (ended() || trainer_.steps() % record_.rhythm.eval_every == 0) evaluate();
+      if (!ended() && trainer_.steps() % record_.rhythm.eval_every != 0) continue;
+      evaluate();
+      report();
     }
   } catch (const Error& error) {
+    report();
     if (error.code() != ErrorCode::kInterrupted) throw;
     save();
     throw;
   }
+  result_.steps = trainer_.steps();
   return result_;
 }
 
@@ -47,33 +54,34 @@ void TrainingRun::take_step() {
   const Clock::time_point start = Clock::now();
   try {
     result_.last = trainer_.step(hooks_.poll);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kBadInput) throw;
-    fail(error.code(), error.what(),
-         saved_.empty() ? str("; nothing was saved since step ", saved_step_)
-                        : str("; the last good checkpoint is ", quote(saved_.string())),
-         "; lower --rate, or lengthen --warmup");
+  } catch (const DivergedError& error) {
+    throw DivergedError(str(error.what(),
+                            saved_.empty()
+                                ? str("; nothing was saved since step ", saved_step_)
+                                : str("; the last good checkpoint is ", quote(saved_.string())),
+                            "; lower --rate, or lengthen --warmup"));
   }
   const double seconds = seconds_since(start);
-  const std::int64_t tokens = trainer_.options().tokens_per_step();
-  result_.tokens += tokens;
-  result_.step_s += seconds;
   const StepReport& report = result_.last;
+  result_.tokens += report.tokens;
+  result_.step_s += seconds;
   metrics_.write({{"step", report.step},
                   {"loss", report.loss},
                   {"rate", report.rate},
                   {"norm", report.norm},
-                  {"tokens", tokens},
+                  {"tokens", report.tokens},
                   {"seconds", seconds}});
-  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(tokens) / seconds);
+  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
 }
 
 void TrainingRun::evaluate() {
   if (!held_out_) return;
-  const double loss = trainer_.loss_of_windows(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
-  result_.held_out = loss;
-  metrics_.write({{"step", trainer_.steps()}, {"held_out", loss}});
-  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), loss);
+  const Evaluation found = trainer_.evaluate(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
+  result_.held_out = found;
+  metrics_.write({{"step", trainer_.steps()},
+                  {"held_out", found.loss},
+                  {"held_out_accuracy", found.accuracy}});
+  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), found);
 }
 
 void TrainingRun::save_if_due() {
@@ -87,6 +95,16 @@ void TrainingRun::save_if_due() {
     retry_ = true;
     ctx_.log(LogLevel::kWarning, str("step ", trainer_.steps(), " was not saved: ", error.what(),
                                      "; training goes on and soon tries again"));
+  }
+}
+
+// Stops no training, either.
+void TrainingRun::report() const {
+  const std::string name = std::filesystem::absolute(folder_).lexically_normal().filename();
+  try {
+    write_report(folder_, report_facts(name, trainer_.config(), record_), metrics_.history());
+  } catch (const Error& error) {
+    ctx_.log(LogLevel::kWarning, str("the report was not written: ", error.what()));
   }
 }
 

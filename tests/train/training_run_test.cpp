@@ -6,6 +6,8 @@
 #include "../io/file_test_util.h"
 #include "model/init.h"
 #include "model/tiny_models.h"
+#include "train/run_report.h"
+#include "train/window_source.h"
 
 namespace mamba3 {
 namespace {
@@ -59,8 +61,14 @@ class TrainingRunTest : public ::testing::Test {
     };
     return Context(std::move(options));
   }
-  WindowReader data(const TrainRecord& record) const {
+  WindowReader windows(const TrainRecord& record) const {
     return {TokenCache::open(folder_ / "cache", 1), record.options.length, "text.txt"};
+  }
+  std::shared_ptr<const BatchSource> data(const TrainRecord& record) const {
+    return std::make_shared<WindowSource>(windows(record), record.options.seed);
+  }
+  std::shared_ptr<const BatchSource> held_out(const TrainRecord& record) const {
+    return std::make_shared<WindowSource>(windows(record));
   }
   Trainer fresh(const TrainRecord& record, Context& ctx) const {
     Trainer trainer(config_, record.options, data(record), ctx);
@@ -85,7 +93,7 @@ class TrainingRunTest : public ::testing::Test {
     hooks.poll = [&] {
       if (trainer.steps() >= until) throw Error(ErrorCode::kInterrupted, "interrupted");
     };
-    return TrainingRun(run_folder(name), record, trainer, data(record), hooks, ctx).run();
+    return TrainingRun(run_folder(name), record, trainer, held_out(record), hooks, ctx).run();
   }
   void expect_same_checkpoint(const std::string& a, const std::string& b) const {
     for (const char* file : {"model.safetensors", "optimizer.safetensors", "training.json"}) {
@@ -109,7 +117,7 @@ TEST_F(TrainingRunTest, TheLossFallsOnARepeatedText) {
     const RunResult result = run(record, compute == Compute::kF32 ? "fp32" : "bf16");
     EXPECT_EQ(result.last.step, 60);
     EXPECT_LT(result.last.loss, 2.5);  // it begins at 5.5
-    EXPECT_LT(*result.held_out, 2.5);
+    EXPECT_LT(result.held_out->loss, 2.5);
     EXPECT_EQ(result.tokens, 60 * 4 * 24);
   }
 }
@@ -214,7 +222,7 @@ TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
     if (report.step == 7) fs::remove(folder_ / "run" / "checkpoints");
   };
   hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
-  TrainingRun(folder_ / "run", record, trainer, std::nullopt, hooks, ctx).run();
+  TrainingRun(folder_ / "run", record, trainer, nullptr, hooks, ctx).run();
   EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
   EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
 }
@@ -234,6 +242,20 @@ TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   ASSERT_EQ(steps.size(), 20u);
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), 20);
+}
+
+TEST_F(TrainingRunTest, AReportIsLeftHoweverItEnds) {
+  const TrainRecord record = small_record();
+  EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
+  EXPECT_NE(read_text(folder_ / "run" / "report.html").find("<dd>8, 768 tokens</dd>"),
+            std::string::npos);
+  run(record, "run", 1000, true);
+  const std::string report = read_text(folder_ / "run" / "report.html");
+  EXPECT_NE(report.find("<dd>20, 1.92k tokens</dd>"), std::string::npos);
+  EXPECT_NE(report.find("<tr><td>7</td><td>672</td>"), std::string::npos);
+  fs::remove(folder_ / "run" / "report.html");
+  write_report(folder_ / "run");
+  EXPECT_TRUE(read_text(folder_ / "run" / "report.html") == report);
 }
 
 TEST_F(TrainingRunTest, DivergenceEndsTheRunAndNamesTheLastCheckpoint) {
