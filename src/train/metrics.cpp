@@ -21,9 +21,8 @@ bool has_step(const nlohmann::json& line) {
 
 // Lines of figures; a line that a killed run left unfinished is none.
 void for_each_line(
-    const std::filesystem::path& path,
+    std::istream& in,
     const std::function<void(const std::string& line, const nlohmann::json& json)>& take) {
-  std::ifstream in(path);
   for (std::string line; std::getline(in, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
     if (has_step(json)) take(line, json);
@@ -51,14 +50,20 @@ bool MetricsHistory::add(const nlohmann::json& line) {
 }
 
 MetricsHistory read_metrics(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  return read_metrics(in);
+}
+
+MetricsHistory read_metrics(std::istream& lines) {
   MetricsHistory history;
-  for_each_line(path, [&](const std::string&, const nlohmann::json& json) { history.add(json); });
+  for_each_line(lines, [&](const std::string&, const nlohmann::json& json) { history.add(json); });
   return history;
 }
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, std::int64_t last_step) {
   std::string kept;
-  for_each_line(path, [&](const std::string& line, const nlohmann::json& json) {
+  std::ifstream in(path);
+  for_each_line(in, [&](const std::string& line, const nlohmann::json& json) {
     if (json["step"].get<std::int64_t>() > last_step) return;
     kept += line + "\n";
     history_.add(json);

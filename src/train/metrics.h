@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <istream>
 #include <nlohmann/json_fwd.hpp>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct MetricsHistory {
 // Of a run's metrics.jsonl. Lines that hold no figures are passed over, as one that a killed run
 // left unfinished; a missing file has none.
 MetricsHistory read_metrics(const std::filesystem::path& path);
+MetricsHistory read_metrics(std::istream& lines);
 
 class MetricsFile {
  public:

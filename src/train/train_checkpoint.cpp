@@ -143,10 +143,8 @@ TrainRecord record_from(const nlohmann::json& json) {
   return record;
 }
 
-nlohmann::json read_json(const fs::path& path) {
-  const auto file = MappedFile::open(path);
-  const auto* text = reinterpret_cast<const char*>(file->bytes().data());
-  return parse_json_limited({text, file->bytes().size()}, path.string());
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
 // Old checkpoints, and what a killed run left half-written.
@@ -204,7 +202,8 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
   TrainCheckpoint out;
   out.folder = folder;
   try {
-    const nlohmann::json json = read_json(folder / kRecordName);
+    const auto file = MappedFile::open(folder / kRecordName);
+    const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
     for (const char* name : {kWeightsName, kMomentsName}) {
       check_input(json.at("checksums").at(name) == checksum_of(folder / name), name,
                   " is not what was written; expected another checksum");
@@ -237,11 +236,20 @@ TrainCheckpoint newest_train_checkpoint(const fs::path& run, const Context& ctx)
       "train writes them; name another folder, or begin anew");
 }
 
+TrainRecord parse_train_record(std::string_view text, const std::string& origin) {
+  try {
+    return record_from(parse_json_limited(text, origin));
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorCode::kBadInput, origin, " is no record of a training: ", error.what(),
+         "; expected what train writes");
+  }
+}
+
 std::optional<TrainRecord> newest_train_record(const fs::path& run) {
   for (const std::int64_t step : steps_in(run)) {
     try {
-      return record_from(read_json(folder_of(run, step) / kRecordName));
-    } catch (const nlohmann::json::exception&) {
+      const auto file = MappedFile::open(folder_of(run, step) / kRecordName);
+      return parse_train_record(text_of(*file), file->path().string());
     } catch (const Error&) {
     }
   }

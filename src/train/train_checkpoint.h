@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/document_reader.h"
@@ -56,6 +57,8 @@ std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, T
 TrainCheckpoint read_train_checkpoint(const std::filesystem::path& folder);
 // The newest that can be read; those that cannot are warned about.
 TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const Context& ctx);
+// Of a training.json, which `origin` names in messages. Refuses what is none.
+TrainRecord parse_train_record(std::string_view text, const std::string& origin);
 // What the newest says of itself, whether its weights can be read or not.
 std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
