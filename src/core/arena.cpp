@@ -8,6 +8,8 @@ namespace mamba3 {
 namespace {
 
 constexpr std::size_t kSmallestBlockBytes = std::size_t{1} << 20;
+// What an arena grows by at most beyond what is asked for.
+constexpr std::size_t kMostGrowthBytes = std::size_t{256} << 20;
 
 std::size_t round_up(std::size_t bytes) {
   return (bytes + Arena::kAlignBytes - 1) / Arena::kAlignBytes * Arena::kAlignBytes;
@@ -28,9 +30,10 @@ void Arena::add_block(std::size_t bytes) {
 }
 
 void Arena::reserve(std::size_t bytes) {
-  if (blocks_.empty() || blocks_.back().size_bytes - blocks_.back().used_bytes < bytes) {
-    add_block(bytes);
+  for (std::size_t i = current_; i < blocks_.size(); ++i) {
+    if (blocks_[i].size_bytes - blocks_[i].used_bytes >= bytes) return;
   }
+  add_block(bytes);
 }
 
 void* Arena::allocate(std::size_t bytes) {
@@ -41,7 +44,7 @@ void* Arena::allocate(std::size_t bytes) {
   }
   if (current_ == blocks_.size()) {
     // Doubling keeps the number of blocks small while a model finds out how much it needs.
-    add_block(std::max(size, capacity_bytes()));
+    add_block(std::max(size, std::min(capacity_bytes(), kMostGrowthBytes)));
   }
   Block& block = blocks_[current_];
   void* out = block.data.get() + block.used_bytes;

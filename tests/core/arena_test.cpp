@@ -35,5 +35,19 @@ TEST(Arena, AlignsAndKeepsBlocksWhenItGrows) {
   EXPECT_EQ(arena.capacity_bytes(), grown);
 }
 
+TEST(Arena, RoomThatWasReservedIsFoundBehindOtherBlocks) {
+  Arena arena;
+  const std::size_t big = std::size_t{5} << 20;
+  arena.reserve(big);
+  {
+    ArenaScope scope(arena);
+    scope.allocate<std::byte>(static_cast<std::int64_t>(big));
+    scope.allocate<std::byte>(1);  // a block more
+  }
+  const std::size_t grown = arena.capacity_bytes();
+  arena.reserve(big);
+  EXPECT_EQ(arena.capacity_bytes(), grown);
+}
+
 }  // namespace
 }  // namespace mamba3
