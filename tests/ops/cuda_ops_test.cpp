@@ -218,11 +218,36 @@ void expect_norm(std::int64_t rows, std::int64_t d, std::int64_t gap, bool with_
   EXPECT_TRUE(got.residual.gap_untouched() && got.hidden.gap_untouched() && got.y.gap_untouched());
 }
 
+TEST(CudaRmsNorm, TheSumMayGoElsewhere) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t d : {1, 65, 384, 512, 513, 2048, 5000}) {
+    for (const std::int64_t rows : {1, 7, 9}) {
+      NormCase in_place(rows, d, 4), apart(rows, d, 4);
+      PaddedRows sum(rows, d, 4);
+      const auto before = apart.residual.values();
+      const GpuArray<float> weight(gpu, all(random_floats(d, 3)));
+      GpuRows total(gpu, sum);
+      for (NormCase* c : {&in_place, &apart}) {
+        GpuRows residual(gpu, c->residual), hidden(gpu, c->hidden), y(gpu, c->y);
+        RmsNormArgs args{residual.view, hidden.view, weight.data(), 1e-5f, y.view};
+        if (c == &apart) args.sum = total.view;
+        rms_norm(args, gpu);
+        for (GpuRows* part : {&residual, &y, &total}) part->fetch();
+      }
+      EXPECT_TRUE(same_bits(sum.values(), in_place.residual.values())) << rows << " x " << d;
+      EXPECT_TRUE(same_bits(apart.y.values(), in_place.y.values())) << rows << " x " << d;
+      EXPECT_TRUE(same_bits(apart.residual.values(), before)) << rows << " x " << d;
+      EXPECT_TRUE(sum.gap_untouched());
+    }
+  }
+}
+
 TEST(CudaRmsNorm, EqualsTheCpu) {
   SKIP_WITHOUT_GPU();
   Context cpu(with_threads(1));
   Context gpu(on_gpu());
-  for (const std::int64_t d : {1, 3, 64, 65, 768, 2048, 4100, 5000, 5001}) {
+  for (const std::int64_t d : {1, 3, 64, 65, 511, 512, 513, 768, 2048, 4100, 5000, 5001}) {
     for (const std::int64_t rows : {1, 2, 65}) {
       for (const std::int64_t gap : {0, 3, 4}) {
         expect_norm(rows, d, gap, false, false, cpu, gpu);

@@ -66,6 +66,22 @@ TEST(RmsNorm, AgreesWithTheOracle) {
   });
 }
 
+TEST(RmsNorm, TheSumMayGoElsewhere) {
+  Context ctx(with_threads(2));
+  for (const std::int64_t d : kWidths) {
+    Case in_place(65, d, true, 3), apart(65, d, true, 3);
+    const auto residual = apart.residual.values();
+    PaddedRows sum(65, d, 2);
+    apart.args.sum = sum.view;
+    rms_norm(in_place.args, ctx);
+    rms_norm(apart.args, ctx);
+    EXPECT_TRUE(same_bits(sum.values(), in_place.residual.values()));
+    EXPECT_TRUE(same_bits(apart.y.values(), in_place.y.values()));
+    EXPECT_TRUE(same_bits(apart.residual.values(), residual));
+    EXPECT_TRUE(sum.gap_untouched());
+  }
+}
+
 TEST(RmsNorm, ARowsBitsDependOnNothingElse) {
   for (const std::int64_t d : {7, 768}) {
     Case all(300, d, true, 3);

@@ -22,6 +22,9 @@ void check(const RmsNormArgs& args) {
   check_rows("residual", args.residual, args);
   check_rows("y", args.y, args);
   if (args.hidden.data != nullptr) check_rows("hidden", args.hidden, args);
+  if (args.sum.data != nullptr) check_rows("sum", args.sum, args);
+  check_input(args.sum.data == nullptr || args.hidden.data != nullptr,
+              "rms_norm: a place for the sum was given and no hidden; expected both");
   check_input(args.residual.elements() == 0 || args.weight != nullptr,
               "rms_norm: no weight was given; expected ", args.residual.shape[1], " values");
   check_input(std::isfinite(args.eps) && args.eps >= 0, "rms_norm: eps is ", args.eps,

@@ -14,8 +14,9 @@ HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Adds hidden (when given) and returns the sum of squares. The order of the sum depends on d alone.
-double add_and_square(float* residual, const float* hidden, std::int64_t d) {
+// Adds hidden (when given) into `to` and returns the sum of squares. The order of the sum depends
+// on d alone.
+double add_and_square(const float* residual, const float* hidden, float* to, std::int64_t d) {
   const hn::ScalableTag<double> df64;
   const hn::Rebind<float, decltype(df64)> df32;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(df64));
@@ -23,7 +24,7 @@ double add_and_square(float* residual, const float* hidden, std::int64_t d) {
     auto r = hn::LoadU(df32, residual + i);
     if (hidden != nullptr) {
       r = hn::Add(r, hn::LoadU(df32, hidden + i));
-      hn::StoreU(r, df32, residual + i);
+      hn::StoreU(r, df32, to + i);
     }
     return hn::PromoteTo(df64, r);
   };
@@ -38,8 +39,9 @@ double add_and_square(float* residual, const float* hidden, std::int64_t d) {
   }
   double sum = hn::GetLane(hn::SumOfLanes(df64, hn::Add(sum0, sum1)));
   for (; i < d; ++i) {
-    if (hidden != nullptr) residual[i] += hidden[i];
-    sum += static_cast<double>(residual[i]) * residual[i];
+    float r = residual[i];
+    if (hidden != nullptr) to[i] = r += hidden[i];
+    sum += static_cast<double>(r) * r;
   }
   return sum;
 }
@@ -62,9 +64,10 @@ void rms_norm_rows(const RmsNormArgs& args, std::int64_t begin, std::int64_t end
     float* residual = args.residual.data + row * args.residual.stride[0];
     const float* hidden =
         args.hidden.data == nullptr ? nullptr : args.hidden.data + row * args.hidden.stride[0];
-    const double sum = add_and_square(residual, hidden, d);
+    float* to = args.sum.data == nullptr ? residual : args.sum.data + row * args.sum.stride[0];
+    const double sum = add_and_square(residual, hidden, to, d);
     const double rstd = 1.0 / std::sqrt(sum / static_cast<double>(d) + args.eps);
-    scale(residual, args.weight, static_cast<float>(rstd), args.y.row(row), d);
+    scale(to, args.weight, static_cast<float>(rstd), args.y.row(row), d);
   }
 }
 
