@@ -110,6 +110,12 @@ void check_layers(const ModelConfig& config, const Context& ctx) {
   if (ctx.gpu()) check_gpu_takes(dims);
 }
 
+bool takes_bf16_activations(const ModelConfig& config, const Context& ctx) {
+  constexpr std::int64_t kPiece = 8;
+  return config.width % kPiece == 0 && config.mlp_hidden % kPiece == 0 &&
+         mamba3_scan_takes_bf16(mixer_dims(config), ctx);
+}
+
 Mamba3Params mixer_params(const Mamba3MixerWeights& w) {
   Mamba3Params out;
   out.dt_bias = w.dt_bias.data();

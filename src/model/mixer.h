@@ -13,6 +13,9 @@ Mamba3Dims mixer_dims(const ModelConfig& config);
 // Whether the Context's device computes such layers: kUnavailable, with the reason, where it does
 // not. Asked before anything is loaded.
 void check_layers(const ModelConfig& config, const Context& ctx);
+// Whether what passes between ops may be bf16: where the scan takes that, and rows begin on 16
+// bytes, since products of others are slower than rounding their inputs first.
+bool takes_bf16_activations(const ModelConfig& config, const Context& ctx);
 Mamba3Params mixer_params(const Mamba3MixerWeights& weights);
 
 // in_proj of the stream's norm, the recurrence from and to `states`, out_proj; the result joins the

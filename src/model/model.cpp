@@ -17,7 +17,6 @@
 #include "ops/embedding/embedding.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/linear/fused_linear.h"
-#include "ops/mamba3_scan/mamba3_scan.h"
 
 namespace mamba3 {
 namespace {
@@ -76,14 +75,6 @@ std::span<const T> place(std::span<const T> numbers, ArenaScope& scope, Context&
   T* const copy = scope.allocate<T>(static_cast<std::int64_t>(numbers.size()));
   ctx.gpu()->copy_in(copy, numbers.data(), numbers.size_bytes());
   return {copy, numbers.size()};
-}
-
-// Where the scan takes them, and rows begin on 16 bytes: products of others are slower than
-// rounding their inputs first.
-bool takes_bf16_activations(const ModelConfig& config, const Context& ctx) {
-  constexpr std::int64_t kPiece = 8;
-  return config.width % kPiece == 0 && config.mlp_hidden % kPiece == 0 &&
-         mamba3_scan_takes_bf16(mixer_dims(config), ctx);
 }
 
 void check_slots(std::span<const std::int32_t> slots, const StatePool::Impl& states) {

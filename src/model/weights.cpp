@@ -90,11 +90,12 @@ T element(const TensorRef& tensor, std::int64_t i) {
 
 std::vector<float> widen(const TensorRef& tensor) {
   std::vector<float> out(static_cast<std::size_t>(tensor.elements()));
+  if (tensor.dtype == DType::kF32) {
+    if (!out.empty()) std::memcpy(out.data(), tensor.data, out.size() * sizeof(float));
+    return out;
+  }
   for (std::int64_t i = 0; i < tensor.elements(); ++i) {
     switch (tensor.dtype) {
-      case DType::kF32:
-        out[i] = element<float>(tensor, i);
-        break;
       case DType::kBf16:
         out[i] = to_float(element<Bf16>(tensor, i));
         break;
@@ -234,30 +235,54 @@ class Placer {
   std::shared_ptr<Gpu> gpu_;
 };
 
+// Every tensor to its place: `values` and `matrix` give what stands there.
+template <class ValuesOf, class MatrixOf>
+void bind_all(const ModelConfig& config, const std::map<std::string, TensorRef>& tensors,
+              ModelWeights& weights, const ValuesOf& values, const MatrixOf& matrix) {
+  check_tensors(config, tensors);
+  weights.blocks.resize(static_cast<std::size_t>(config.layers));
+  for (BlockWeights& block : weights.blocks) {
+    if (config.mlp_hidden > 0) block.mlp = SwigluMlpWeights{};
+  }
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    const TensorRef& tensor = tensors.at(spec.name);
+    const Place place = find_place(weights, spec.name);
+    if (place.values != nullptr) {
+      *place.values = values(tensor);
+    } else {
+      *place.matrix = matrix(tensor);
+    }
+  }
+  if (config.tied_embeddings) weights.lm_head = weights.embedding;
+}
+
 }  // namespace
 
 ModelWeights bind_weights(const ModelConfig& config,
                           const std::map<std::string, TensorRef>& tensors,
                           std::shared_ptr<const void> owner, const Context& ctx) {
-  check_tensors(config, tensors);
   ModelWeights weights;
   if (!ctx.gpu()) weights.owners.push_back(std::move(owner));
-  weights.blocks.resize(static_cast<std::size_t>(config.layers));
-  for (BlockWeights& block : weights.blocks) {
-    if (config.mlp_hidden > 0) block.mlp = SwigluMlpWeights{};
-  }
   Placer placer(weights, ctx.gpu());
-  for (const TensorSpec& spec : tensor_specs(config)) {
-    const TensorRef& tensor = tensors.at(spec.name);
-    const Place place = find_place(weights, spec.name);
-    if (place.values != nullptr) {
-      *place.values = placer.values(tensor);
-    } else {
-      *place.matrix = placer.matrix(tensor);
-    }
-  }
+  bind_all(
+      config, tensors, weights, [&](const TensorRef& tensor) { return placer.values(tensor); },
+      [&](const TensorRef& tensor) { return placer.matrix(tensor); });
   if (ctx.gpu()) ctx.gpu()->synchronize();  // the tensors may go now
-  if (config.tied_embeddings) weights.lm_head = weights.embedding;
+  return weights;
+}
+
+ModelWeights view_weights(const ModelConfig& config,
+                          const std::map<std::string, TensorRef>& tensors) {
+  ModelWeights weights;
+  bind_all(
+      config, tensors, weights,
+      [](const TensorRef& tensor) {
+        check_input(tensor.dtype == DType::kF32, "a small tensor is ", dtype_name(tensor.dtype),
+                    "; expected F32");
+        return Values(reinterpret_cast<const float*>(tensor.data),
+                      static_cast<std::size_t>(tensor.elements()));
+      },
+      [](const TensorRef& tensor) { return tensor; });
   return weights;
 }
 

@@ -69,6 +69,11 @@ ModelWeights bind_weights(const ModelConfig& config,
                           const std::map<std::string, TensorRef>& tensors,
                           std::shared_ptr<const void> owner, const Context& ctx);
 
+// Binds tensors that lie where the Context's ops find them, small ones in fp32: nothing is copied,
+// and who owns them keeps them there.
+ModelWeights view_weights(const ModelConfig& config,
+                          const std::map<std::string, TensorRef>& tensors);
+
 // The names of tensors that hold NaN or infinity.
 std::vector<std::string> find_non_finite(const ModelConfig& config,
                                          const std::map<std::string, TensorRef>& tensors,
