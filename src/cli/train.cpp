@@ -8,17 +8,30 @@
 #include "cli/run_options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
+#include "core/gpu.h"
 #include "core/host_memory.h"
 #include "core/quote.h"
 #include "model/init.h"
+#include "model/mixer.h"
 #include "train/run_report.h"
 #include "train/trainer.h"
+#include "train/training_flops.h"
 #include "train/training_memory.h"
 #include "train/training_run.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
+
+// Refuses what the device has no kernels or no room for, before anything is written.
+void check_device(const TrainStart& start, const Context& ctx) {
+  check_layers(start.config, ctx);
+  const TrainOptions& options = start.record.options;
+  const std::int64_t available =
+      ctx.gpu() ? ctx.gpu()->info().free_bytes : available_memory_bytes();
+  check_training_memory(start.config, options, available, ctx);
+  ctx.log(LogLevel::kInfo, describe(training_memory_needed(start.config, options, ctx)));
+}
 
 std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   auto tokenizer = Tokenizer::load(start.tokenizer);
@@ -91,6 +104,7 @@ class Display {
         task_(task),
         first_(trainer.steps()),
         all_(trainer.options().schedule.steps),
+        flops_(training_flops_per_token(trainer.config())),
         bar_(command.common, "training", "steps") {}
 
   RunHooks hooks() {
@@ -100,7 +114,8 @@ class Display {
       loss_ = report.loss;
       bar_.update(report.step - first_, all_ - first_,
                   str("step ", report.step, "  loss ", rounded(report.loss, 3), "  ",
-                      rounded(tokens_per_s, 0), " tokens/s"));
+                      rounded(tokens_per_s, 0), " tokens/s  ",
+                      rounded(1e-12 * flops_ * tokens_per_s, 2), " TFLOP/s"));
     };
     hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
       say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4),
@@ -123,6 +138,7 @@ class Display {
   const Context& ctx_;
   std::optional<TaskOptions> task_;
   std::int64_t first_, all_;
+  double flops_;  // of a token
   double loss_ = NAN;
   ProgressBar bar_;
 };
@@ -138,6 +154,9 @@ void report_result(const TrainCommand& command, const TrainStart& start, const R
       {"held_out", result.held_out ? Json(result.held_out->loss) : Json()},
       {"tokens", result.tokens},
       {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
+      {"tflops_per_s", any ? Json(1e-12 * training_flops_per_token(start.config) *
+                                  static_cast<double>(result.tokens) / result.step_s)
+                           : Json()},
       {"seed", start.record.options.seed}};
   if (start.record.task) {
     const Task task = start.record.task->task;
@@ -155,7 +174,7 @@ int run_train(CLI::App& app, TrainCommand& command) {
   if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
   if (command.sweep.asked()) return run_sweep(command);
-  Context ctx = make_context(command.common, training_device(command));
+  Context ctx = make_context(command.common, choose_device(command.common));
   TrainStart start = find_start(command, ctx);
   std::optional<Display> display;
   const auto hooks = [&](const Trainer& trainer) {
@@ -224,7 +243,7 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   whole(app, "--length", command.length, 1, "tokens of a window (default: 512)");
   whole(app, "--accumulate", command.accumulate, 1,
         "a step is taken in micro-batches of at most N tokens, which decides the memory it needs "
-        "(default: 4096)");
+        "(default: 4096; on a GPU as many as keep at most 12 GB, up to 65536)");
   app.add_option("--recompute", command.recompute,
                  "what the way back computes again instead of keeping it: none, scan or block; "
                  "takes time, saves memory, changes no bit (default: none)")
@@ -262,20 +281,9 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
 
 }  // namespace
 
-Device training_device(const TrainCommand& command) {
-  if (command.common.device == "auto") return {};
-  const Device device = choose_device(command.common);
-  if (device.kind == DeviceKind::kCuda) {
-    fail(ErrorCode::kUnavailable,
-         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
-         "a small model there");
-  }
-  return device;
-}
-
 RunResult run_training(const TrainCommand& command, TrainStart& start, const MakeHooks& hooks,
                        Context& ctx) {
-  check_training_memory(start.config, start.record.options, available_memory_bytes());
+  check_device(start, ctx);
   const auto tokenizer = start.record.task ? nullptr : fitting_tokenizer(start);
   prepare_folder(start);
   const Sequences sequences =

@@ -47,8 +47,6 @@ struct TrainStart {
   std::optional<TrainCheckpoint> checkpoint;        // that is resumed
   std::shared_ptr<const TensorFile> first_weights;  // of --init-from
 };
-// The device to train on; refuses one that cannot.
-Device training_device(const TrainCommand& command);
 // From scratch, from another model or from a checkpoint. Nothing is written.
 TrainStart find_start(const TrainCommand& command, Context& ctx);
 

@@ -11,6 +11,7 @@
 #include "io/config_file.h"
 #include "mamba3/version.h"
 #include "train/token_selection.h"
+#include "train/training_memory.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
@@ -61,8 +62,9 @@ void begin_from_scratch(const TrainCommand& command, TrainStart& start) {
   start.config.mixer.a_activation_recorded = true;
 }
 
-TrainRecord record_of_texts(const TrainCommand& command) {
+TrainRecord record_of_texts(const TrainCommand& command, const Context& ctx) {
   TrainRecord record;
+  record.options.compute = ctx.gpu() ? Compute::kBf16 : Compute::kF32;
   Schedule& schedule = record.options.schedule;
   schedule.steps = command.steps.value_or(1000);
   return record;
@@ -87,11 +89,15 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
     begin_with_model(command, start, ctx);
   }
   check_config(start.config);
-  TrainRecord record = task ? task_record(command.task) : record_of_texts(command);
+  TrainRecord record = task ? task_record(command.task) : record_of_texts(command, ctx);
   Schedule& schedule = record.options.schedule;
   schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
   record.options.seed = command.common.seed.value_or(std::random_device{}());
   start.record = with_given(command, std::move(record));
+  TrainOptions& options = start.record.options;
+  if (!command.accumulate && !task) {
+    options.accumulate = default_accumulate(start.config, options, ctx);
+  }
   return start;
 }
 

@@ -37,7 +37,7 @@ class Sweep {
         folder_(command.resume.empty() ? command.output : command.resume),
         cells_(sweep_cells(command)),
         results_(cells_.size()),
-        device_(training_device(command)),
+        device_(choose_device(command.common)),
         bar_(command.common, "training", "steps") {}
 
   // A result for each cell, in their order; null where it was interrupted.
@@ -232,7 +232,7 @@ void add_sweep_options(CLI::App& app, SweepCommand& command) {
 int run_sweep(const TrainCommand& command) {
   const std::vector<Json> results = Sweep(command).run();
   if (!command.sweep.out.empty()) {
-    const Context ctx = make_context(command.common, training_device(command));
+    const Context ctx = make_context(command.common, choose_device(command.common));
     write_text(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
   }
   if (!command.common.json) write_out(sweep_table(results));

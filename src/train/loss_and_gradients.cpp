@@ -7,11 +7,12 @@
 
 #include "core/arena.h"
 #include "core/check.h"
-#include "core/thread_pool.h"
+#include "core/transfer.h"
 #include "model/mixer.h"
 #include "model/stream.h"
 #include "ops/embedding/embedding.h"
 #include "ops/embedding_backward/embedding_backward.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/linear_backward/linear_backward.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
 #include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
@@ -19,146 +20,80 @@
 #include "ops/rms_norm_backward/rms_norm_backward.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/swiglu_backward/swiglu_backward.h"
+#include "train/pass_workspace.h"
 
 namespace mamba3 {
 namespace {
 
-using Rows = TensorView<float, 2>;
-
-// What the way back reads again of one block.
-struct BlockTape {
-  Rows before_mixer;  // [t, d], the residual stream as the norm reads it
-  Rows projected;     // [t, e]
-  Rows mixed;         // [t, h * p], what out_proj reads
-  Rows before_mlp;    // [t, d]
-  Rows wide;          // [t, 2 f]
-};
-
-// States of one layer for all sequences, or gradients of such.
-struct FreshStates {
-  FreshStates(const Mamba3Dims& dims, std::int64_t slots, ArenaScope& scope)
-      : turns(dims.heads * dims.angles),
-        ssm(dims.heads * dims.state * dims.head_dim),
-        k(dims.rank * dims.heads * dims.state),
-        v(dims.heads * dims.head_dim),
-        count(slots),
-        data(scope.allocate<float>(slots * (turns + ssm + k + v))) {}
-
-  void clear() const { std::fill_n(data, count * (turns + ssm + k + v), 0.0f); }
-  Mamba3States states() const {
-    Mamba3States out;
-    out.turns = reinterpret_cast<std::uint32_t*>(data);
-    out.ssm = data + count * turns;
-    out.k = out.ssm + count * ssm;
-    out.v = out.k + count * k;
-    out.slots = count;
-    out.turns_stride = turns;
-    out.ssm_stride = ssm;
-    out.k_stride = k;
-    out.v_stride = v;
-    return out;
+// The first pass leaves one block in the arena with room for itself and its ops: what grows step by
+// step leaves blocks behind that are too small.
+Carver carve(const ModelConfig& config, const PassShape& shape, Compute compute, ArenaScope& scope,
+             Context& ctx) {
+  Arena& arena = ctx.workspace();
+  if (arena.capacity_bytes() == 0) {
+    arena.reserve(pass_workspace_bytes(config, shape, compute, ctx));
   }
-  Mamba3StateGradients gradients() const {
-    Mamba3StateGradients out;
-    out.angle = data;
-    out.ssm = data + count * turns;
-    out.k = out.ssm + count * ssm;
-    out.v = out.k + count * k;
-    out.slots = count;
-    out.angle_stride = turns;
-    out.ssm_stride = ssm;
-    out.k_stride = k;
-    out.v_stride = v;
-    return out;
-  }
-
-  std::int64_t turns, ssm, k, v, count;
-  float* data;
-};
+  const auto bytes = static_cast<std::int64_t>(pass_bytes(config, shape));
+  return Carver(scope.allocate<std::byte>(bytes));
+}
 
 // One batch on its way through the model and back.
 class Pass {
  public:
   Pass(const ModelConfig& config, const ModelWeights& weights, const TrainingBatch& batch,
-       const LossOptions& options, ParameterValues* gradients, Context& ctx)
+       const LossOptions& options, ParameterValues* gradients, CrossEntropySums* sums, Context& ctx)
       : config_(config),
         weights_(weights),
-        batch_(batch),
         options_(options),
         gradients_(gradients),
+        sums_(sums),
         ctx_(ctx),
         dims_(mixer_dims(config)),
-        tokens_(static_cast<std::int64_t>(batch.ids.size())),
+        shape_(pass_shape(config, std::ssize(batch.ids), std::ssize(batch.cu_seqlens) - 1, options,
+                          gradients != nullptr, ctx)),
         scope_(ctx.workspace()),
-        slots_(batch.cu_seqlens.size() - 1),
-        states_(dims_, std::ssize(slots_), scope_),
-        hidden_(rows(config.width)),
-        normed_(rows(config.width)) {
-    std::iota(slots_.begin(), slots_.end(), 0);
+        carver_(carve(config, shape_, options.compute, scope_, ctx)),
+        memory_(config, shape_, carver_) {
+    std::vector<std::int32_t> slots(static_cast<std::size_t>(shape_.sequences));
+    std::iota(slots.begin(), slots.end(), 0);
+    ids_ = place(batch.ids, memory_.ids);
+    targets_ = place(batch.targets, memory_.targets);
+    cu_seqlens_ = place(batch.cu_seqlens, memory_.cu_seqlens);
+    copy_from_host(ctx.gpu().get(), memory_.slots, slots.data(), slots.size() * sizeof(slots[0]));
+    slots_ = {memory_.slots, slots.size()};
   }
 
-  CrossEntropySums run() {
-    Rows residual = rows(config_.width);
-    embedding({batch_.ids, weights_.embedding, residual}, ctx_);
-    std::vector<BlockTape> tapes;
-    for (const BlockWeights& block : weights_.blocks) {
-      // Without a way back one tape serves all blocks.
-      if (tapes.empty()) {
-        tapes.push_back(make_tape());
-      } else if (gradients_ != nullptr) {
-        tapes.push_back(next_tape(tapes.back()));
-      }
-      residual = forward(block, residual, tapes.back());
+  void run() {
+    Rows residual = memory_.tapes[0].before_mixer;
+    embedding({ids_, weights_.embedding, residual}, ctx_);
+    for (std::int64_t l = 0; l < config_.layers; ++l) {
+      residual = forward(weights_.blocks[l], residual, memory_.tapes[l]);
     }
-    const Rows last = gradients_ == nullptr ? residual : rows(config_.width);
-    join(residual, last, weights_.final_norm);
-    CrossEntropySums sums;
-    const Rows grad_stream = gradients_ == nullptr ? Rows() : rows(config_.width);
-    loss(last, grad_stream, sums);
-    if (gradients_ == nullptr) return sums;
+    join(residual, memory_.last, weights_.final_norm);
+    loss();
+    if (gradients_ == nullptr) return;
     for (std::int64_t l = config_.layers - 1; l >= 0; --l) {
-      if (l + 1 < config_.layers) restore(weights_.blocks[l], tapes[l]);
-      backward(l, tapes[l], grad_stream);
+      if (l + 1 < config_.layers) restore(weights_.blocks[l], memory_.tapes[l]);
+      backward(l, memory_.tapes[l]);
     }
-    embedding_backward({batch_.ids, grad_stream,
+    embedding_backward({ids_, memory_.grad_stream,
                         matrix("backbone.embedding.weight", config_.padded_vocab(), config_.width)},
                        ctx_);
-    return sums;
   }
 
  private:
-  Rows rows(std::int64_t columns) {
-    return {scope_.allocate<float>(tokens_ * columns), {tokens_, columns}};
-  }
-  Rows scratch(std::int64_t columns, ArenaScope& scope) const {
-    return {scope.allocate<float>(tokens_ * columns), {tokens_, columns}};
+  // Numbers of the host where ops read them: as they are, or copied to `to`.
+  template <class T>
+  std::span<const T> place(std::span<const T> numbers, T* to) {
+    if (!ctx_.gpu()) return numbers;
+    ctx_.gpu()->copy_in(to, numbers.data(), numbers.size_bytes());
+    return {to, numbers.size()};
   }
   Rows matrix(const std::string& name, std::int64_t n, std::int64_t k) const {
     return {gradients_->at(name), {n, k}};
   }
-
-  BlockTape make_tape() {
-    BlockTape tape;
-    tape.before_mixer = rows(config_.width);
-    tape.projected = rows(config_.in_proj_rows());
-    tape.mixed = rows(config_.inner());
-    if (config_.mlp_hidden == 0) return tape;
-    tape.before_mlp = rows(config_.width);
-    tape.wide = rows(2 * config_.mlp_hidden);
-    return tape;
-  }
-
-  // Shares the memory of what is computed again.
-  BlockTape next_tape(const BlockTape& last) {
-    if (options_.recompute == Recompute::kNone) return make_tape();
-    BlockTape tape = last;
-    tape.before_mixer = rows(config_.width);
-    if (options_.recompute == Recompute::kBlock) return tape;
-    tape.projected = rows(config_.in_proj_rows());
-    if (config_.mlp_hidden == 0) return tape;
-    tape.before_mlp = rows(config_.width);
-    tape.wide = rows(2 * config_.mlp_hidden);
-    return tape;
+  void clear(std::span<float> numbers) const {
+    set_zero(ctx_.gpu().get(), numbers.data(), numbers.size_bytes());
   }
 
   // A tape whose shared parts a later block has used: as it was after this one. The last block's
@@ -170,28 +105,21 @@ class Pass {
     inside(block, tape);
   }
 
-  // to = residual + what the half block before has left in hidden_; normed_ = its norm.
+  // to = residual + what the half block before, if one waits, has left in `hidden`; normed = its
+  // norm.
   void join(const Rows& residual, const Rows& to, Values norm) {
-    if (to.data != residual.data) copy(residual, to);
     RmsNormArgs args;
-    args.residual = to;
-    if (has_hidden_) args.hidden = hidden_;
+    args.residual = residual;
+    if (has_hidden_) args.hidden = memory_.hidden;
     args.weight = norm.data();
     args.eps = kModelNormEps;
-    args.y = normed_;
+    args.y = memory_.normed;
+    if (to.data != residual.data) args.sum = to;
     rms_norm(args, ctx_);
     has_hidden_ = false;
   }
 
-  void copy(const Rows& from, const Rows& to) const {
-    constexpr std::int64_t kRows = 64;
-    ctx_.pool().run((tokens_ + kRows - 1) / kRows, [&](std::int64_t task, int) {
-      const std::int64_t begin = task * kRows, end = std::min(tokens_, begin + kRows);
-      std::copy(&from(begin, 0), &from(begin, 0) + (end - begin) * from.shape[1], &to(begin, 0));
-    });
-  }
-
-  void product(const Rows& x, const TensorRef& w, const Rows& y) const {
+  void product(const Matrix& x, const TensorRef& w, const Matrix& y) const {
     linear({x, w, y, options_.compute, LinearPath::kGemm}, ctx_);
   }
 
@@ -204,135 +132,164 @@ class Pass {
       give(tape.mixed, std::get<Mamba3MixerWeights>(block.mixer).out_proj);
       return tape.before_mixer;
     }
-    ArenaScope scope(ctx_.workspace());
-    const Rows gated = scratch(config_.mlp_hidden, scope);
-    swiglu({tape.wide, gated}, ctx_);
-    give(gated, mlp->fc2);
+    swiglu({tape.wide, memory_.gated}, ctx_);
+    give(memory_.gated, mlp->fc2);
     return tape.before_mlp;
   }
 
   // From the first norm's output to what the block's last product reads.
   void inside(const BlockWeights& block, const BlockTape& tape) {
     const auto& mixer = std::get<Mamba3MixerWeights>(block.mixer);
-    product(normed_, mixer.in_proj, tape.projected);
+    project(mixer, tape);
     scan(block, tape);
     const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp);
     if (mlp == nullptr) return;
     give(tape.mixed, mixer.out_proj);
     join(tape.before_mixer, tape.before_mlp, mlp->norm);
-    product(normed_, mlp->fc1, tape.wide);
+    product(memory_.normed, mlp->fc1, tape.wide);
+  }
+
+  void project(const Mamba3MixerWeights& mixer, const BlockTape& tape) const {
+    if (tape.zx.data == nullptr) return product(memory_.normed, mixer.in_proj, tape.columns);
+    FusedLinearArgs args;
+    args.x = memory_.normed;
+    args.w = mixer.in_proj;
+    args.y = tape.zx;
+    args.rest = tape.columns;
+    args.compute = options_.compute;
+    args.path = LinearPath::kGemm;
+    fused_linear(args, ctx_);
   }
 
   void scan(const BlockWeights& block, const BlockTape& tape) const {
-    states_.clear();
-    mamba3_scan({dims_, mixer_params(std::get<Mamba3MixerWeights>(block.mixer)), columns(tape),
-                 batch_.cu_seqlens, slots_, states_.states(), tape.mixed,
-                 options_.compute == Compute::kBf16},
-                ctx_);
+    clear(memory_.states.numbers());
+    mamba3_scan(
+        {dims_, mixer_params(std::get<Mamba3MixerWeights>(block.mixer)), columns(tape), cu_seqlens_,
+         slots_, memory_.states.states(), tape.mixed, options_.compute == Compute::kBf16},
+        ctx_);
   }
 
   // The product that ends a half block waits for the next norm.
-  void give(const Rows& x, const TensorRef& w) {
-    product(x, w, hidden_);
+  void give(const Matrix& x, const TensorRef& w) {
+    product(x, w, memory_.hidden);
     has_hidden_ = true;
   }
 
   Mamba3Columns columns(const BlockTape& tape) const {
-    return split_columns(tape.projected.data, config_.in_proj_rows(), dims_);
+    const bool apart = tape.zx.data != nullptr;
+    Mamba3Columns out = split_columns(tape.columns.data, tape.columns.stride[0], dims_, apart);
+    if (!apart) return out;
+    out.z_bf16 = static_cast<const Bf16*>(tape.zx.data);
+    out.x_bf16 = out.z_bf16 + config_.inner();
+    out.zx_stride = tape.zx.stride[0];
+    return out;
   }
 
-  // grad_stream: assigned, the gradient of the residual stream before the last norm.
-  void loss(const Rows& last, const Rows& grad_stream, CrossEntropySums& sums) {
+  // Leaves the gradient of the residual stream before the last norm.
+  void loss() {
     CrossEntropyArgs args;
-    args.x = normed_;
+    args.x = memory_.normed;
     args.w = weights_.lm_head;
-    args.targets = batch_.targets;
+    args.targets = targets_;
     args.z_weight = options_.z_weight;
     args.grad_scale = options_.grad_scale;
-    args.sums = &sums;
+    args.sums = sums_;
     args.compute = options_.compute;
     if (gradients_ == nullptr) return cross_entropy(args, ctx_);
     const char* head = config_.tied_embeddings ? "backbone.embedding.weight" : "lm_head.weight";
-    args.grad_x = hidden_;
+    args.grad_x = memory_.grad_normed;
     args.grad_w = matrix(head, config_.padded_vocab(), config_.width);
     cross_entropy(args, ctx_);
-    std::fill_n(grad_stream.data, grad_stream.elements(), 0.0f);
-    norm_backward(last, weights_.final_norm, "backbone.norm_f.weight", hidden_, grad_stream);
+    const Rows& stream = memory_.grad_stream;
+    clear({stream.data, static_cast<std::size_t>(stream.elements())});
+    norm_backward(memory_.last, weights_.final_norm, "backbone.norm_f.weight");
   }
 
-  void norm_backward(const Rows& residual, Values weight, const std::string& name,
-                     const Rows& grad_y, const Rows& grad_stream) const {
+  // From grad_normed to the gradient of the stream.
+  void norm_backward(const Rows& residual, Values weight, const std::string& name) const {
     RmsNormBackwardArgs args;
     args.residual = residual;
     args.weight = weight.data();
     args.eps = kModelNormEps;
-    args.grad_y = grad_y;
-    args.grad_residual = grad_stream;
+    args.grad_y = memory_.grad_normed;
+    args.grad_residual = memory_.grad_stream;
     args.grad_weight = gradients_->at(name);
+    if (shape_.bf16_activations) args.rounded = memory_.grad_half;
     rms_norm_backward(args, ctx_);
   }
 
-  void product_backward(const Rows& x, const TensorRef& w, const std::string& name,
-                        const Rows& grad_y, const Rows& grad_x) const {
+  // Of x and of the weights of that name; either may be left out.
+  void product_backward(const Matrix& x, const TensorRef& w, const std::string& name,
+                        const Matrix& grad_y, const Matrix& grad_x) const {
     LinearBackwardArgs args;
     args.x = x;
     args.w = w;
     args.grad_y = grad_y;
     args.grad_x = grad_x;
-    args.grad_w = matrix(name, w.shape[0], w.shape[1]);
+    if (x.data != nullptr) args.grad_w = matrix(name, w.shape[0], w.shape[1]);
     args.compute = options_.compute;
     linear_backward(args, ctx_);
   }
 
   // grad_stream: that of the stream after the block; becomes that before it.
-  void backward(std::int64_t layer, const BlockTape& tape, const Rows& grad_stream) {
+  void backward(std::int64_t layer, const BlockTape& tape) {
     const std::string name = "backbone.layers." + std::to_string(layer) + ".";
     const BlockWeights& block = weights_.blocks[layer];
     if (const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp)) {
-      mlp_backward(*mlp, name, tape, grad_stream);
+      mlp_backward(*mlp, name, tape);
     }
-    mixer_backward(std::get<Mamba3MixerWeights>(block.mixer), block.norm, name, tape, grad_stream);
+    mixer_backward(std::get<Mamba3MixerWeights>(block.mixer), block.norm, name, tape);
   }
 
-  void mlp_backward(const SwigluMlpWeights& mlp, const std::string& name, const BlockTape& tape,
-                    const Rows& grad_stream) {
-    ArenaScope scope(ctx_.workspace());
-    const Rows gated = scratch(config_.mlp_hidden, scope);
-    const Rows grad_gated = scratch(config_.mlp_hidden, scope);
-    swiglu({tape.wide, gated}, ctx_);
-    product_backward(gated, mlp.fc2, name + "mlp.fc2.weight", grad_stream, grad_gated);
-    swiglu_backward({tape.wide, grad_gated, tape.wide}, ctx_);
+  void mlp_backward(const SwigluMlpWeights& mlp, const std::string& name, const BlockTape& tape) {
+    // What fc2 read is computed again beside the gradients of what it comes from.
+    const std::string fc2 = name + "mlp.fc2.weight";
+    product_backward({}, mlp.fc2, fc2, memory_.grad_half, memory_.grad_gated);
+    swiglu_backward({tape.wide, memory_.grad_gated, tape.wide, memory_.gated}, ctx_);
+    product_backward(memory_.gated, mlp.fc2, fc2, memory_.grad_half, {});
     join(tape.before_mlp, tape.before_mlp, mlp.norm);
-    product_backward(normed_, mlp.fc1, name + "mlp.fc1.weight", tape.wide, hidden_);
-    norm_backward(tape.before_mlp, mlp.norm, name + "norm2.weight", hidden_, grad_stream);
+    product_backward(memory_.normed, mlp.fc1, name + "mlp.fc1.weight", tape.wide,
+                     memory_.grad_normed);
+    norm_backward(tape.before_mlp, mlp.norm, name + "norm2.weight");
   }
 
   void mixer_backward(const Mamba3MixerWeights& mixer, Values norm, const std::string& name,
-                      const BlockTape& tape, const Rows& grad_stream) {
-    ArenaScope scope(ctx_.workspace());
-    const Rows grad_mixed = scratch(config_.inner(), scope);
-    const Rows grad_projected = scratch(config_.in_proj_rows(), scope);
-    const FreshStates grad_states(dims_, std::ssize(slots_), scope);
-    product_backward(tape.mixed, mixer.out_proj, name + "mixer.out_proj.weight", grad_stream,
-                     grad_mixed);
-    states_.clear();
-    grad_states.clear();
+                      const BlockTape& tape) {
+    product_backward(tape.mixed, mixer.out_proj, name + "mixer.out_proj.weight", memory_.grad_half,
+                     memory_.grad_mixed);
+    scan_backward(mixer, name + "mixer.", tape);
+    join(tape.before_mixer, tape.before_mixer, norm);
+    product_backward(memory_.normed, mixer.in_proj, name + "mixer.in_proj.weight",
+                     memory_.grad_projected, memory_.grad_normed);
+    norm_backward(tape.before_mixer, norm, name + "norm.weight");
+  }
+
+  void scan_backward(const Mamba3MixerWeights& mixer, const std::string& name,
+                     const BlockTape& tape) const {
+    clear(memory_.states.numbers());
+    clear(memory_.grad_states.numbers());
     Mamba3ScanBackwardArgs args;
     args.dims = dims_;
     args.params = mixer_params(mixer);
     args.columns = columns(tape);
-    args.cu_seqlens = batch_.cu_seqlens;
+    args.cu_seqlens = cu_seqlens_;
     args.slots = slots_;
-    args.states = states_.states();
-    args.grad_y = grad_mixed;
-    args.grad_columns = split_column_gradients(grad_projected.data, config_.in_proj_rows(), dims_);
-    args.grad_states = grad_states.gradients();
-    args.grad_params = param_gradients(name + "mixer.");
+    args.states = memory_.states.states();
+    args.grad_y = memory_.grad_mixed;
+    args.grad_columns = column_gradients();
+    args.grad_states = memory_.grad_states.gradients();
+    args.grad_params = param_gradients(name);
+    args.bf16_products = shape_.bf16_activations;
     mamba3_scan_backward(args, ctx_);
-    join(tape.before_mixer, tape.before_mixer, norm);
-    product_backward(normed_, mixer.in_proj, name + "mixer.in_proj.weight", grad_projected,
-                     hidden_);
-    norm_backward(tape.before_mixer, norm, name + "norm.weight", hidden_, grad_stream);
+  }
+
+  Mamba3ColumnGradients column_gradients() const {
+    const Matrix& rows = memory_.grad_projected;
+    if (!rows.is_bf16()) return split_column_gradients(rows.floats(), rows.stride[0], dims_);
+    Mamba3ColumnGradients out;
+    out.rows_bf16 = static_cast<Bf16*>(rows.data);
+    out.row_stride = rows.stride[0];
+    return out;
   }
 
   Mamba3ParamGradients param_gradients(const std::string& name) const {
@@ -354,45 +311,61 @@ class Pass {
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
-  const TrainingBatch& batch_;
   const LossOptions& options_;
   ParameterValues* gradients_;  // null: only the loss is wanted
+  CrossEntropySums* sums_;
   Context& ctx_;
   Mamba3Dims dims_;
-  std::int64_t tokens_;
+  PassShape shape_;
   ArenaScope scope_;
-  std::vector<std::int32_t> slots_;
-  FreshStates states_;
-  // [t, d] each: what a half block gives, on the way back what a norm's output gets; and a norm's
-  // output.
-  Rows hidden_, normed_;
+  Carver carver_;
+  PassMemory memory_;
+  std::span<const std::int32_t> ids_, targets_, slots_;
+  std::span<const std::int64_t> cu_seqlens_;
   bool has_hidden_ = false;
 };
 
-void check(const TrainingBatch& batch, const Context& ctx) {
-  if (ctx.gpu()) {
-    fail(ErrorCode::kUnavailable, "training runs on a CPU so far; use --device cpu");
+void check_ids(const TrainingBatch& batch, std::int64_t vocab) {
+  for (std::size_t i = 0; i < batch.ids.size(); ++i) {
+    const std::int32_t id = batch.ids[i], target = batch.targets[i];
+    check_input(id >= 0 && id < vocab, "token ", i, " of a batch has the id ", id,
+                "; expected 0 to ", vocab - 1);
+    check_input(target == kIgnoredTarget || (target >= 0 && target < vocab), "token ", i,
+                " of a batch has the target ", target, "; expected 0 to ", vocab - 1, ", or ",
+                kIgnoredTarget, " to ignore it");
   }
+}
+
+void check(const TrainingBatch& batch, const ModelConfig& config) {
   check_input(batch.ids.size() == batch.targets.size(), "a batch has ", batch.ids.size(),
               " ids and ", batch.targets.size(), " targets; expected as many");
-  check_input(!batch.cu_seqlens.empty() && batch.cu_seqlens.front() == 0 &&
-                  batch.cu_seqlens.back() == std::ssize(batch.ids),
-              "the sequences of a batch do not begin at 0 and end at ", batch.ids.size());
+  const auto& bounds = batch.cu_seqlens;
+  check_input(!bounds.empty() && bounds.front() == 0 && bounds.back() == std::ssize(batch.ids) &&
+                  std::ranges::is_sorted(bounds),
+              "the sequences of a batch do not begin at 0, follow each other and end at ",
+              batch.ids.size());
+  check_ids(batch, config.padded_vocab());
 }
 
 }  // namespace
 
-CrossEntropySums loss_and_gradients(const ModelConfig& config, const ModelWeights& weights,
-                                    const TrainingBatch& batch, const LossOptions& options,
-                                    ParameterValues& gradients, Context& ctx) {
-  check(batch, ctx);
-  return Pass(config, weights, batch, options, &gradients, ctx).run();
+PassShape pass_shape(const ModelConfig& config, std::int64_t tokens, std::int64_t sequences,
+                     const LossOptions& options, bool gradients, const Context& ctx) {
+  const bool bf16 = options.compute == Compute::kBf16 && takes_bf16_activations(config, ctx);
+  return {tokens, sequences, bf16, gradients, options.recompute};
 }
 
-CrossEntropySums loss_of(const ModelConfig& config, const ModelWeights& weights,
-                         const TrainingBatch& batch, const LossOptions& options, Context& ctx) {
-  check(batch, ctx);
-  return Pass(config, weights, batch, options, nullptr, ctx).run();
+void loss_and_gradients(const ModelConfig& config, const ModelWeights& weights,
+                        const TrainingBatch& batch, const LossOptions& options,
+                        ParameterValues& gradients, CrossEntropySums* sums, Context& ctx) {
+  check(batch, config);
+  Pass(config, weights, batch, options, &gradients, sums, ctx).run();
+}
+
+void loss_of(const ModelConfig& config, const ModelWeights& weights, const TrainingBatch& batch,
+             const LossOptions& options, CrossEntropySums* sums, Context& ctx) {
+  check(batch, config);
+  Pass(config, weights, batch, options, nullptr, sums, ctx).run();
 }
 
 }  // namespace mamba3

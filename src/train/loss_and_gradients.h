@@ -1,4 +1,4 @@
-// One forward and backward pass of a whole model on a CPU.
+// One forward and backward pass of a whole model.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,16 @@
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/linear/linear.h"
 #include "train/parameter_values.h"
+#include "train/pass_memory.h"
 
 namespace mamba3 {
 
+// In the host's memory, where it stays until the pass has been waited for.
 struct TrainingBatch {
   std::span<const std::int32_t> ids;         // [t], the sequences one after the other
   std::span<const std::int32_t> targets;     // [t], what follows each; or kIgnoredTarget
   std::span<const std::int64_t> cu_seqlens;  // [q + 1]; each sequence starts from a fresh state
 };
-
-// What is computed again on the way back instead of being kept, of each token and layer; no bit
-// changes. kNone: norms and gates alone, 2 d + e + h p + 2 f numbers are kept; kScan: the scans'
-// outputs too, 2 d + e + 2 f are kept; kBlock: all but the residual stream, d are kept.
-enum class Recompute : std::uint8_t { kNone, kScan, kBlock };
 
 struct LossOptions {
   Compute compute = Compute::kF32;  // kBf16: linears take their inputs rounded
@@ -31,13 +28,23 @@ struct LossOptions {
   double grad_scale = 1;  // of the sum over tokens: 1 / their number gives the mean's gradient
 };
 
-// Adds to `gradients`. The same bits for any number of threads.
-CrossEntropySums loss_and_gradients(const ModelConfig& config, const ModelWeights& weights,
-                                    const TrainingBatch& batch, const LossOptions& options,
-                                    ParameterValues& gradients, Context& ctx);
+// Weights, gradients and `sums` lie in the memory of the Context's device; on a GPU the call
+// returns before they are computed. Adds to `gradients`, assigns `sums`. The same bits for any
+// number of threads, and on a GPU in every run. A batch whose ids, targets or bounds make no sense
+// is refused, and nothing has then happened.
+//
+// With Compute::kBf16 on a GPU that scans such layers on tensor cores, what passes between ops is
+// rounded to bf16, but for the residual stream and the columns B, C, dt, A, trap and angle.
+void loss_and_gradients(const ModelConfig& config, const ModelWeights& weights,
+                        const TrainingBatch& batch, const LossOptions& options,
+                        ParameterValues& gradients, CrossEntropySums* sums, Context& ctx);
 
 // The loss alone; of `options` grad_scale and recompute are not read.
-CrossEntropySums loss_of(const ModelConfig& config, const ModelWeights& weights,
-                         const TrainingBatch& batch, const LossOptions& options, Context& ctx);
+void loss_of(const ModelConfig& config, const ModelWeights& weights, const TrainingBatch& batch,
+             const LossOptions& options, CrossEntropySums* sums, Context& ctx);
+
+// What a pass over so many tokens and sequences takes.
+PassShape pass_shape(const ModelConfig& config, std::int64_t tokens, std::int64_t sequences,
+                     const LossOptions& options, bool gradients, const Context& ctx);
 
 }  // namespace mamba3

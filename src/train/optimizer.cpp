@@ -1,11 +1,9 @@
 #include "train/optimizer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "core/check.h"
 #include "ops/adamw/adamw.h"
-#include "ops/global_norm/global_norm.h"
 
 namespace mamba3 {
 namespace {
@@ -21,13 +19,6 @@ double clipped(double norm, double most) {
 
 }  // namespace
 
-bool decays(const std::string& name) {
-  constexpr const char* kNot[] = {".dt_bias",    ".D",           "_bias",
-                                  "norm.weight", "norm2.weight", "norm_f.weight"};
-  return std::none_of(std::begin(kNot), std::end(kNot),
-                      [&](const char* end) { return name.ends_with(end); });
-}
-
 void check_optimizer(const OptimizerOptions& options) {
   for (const auto& [name, beta] :
        {std::pair("beta1", options.beta1), std::pair("beta2", options.beta2)}) {
@@ -39,45 +30,40 @@ void check_optimizer(const OptimizerOptions& options) {
                "a number above 0, or 0 for no clipping");
 }
 
-Optimizer::Optimizer(const ModelConfig& config, const OptimizerOptions& options)
-    : config_(config), options_(options), first_(config), second_(config) {
+Optimizer::Optimizer(const ModelConfig& config, const OptimizerOptions& options,
+                     std::shared_ptr<Gpu> gpu)
+    : options_(options), first_(config, gpu), second_(config, gpu) {
   check_optimizer(options);
 }
 
-double Optimizer::step(const ParameterValues& gradients, double grad_scale, double rate,
-                       ParameterValues& weights, Context& ctx) {
-  double norm = 0;
-  global_norm({gradients.all(), &norm}, ctx);
-  norm *= std::abs(grad_scale);
-  if (!std::isfinite(norm)) return norm;
+void Optimizer::step(const ParameterValues& gradients, double norm, double rate,
+                     ParameterValues& weights, Bf16* rounded, Context& ctx) {
+  check_input(std::isfinite(norm), "gradients have the norm ", norm, "; expected a finite number");
   AdamwArgs args;
   args.step = ++steps_;
   args.rate = rate;
   args.beta1 = options_.beta1;
   args.beta2 = options_.beta2;
   args.eps = options_.eps;
-  args.grad_scale = grad_scale * clipped(norm, options_.clip);
-  for (const TensorSpec& spec : tensor_specs(config_)) {
-    const std::span<float> values = weights.values(spec.name);
+  args.grad_scale = clipped(norm, options_.clip);
+  for (const ParameterGroup group : kParameterGroups) {
+    const std::span<float> values = weights.group(group);
     args.count = std::ssize(values);
     args.weights = values.data();
-    args.grad = gradients.at(spec.name);
-    args.first = first_.at(spec.name);
-    args.second = second_.at(spec.name);
-    args.decay = decays(spec.name) ? options_.decay : 0;
+    args.grad = gradients.group(group).data();
+    args.first = first_.group(group).data();
+    args.second = second_.group(group).data();
+    args.rounded = group == ParameterGroup::kMatrices ? rounded : nullptr;
+    args.decay = group == ParameterGroup::kPlain ? 0 : options_.decay;
     adamw(args, ctx);
   }
-  return norm;
 }
 
-void Optimizer::resume(std::int64_t steps, const ParameterValues& first,
-                       const ParameterValues& second) {
+void Optimizer::resume(std::int64_t steps, const std::map<std::string, TensorRef>& moments) {
   check_input(steps >= 0, "an optimizer cannot go on after ", steps, " steps");
   steps_ = steps;
-  for (const TensorSpec& spec : tensor_specs(config_)) {
-    std::ranges::copy(first.values(spec.name), first_.at(spec.name));
-    std::ranges::copy(second.values(spec.name), second_.at(spec.name));
-  }
+  first_.assign(moments, "first.");
+  second_.assign(moments, "second.");
 }
 
 }  // namespace mamba3

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 
 #include "mamba3/config.h"
@@ -18,31 +20,30 @@ struct OptimizerOptions {
   double clip = 1;     // the largest global norm of the gradients; 0: any
 };
 
-// Whether weight decay is for a tensor of this name: matrices, the embedding, mimo_x, mimo_z and
-// mimo_o; not dt_bias, D, biases and norms.
-bool decays(const std::string& name);
-
 // Refuses numbers that mean nothing, naming them.
 void check_optimizer(const OptimizerOptions& options);
 
 class Optimizer {
  public:
-  Optimizer(const ModelConfig& config, const OptimizerOptions& options);
+  // Its moments lie where the weights and gradients do: on a GPU unless it is null.
+  Optimizer(const ModelConfig& config, const OptimizerOptions& options,
+            std::shared_ptr<Gpu> gpu = nullptr);
 
-  // One update of `weights` by grad_scale * gradients, clipped. Returns the norm of that before it
-  // is clipped. When the norm is not finite nothing changes, and the step does not count.
-  double step(const ParameterValues& gradients, double grad_scale, double rate,
-              ParameterValues& weights, Context& ctx);
+  // One update of `weights` by the gradients, whose norm is `norm`, clipped. A norm that is not
+  // finite is refused, and nothing changes. `rounded`: assigned, the group kMatrices in bf16; null:
+  // not wanted.
+  void step(const ParameterValues& gradients, double norm, double rate, ParameterValues& weights,
+            Bf16* rounded, Context& ctx);
 
   // What a checkpoint holds beside the weights.
   std::int64_t steps() const { return steps_; }
   const ParameterValues& first() const { return first_; }
   const ParameterValues& second() const { return second_; }
-  // Goes on from there: `steps` updates were made, and these are the moments that they left.
-  void resume(std::int64_t steps, const ParameterValues& first, const ParameterValues& second);
+  // Goes on from there: `steps` updates were made, and the moments "first.NAME" and "second.NAME",
+  // in the host's memory, are what they left.
+  void resume(std::int64_t steps, const std::map<std::string, TensorRef>& moments);
 
  private:
-  ModelConfig config_;
   OptimizerOptions options_;
   ParameterValues first_, second_;
   std::int64_t steps_ = 0;

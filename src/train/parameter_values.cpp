@@ -1,31 +1,82 @@
 #include "train/parameter_values.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/check.h"
 #include "core/quote.h"
 #include "core/thread_pool.h"
+#include "core/transfer.h"
 #include "model/weights.h"
 
 namespace mamba3 {
+namespace {
 
-ParameterValues::ParameterValues(const ModelConfig& config) : specs_(tensor_specs(config)) {
+ParameterGroup group_of(const TensorSpec& spec) {
+  if (spec.large) return ParameterGroup::kMatrices;
+  return decays(spec.name) ? ParameterGroup::kOtherDecaying : ParameterGroup::kPlain;
+}
+
+std::int64_t elements_of(const TensorSpec& spec) {
+  std::int64_t count = 1;
+  for (const std::int64_t extent : spec.shape) count *= extent;
+  return count;
+}
+
+// Up to where the next tensor begins.
+std::int64_t room_for(std::int64_t count) {
   constexpr auto kLine = static_cast<std::int64_t>(kCacheLineBytes / sizeof(float));
-  for (const TensorSpec& spec : specs_) {
-    Place place{elements_, 1};
-    for (const std::int64_t extent : spec.shape) place.count *= extent;
-    elements_ += (place.count + kLine - 1) / kLine * kLine;
-    by_name_.emplace(spec.name, places_.size());
-    places_.push_back(place);
+  return (count + kLine - 1) / kLine * kLine;
+}
+
+}  // namespace
+
+bool decays(const std::string& name) {
+  constexpr const char* kNot[] = {".dt_bias",    ".D",           "_bias",
+                                  "norm.weight", "norm2.weight", "norm_f.weight"};
+  return std::none_of(std::begin(kNot), std::end(kNot),
+                      [&](const char* end) { return name.ends_with(end); });
+}
+
+std::int64_t parameter_elements(const ModelConfig& config, ParameterGroup group) {
+  std::int64_t elements = 0;
+  for (const TensorSpec& spec : tensor_specs(config)) {
+    if (group_of(spec) == group) elements += room_for(elements_of(spec));
+  }
+  return elements;
+}
+
+std::int64_t parameter_elements(const ModelConfig& config) {
+  std::int64_t elements = 0;
+  for (const ParameterGroup group : kParameterGroups) elements += parameter_elements(config, group);
+  return elements;
+}
+
+ParameterValues::ParameterValues(const ModelConfig& config, std::shared_ptr<Gpu> gpu)
+    : ParameterValues(tensor_specs(config), std::move(gpu)) {}
+
+ParameterValues::ParameterValues(std::vector<TensorSpec> specs, std::shared_ptr<Gpu> gpu)
+    : gpu_(std::move(gpu)), specs_(std::move(specs)), places_(specs_.size()) {
+  for (const ParameterGroup group : kParameterGroups) {
+    Place& whole = groups_[static_cast<std::size_t>(group)];
+    whole.begin = elements_;
+    for (std::size_t i = 0; i < specs_.size(); ++i) {
+      if (group_of(specs_[i]) != group) continue;
+      places_[i] = {elements_, elements_of(specs_[i])};
+      elements_ += room_for(places_[i].count);
+      by_name_.emplace(specs_[i].name, i);
+    }
+    whole.count = elements_ - whole.begin;
   }
   const std::size_t bytes = static_cast<std::size_t>(elements_) * sizeof(float);
-  memory_ = allocate_memory(bytes, nullptr);
+  memory_ = allocate_memory(bytes, gpu_);
   if (!memory_) {
     fail(ErrorCode::kUnavailable, "no memory for ", bytes,
-         " bytes of gradients or weights; choose a smaller model");
+         " bytes of weights, gradients or moments", gpu_ ? " on the GPU" : "",
+         "; choose a smaller model");
   }
   data_ = reinterpret_cast<float*>(memory_.get());
-  std::fill_n(data_, elements_, 0.0f);
+  set_zero(gpu_.get(), data_, bytes);
 }
 
 const ParameterValues::Place& ParameterValues::place_of(const std::string& name) const {
@@ -44,12 +95,14 @@ std::span<const float> ParameterValues::values(const std::string& name) const {
   return {data_ + place.begin, static_cast<std::size_t>(place.count)};
 }
 
-std::vector<std::span<const float>> ParameterValues::all() const {
-  std::vector<std::span<const float>> out;
-  for (const Place& place : places_) {
-    out.emplace_back(data_ + place.begin, static_cast<std::size_t>(place.count));
-  }
-  return out;
+std::span<float> ParameterValues::group(ParameterGroup group) {
+  const Place& place = groups_[static_cast<std::size_t>(group)];
+  return {data_ + place.begin, static_cast<std::size_t>(place.count)};
+}
+
+std::span<const float> ParameterValues::group(ParameterGroup group) const {
+  const Place& place = groups_[static_cast<std::size_t>(group)];
+  return {data_ + place.begin, static_cast<std::size_t>(place.count)};
 }
 
 std::map<std::string, TensorRef> ParameterValues::tensors() const {
@@ -62,6 +115,7 @@ std::map<std::string, TensorRef> ParameterValues::tensors() const {
 }
 
 void ParameterValues::clear(Context& ctx) {
+  if (gpu_) return set_zero(gpu_.get(), data_, all().size_bytes());
   constexpr std::int64_t kPiece = std::int64_t{1} << 18;
   ctx.pool().run((elements_ + kPiece - 1) / kPiece, [this](std::int64_t piece, int) {
     const std::int64_t begin = piece * kPiece;
@@ -80,8 +134,15 @@ void ParameterValues::assign(const std::map<std::string, TensorRef>& tensors,
     check_input(tensor.shape == specs_[i].shape, "tensor ", quote(name), " is ",
                 shape_string(tensor.shape), "; expected ", shape_string(specs_[i].shape),
                 "; check that weights and config.json belong together");
-    std::ranges::copy(widen(tensor), data_ + places_[i].begin);
+    const std::vector<float> wide = widen(tensor);
+    copy_from_host(gpu_.get(), data_ + places_[i].begin, wide.data(), wide.size() * sizeof(float));
   }
+}
+
+ParameterValues ParameterValues::host_copy() const {
+  ParameterValues copy(specs_, nullptr);
+  copy_to_host(gpu_.get(), copy.data_, data_, all().size_bytes());
+  return copy;
 }
 
 }  // namespace mamba3

@@ -80,16 +80,28 @@ std::vector<NamedTensor> in_order(const ModelConfig& config, const ParameterValu
   return ordered;
 }
 
+// Calls body with the numbers where the host reads them.
+template <class Body>
+void on_host(const ParameterValues& values, const Body& body) {
+  if (values.on_gpu()) return body(values.host_copy());
+  body(values);
+}
+
 void write_weights(const fs::path& path, const Trainer& trainer) {
-  write_safetensors(path, in_order(trainer.config(), trainer.weights()), {{"format", "pt"}});
+  on_host(trainer.weights(), [&](const ParameterValues& weights) {
+    write_safetensors(path, in_order(trainer.config(), weights), {{"format", "pt"}});
+  });
 }
 
 void write_moments(const fs::path& path, const Trainer& trainer) {
-  std::vector<NamedTensor> tensors =
-      in_order(trainer.config(), trainer.optimizer().first(), "first.");
-  const auto second = in_order(trainer.config(), trainer.optimizer().second(), "second.");
-  tensors.insert(tensors.end(), second.begin(), second.end());
-  write_safetensors(path, tensors, {});
+  on_host(trainer.optimizer().first(), [&](const ParameterValues& first) {
+    on_host(trainer.optimizer().second(), [&](const ParameterValues& second) {
+      std::vector<NamedTensor> tensors = in_order(trainer.config(), first, "first.");
+      const auto others = in_order(trainer.config(), second, "second.");
+      tensors.insert(tensors.end(), others.begin(), others.end());
+      write_safetensors(path, tensors, {});
+    });
+  });
 }
 
 ordered_json to_json(const TrainRecord& record) {
@@ -275,10 +287,7 @@ bool has_train_checkpoints(const fs::path& run) {
 
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
   trainer.assign(checkpoint.weights.tensors);
-  ParameterValues first(checkpoint.config), second(checkpoint.config);
-  first.assign(checkpoint.moments.tensors, "first.");
-  second.assign(checkpoint.moments.tensors, "second.");
-  trainer.resume(checkpoint.record.step, checkpoint.record.position, first, second);
+  trainer.resume(checkpoint.record.step, checkpoint.record.position, checkpoint.moments.tensors);
 }
 
 void write_model(const fs::path& run, const Trainer& trainer) {

@@ -31,6 +31,14 @@ Recompute recompute_named(const std::string& name) {
   return static_cast<Recompute>(found - std::begin(kRecomputeNames));
 }
 
+LossOptions loss_options(const TrainOptions& options) {
+  LossOptions out;
+  out.compute = options.compute;
+  out.z_weight = options.z_loss;
+  out.recompute = options.recompute;
+  return out;
+}
+
 void check_train_options(const TrainOptions& options) {
   constexpr std::int64_t kMost = 1'000'000'000;  // so that products of two are numbers, too
   for (const auto& [what, count] : {std::pair("windows of a batch", options.batch),

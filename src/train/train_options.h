@@ -28,6 +28,9 @@ struct TrainOptions {
   std::int64_t tokens_per_step() const { return batch * length; }
 };
 
+// Those of a pass; grad_scale is the step's.
+LossOptions loss_options(const TrainOptions& options);
+
 // Refuses options that mean nothing, naming them.
 void check_train_options(const TrainOptions& options);
 

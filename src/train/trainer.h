@@ -14,8 +14,7 @@
 #include "mamba3/context.h"
 #include "mamba3/error.h"
 #include "train/batch_source.h"
-#include "train/optimizer.h"
-#include "train/parameter_values.h"
+#include "train/learner.h"
 #include "train/train_options.h"
 
 namespace mamba3 {
@@ -48,10 +47,11 @@ class Trainer {
   Trainer(const ModelConfig& config, const TrainOptions& options,
           std::shared_ptr<const BatchSource> data, Context& ctx);
 
-  void assign(const std::map<std::string, TensorRef>& weights) { weights_.assign(weights); }
-  // Goes on after `steps` updates with these moments, at `position` sequences.
-  void resume(std::int64_t steps, std::int64_t position, const ParameterValues& first,
-              const ParameterValues& second);
+  void assign(const std::map<std::string, TensorRef>& weights) { learner_.assign(weights); }
+  // Goes on after `steps` updates with the moments that they left, as Optimizer::resume takes them,
+  // at `position` sequences.
+  void resume(std::int64_t steps, std::int64_t position,
+              const std::map<std::string, TensorRef>& moments);
 
   // Refuses (DivergedError) to go on when the loss or the gradients are not finite or the loss is
   // far above that of guessing, with the step and its sequences; nothing has then changed.
@@ -60,29 +60,27 @@ class Trainer {
   // counts windows.
   Evaluation evaluate(const BatchSource& data, std::int64_t most, const Poll& poll = {});
 
-  const ModelConfig& config() const { return config_; }
+  const ModelConfig& config() const { return learner_.config(); }
   const TrainOptions& options() const { return options_; }
-  std::int64_t steps() const { return optimizer_.steps(); }
+  std::int64_t steps() const { return learner_.steps(); }
   std::int64_t position() const { return position_; }  // sequences read since the beginning
-  const ParameterValues& weights() const { return weights_; }
-  const Optimizer& optimizer() const { return optimizer_; }
+  // In the memory of the Context's device.
+  const ParameterValues& weights() const { return learner_.weights(); }
+  const Optimizer& optimizer() const { return learner_.optimizer(); }
 
  private:
-  using ReadBatch = std::function<void(const TrainingBatch&)>;
-  // Sequences [begin, begin + count) in as many pieces as options().accumulate asks for.
-  void for_micro_batches(const BatchSource& data, std::int64_t begin, std::int64_t count,
-                         const Poll& poll, const ReadBatch& read) const;
-  ModelWeights bind();
+  // How many sequences from `begin` on, at most `most`, options().accumulate lets be read at once.
+  std::int64_t micro_batch(const BatchSource& data, std::int64_t begin, std::int64_t most) const;
+  std::vector<SequenceBatch> read_step(std::int64_t position) const;
   [[noreturn]] void refuse_step(const std::string& found) const;
 
-  ModelConfig config_;
   TrainOptions options_;
   std::shared_ptr<const BatchSource> data_;
-  ParameterValues weights_, gradients_;
-  std::vector<std::vector<Bf16>> rounded_;  // the matrices, where they are multiplied in bf16
-  Optimizer optimizer_;
+  Learner learner_;
   std::int64_t position_ = 0;
-  Context& ctx_;
+  // What the step at `ahead_position_` reads, read while the device was at work on the one before.
+  std::vector<SequenceBatch> ahead_;
+  std::int64_t ahead_position_ = -1;
 };
 
 }  // namespace mamba3

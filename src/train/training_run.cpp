@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/quote.h"
 #include "train/run_report.h"
+#include "train/training_flops.h"
 
 namespace mamba3 {
 namespace {
@@ -70,7 +71,9 @@ void TrainingRun::take_step() {
                   {"rate", report.rate},
                   {"norm", report.norm},
                   {"tokens", report.tokens},
-                  {"seconds", seconds}});
+                  {"seconds", seconds},
+                  {"tflops_per_s", 1e-12 * training_flops_per_token(trainer_.config()) *
+                                       static_cast<double>(report.tokens) / seconds}});
   if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
 }
 

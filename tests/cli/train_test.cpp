@@ -182,8 +182,8 @@ TEST_F(Train, RefusesWhatCannotBeTrained) {
   EXPECT_FALSE(fs::exists(folder_ / "run2"));
 }
 
-TEST_F(Train, AGpuIsNotUsedYet) {
-  expect_error(run_mamba3(fresh("run", {"--device", "cuda"})), 3, "on a CPU so far");
+TEST_F(Train, AGpuThatIsNotThereIsRefused) {
+  expect_error(run_mamba3(fresh("run", {"--device", "cuda:99"})), 3, "GPU");
 }
 
 }  // namespace

@@ -12,8 +12,7 @@
 #include "io/config_file.h"
 #include "io/tensor_file.h"
 #include "mamba3/error.h"
-#include "model/init.h"
-#include "model/tiny_models.h"
+#include "tiny_training.h"
 #include "train/reference_gradients.h"
 
 namespace mamba3 {
@@ -22,42 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 using Tensors = std::map<std::string, TensorRef>;
 
-ContextOptions with_threads(int threads) {
-  ContextOptions options;
-  options.threads = threads;
-  return options;
-}
-
-// A batch of its own memory.
-struct Batch {
-  // Sequences of these lengths; each token's target is the one behind it, the last one's is
-  // ignored.
-  Batch(std::vector<std::int32_t> ids_in, const std::vector<std::int64_t>& lengths)
-      : ids(std::move(ids_in)) {
-    for (const std::int64_t length : lengths) {
-      for (std::int64_t i = 0; i < length; ++i) {
-        const std::int64_t at = bounds.back() + i;
-        targets.push_back(i + 1 < length ? ids[at + 1] : kIgnoredTarget);
-      }
-      bounds.push_back(bounds.back() + length);
-    }
-  }
-  TrainingBatch view() const { return {ids, targets, bounds}; }
-  std::vector<std::int32_t> ids, targets;
-  std::vector<std::int64_t> bounds{0};
-};
-
 std::vector<double> doubles(std::span<const float> values) {
   return {values.begin(), values.end()};
-}
-
-void expect_within(const ParameterValues& got, const std::map<std::string, double>& plain_errors,
-                   const std::string& name, const std::vector<double>& truth) {
-  const double error =
-      largest_error(got.values(name), std::span<const double>(truth), ErrorMetric::kRelative);
-  const Comparison c = judge(error, plain_errors.at(name), kGradientRounding);
-  EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", plain " << c.naive_error << ", bound "
-                    << c.bound;
 }
 
 // A folder of goldens of models that holds gradients, with what stands in it.
@@ -75,7 +40,7 @@ struct ModelGolden {
     std::memcpy(out.data(), tensor.data, out.size() * sizeof(double));
     return out;
   }
-  Batch batch() const {
+  TokenBatch batch() const {
     const TensorRef& tensor = golden.tensors.at("ids");
     std::vector<std::int32_t> ids;
     for (std::int64_t i = 0; i < tensor.elements(); ++i) {
@@ -104,10 +69,12 @@ std::vector<fs::path> golden_folders() {
   return out;
 }
 
-LossOptions mean_of(std::int64_t targets) {
-  LossOptions options;
-  options.grad_scale = 1 / static_cast<double>(targets);
-  return options;
+CrossEntropySums add_gradients(const ModelConfig& config, const ModelWeights& weights,
+                               const TrainingBatch& batch, const LossOptions& options,
+                               ParameterValues& gradients, Context& ctx) {
+  CrossEntropySums sums;
+  loss_and_gradients(config, weights, batch, options, gradients, &sums, ctx);
+  return sums;
 }
 
 TEST(GoldenModelGradients, OracleAndCpuAgreeWithThem) {
@@ -116,7 +83,7 @@ TEST(GoldenModelGradients, OracleAndCpuAgreeWithThem) {
   for (const fs::path& folder : folders) {
     SCOPED_TRACE(folder.string());
     const ModelGolden golden(folder);
-    const Batch batch = golden.batch();
+    const TokenBatch batch = golden.batch();
     const std::int64_t count = std::ssize(batch.ids) - (std::ssize(batch.bounds) - 1);
     const LossOptions options = mean_of(count);
     const Tensors& tensors = golden.weights.tensors;
@@ -128,8 +95,7 @@ TEST(GoldenModelGradients, OracleAndCpuAgreeWithThem) {
     Context ctx(with_threads(2));
     const ModelWeights weights = bind_weights(golden.config, tensors, nullptr, ctx);
     ParameterValues gradients(golden.config);
-    const auto sums =
-        loss_and_gradients(golden.config, weights, batch.view(), options, gradients, ctx);
+    const auto sums = add_gradients(golden.config, weights, batch.view(), options, gradients, ctx);
     EXPECT_EQ(sums.rows, count);
     EXPECT_NEAR(sums.loss / static_cast<double>(count), loss, loss * 1e-6);
     for (const auto& [name, values] : oracle.tensors) {
@@ -143,34 +109,12 @@ TEST(GoldenModelGradients, OracleAndCpuAgreeWithThem) {
   }
 }
 
-// A tiny model with weights drawn at random.
-struct Tiny {
-  explicit Tiny(const TinyModel& model, Context& ctx)
-      : config(model.config), initial(init_tensors(config, DType::kF32, 7, ctx)) {
-    // What is 1 at the start is told apart by nothing.
-    std::uint32_t seed = 1;
-    for (const TensorSpec& spec : tensor_specs(config)) {
-      if (spec.large) continue;
-      auto* values =
-          reinterpret_cast<float*>(const_cast<std::byte*>(initial.tensors.at(spec.name).data));
-      for (std::int64_t i = 0; i < initial.tensors.at(spec.name).elements(); ++i) {
-        seed = seed * 1664525u + 1013904223u;
-        values[i] += static_cast<float>(seed >> 8) * 0x1p-25f - 0.25f;
-      }
-    }
-    weights = bind_weights(config, initial.tensors, initial.memory, ctx);
-  }
-  ModelConfig config;
-  InitialTensors initial;
-  ModelWeights weights;
-};
-
 TEST(LossAndGradients, AgreeWithTheOracle) {
   Context ctx(with_threads(2));
   for (const TinyModel& model : tiny_models()) {
     SCOPED_TRACE(model.name);
     const Tiny tiny(model, ctx);
-    const Batch batch(random_ids(90, model.config.vocab, 5), {70, 0, 1, 19});
+    const TokenBatch batch(random_ids(90, model.config.vocab, 5), {70, 0, 1, 19});
     LossOptions options = mean_of(70);
     options.z_weight = 0.01;
     const Tensors& tensors = tiny.initial.tensors;
@@ -178,13 +122,14 @@ TEST(LossAndGradients, AgreeWithTheOracle) {
     const auto plain = plain_gradient_errors(tiny.config, tensors, batch.view(), options, truth);
     ParameterValues gradients(tiny.config);
     const auto sums =
-        loss_and_gradients(tiny.config, tiny.weights, batch.view(), options, gradients, ctx);
+        add_gradients(tiny.config, tiny.weights, batch.view(), options, gradients, ctx);
     EXPECT_NEAR(sums.loss, truth.loss, truth.loss * 1e-6);
     EXPECT_NEAR(sums.squared_z, truth.squared_z, truth.squared_z * 1e-6);
     for (const auto& [name, values] : truth.tensors) {
       expect_within(gradients, plain, name, values);
     }
-    const auto alone = loss_of(tiny.config, tiny.weights, batch.view(), options, ctx);
+    CrossEntropySums alone;
+    loss_of(tiny.config, tiny.weights, batch.view(), options, &alone, ctx);
     EXPECT_EQ(alone.loss, sums.loss);
   }
 }
@@ -196,7 +141,7 @@ TEST(LossAndGradients, OracleEqualsFiniteDifferences) {
   for (const TinyModel& model : tiny_models()) {
     SCOPED_TRACE(model.name);
     const Tiny tiny(model, ctx);
-    const Batch batch(random_ids(20, model.config.vocab, 5), {13, 7});
+    const TokenBatch batch(random_ids(20, model.config.vocab, 5), {13, 7});
     LossOptions options;
     options.z_weight = 0.01;
     // Tensors are F32, so each element counts with how far rounding lets it move.
@@ -231,13 +176,13 @@ TEST(LossAndGradients, BitsDependOnNoThread) {
   Context two(with_threads(2));
   for (const TinyModel& model : tiny_models()) {
     const Tiny tiny(model, two);
-    const Batch batch(random_ids(300, model.config.vocab, 9), {130, 100, 70});
+    const TokenBatch batch(random_ids(300, model.config.vocab, 9), {130, 100, 70});
     ParameterValues first(tiny.config);
-    loss_and_gradients(tiny.config, tiny.weights, batch.view(), {}, first, two);
+    add_gradients(tiny.config, tiny.weights, batch.view(), {}, first, two);
     for (const int threads : {1, 3}) {
       Context ctx(with_threads(threads));
       ParameterValues again(tiny.config);
-      loss_and_gradients(tiny.config, tiny.weights, batch.view(), {}, again, ctx);
+      add_gradients(tiny.config, tiny.weights, batch.view(), {}, again, ctx);
       for (const TensorSpec& spec : tensor_specs(tiny.config)) {
         const auto a = first.values(spec.name), b = again.values(spec.name);
         EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size_bytes()), 0) << spec.name;
@@ -253,7 +198,7 @@ TEST(LossAndGradients, RecomputingChangesNothingButMemory) {
     config.layers = 4;
     Context setup(with_threads(1));
     const Tiny tiny({model.name, config}, setup);
-    const Batch batch(random_ids(300, config.vocab, 9), {130, 100, 70});
+    const TokenBatch batch(random_ids(300, config.vocab, 9), {130, 100, 70});
     ParameterValues kept(config);
     std::size_t least = std::numeric_limits<std::size_t>::max();
     for (const Recompute recompute : {Recompute::kNone, Recompute::kScan, Recompute::kBlock}) {
@@ -262,7 +207,7 @@ TEST(LossAndGradients, RecomputingChangesNothingButMemory) {
       options.recompute = recompute;
       ParameterValues again(config);
       ParameterValues& gradients = recompute == Recompute::kNone ? kept : again;
-      loss_and_gradients(config, tiny.weights, batch.view(), options, gradients, ctx);
+      add_gradients(config, tiny.weights, batch.view(), options, gradients, ctx);
       EXPECT_LT(ctx.workspace().peak_bytes(), least);
       least = ctx.workspace().peak_bytes();
       for (const TensorSpec& spec : tensor_specs(config)) {
@@ -280,15 +225,14 @@ TEST(LossAndGradients, PackedEqualsSeparate) {
     SCOPED_TRACE(model.name);
     const Tiny tiny(model, ctx);
     const auto ids = random_ids(120, model.config.vocab, 11);
-    const Batch packed(ids, {70, 50});
-    const Batch first({ids.begin(), ids.begin() + 70}, {70});
-    const Batch second({ids.begin() + 70, ids.end()}, {50});
+    const TokenBatch packed(ids, {70, 50});
+    const TokenBatch first({ids.begin(), ids.begin() + 70}, {70});
+    const TokenBatch second({ids.begin() + 70, ids.end()}, {50});
     ParameterValues together(tiny.config), apart(tiny.config);
-    const auto sums =
-        loss_and_gradients(tiny.config, tiny.weights, packed.view(), {}, together, ctx);
+    const auto sums = add_gradients(tiny.config, tiny.weights, packed.view(), {}, together, ctx);
     double loss = 0;
-    for (const Batch* batch : {&first, &second}) {
-      loss += loss_and_gradients(tiny.config, tiny.weights, batch->view(), {}, apart, ctx).loss;
+    for (const TokenBatch* batch : {&first, &second}) {
+      loss += add_gradients(tiny.config, tiny.weights, batch->view(), {}, apart, ctx).loss;
     }
     EXPECT_NEAR(sums.loss, loss, loss * 1e-9);
     for (const TensorSpec& spec : tensor_specs(tiny.config)) {
@@ -306,9 +250,9 @@ TEST(LossAndGradients, RefuseWrongBatches) {
   const Tiny tiny(tiny_models()[0], ctx);
   ParameterValues gradients(tiny.config);
   const auto refused = [&](const TrainingBatch& batch) {
-    EXPECT_THROW(loss_and_gradients(tiny.config, tiny.weights, batch, {}, gradients, ctx), Error);
+    EXPECT_THROW(add_gradients(tiny.config, tiny.weights, batch, {}, gradients, ctx), Error);
   };
-  const Batch good(random_ids(10, 97, 1), {10});
+  const TokenBatch good(random_ids(10, 97, 1), {10});
   TrainingBatch batch = good.view();
   batch.targets = batch.targets.first(9);
   refused(batch);

@@ -21,6 +21,12 @@ ModelConfig model(bool mimo, std::int64_t mlp) {
   return config;
 }
 
+Context on_cpu() {
+  ContextOptions options;
+  options.threads = 1;
+  return Context(options);
+}
+
 // What a pass takes of its Context's workspace.
 std::int64_t measured(const ModelConfig& config, const TrainOptions& options, std::int64_t windows,
                       int threads) {
@@ -36,7 +42,8 @@ std::int64_t measured(const ModelConfig& config, const TrainOptions& options, st
   LossOptions loss;
   loss.compute = options.compute;
   loss.recompute = options.recompute;
-  loss_and_gradients(config, bound, {ids, ids, cu}, loss, gradients, ctx);
+  CrossEntropySums sums;
+  loss_and_gradients(config, bound, {ids, ids, cu}, loss, gradients, &sums, ctx);
   return static_cast<std::int64_t>(ctx.workspace().peak_bytes());
 }
 
@@ -52,7 +59,7 @@ TEST(TrainingMemory, IsWhatAPassTakesAndNotMuchMore) {
           options.length = length;
           options.recompute = recompute;
           options.compute = mimo ? Compute::kBf16 : Compute::kF32;
-          const std::int64_t needed = training_memory_needed(config, options).pass_bytes;
+          const std::int64_t needed = training_memory_needed(config, options, on_cpu()).pass_bytes;
           const std::int64_t taken = measured(config, options, windows, mimo ? 3 : 1);
           const std::string which = str(mimo, " ", mlp, " ", windows, " x ", length);
           EXPECT_LE(taken, needed) << which;
@@ -70,17 +77,18 @@ TEST(TrainingMemory, GrowsWithWhatIsReadAtOnceAlone) {
   options.batch = 64;
   options.length = 100;
   options.accumulate = 450;
-  const TrainingMemory few = training_memory_needed(config, options);
+  const TrainingMemory few = training_memory_needed(config, options, on_cpu());
   EXPECT_EQ(few.micro_batch, 400);
   options.batch = 640;
-  EXPECT_EQ(training_memory_needed(config, options).total_bytes(), few.total_bytes());
+  EXPECT_EQ(training_memory_needed(config, options, on_cpu()).total_bytes(), few.total_bytes());
   options.accumulate = 1;
-  EXPECT_EQ(training_memory_needed(config, options).micro_batch, 100);
+  EXPECT_EQ(training_memory_needed(config, options, on_cpu()).micro_batch, 100);
   options.accumulate = 1 << 30;
-  EXPECT_EQ(training_memory_needed(config, options).micro_batch, 64'000);
+  EXPECT_EQ(training_memory_needed(config, options, on_cpu()).micro_batch, 64'000);
   EXPECT_EQ(few.parameters_bytes, config.parameters() * 16);
   options.compute = Compute::kBf16;
-  EXPECT_EQ(training_memory_needed(config, options).parameters_bytes, config.parameters() * 18);
+  EXPECT_EQ(training_memory_needed(config, options, on_cpu()).parameters_bytes,
+            config.parameters() * 18);
 }
 
 TEST(TrainingMemory, ARefusalNamesWhatFits) {
@@ -89,12 +97,12 @@ TEST(TrainingMemory, ARefusalNamesWhatFits) {
   options.batch = 64;
   options.length = 100;
   options.accumulate = 6400;
-  const std::int64_t all = training_memory_needed(config, options).total_bytes();
-  EXPECT_NO_THROW(check_training_memory(config, options, all));
-  EXPECT_EQ(largest_accumulate(config, options, all), 6400);
-  EXPECT_EQ(largest_accumulate(config, options, all - 1), 6300);
+  const std::int64_t all = training_memory_needed(config, options, on_cpu()).total_bytes();
+  EXPECT_NO_THROW(check_training_memory(config, options, all, on_cpu()));
+  EXPECT_EQ(largest_accumulate(config, options, all, on_cpu()), 6400);
+  EXPECT_EQ(largest_accumulate(config, options, all - 1, on_cpu()), 6300);
   try {
-    check_training_memory(config, options, all - 1);
+    check_training_memory(config, options, all - 1, on_cpu());
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
@@ -102,7 +110,7 @@ TEST(TrainingMemory, ARefusalNamesWhatFits) {
         << error.what();
   }
   options.accumulate = 6300;
-  EXPECT_NO_THROW(check_training_memory(config, options, all - 1));
+  EXPECT_NO_THROW(check_training_memory(config, options, all - 1, on_cpu()));
 }
 
 TEST(TrainingMemory, ARefusalNamesWhatFitsWithoutAWindow) {
@@ -111,12 +119,12 @@ TEST(TrainingMemory, ARefusalNamesWhatFitsWithoutAWindow) {
   options.batch = 4;
   options.length = 2000;
   options.accumulate = 2000;
-  const std::int64_t one = training_memory_needed(config, options).total_bytes();
+  const std::int64_t one = training_memory_needed(config, options, on_cpu()).total_bytes();
   expect_error("--recompute block with --accumulate 2000 fits",
-               [&] { check_training_memory(config, options, one - 1); });
+               [&] { check_training_memory(config, options, one - 1, on_cpu()); });
   expect_error("not even one window of 2000 tokens fits",
-               [&] { check_training_memory(config, options, one / 4); });
-  EXPECT_EQ(largest_accumulate(config, options, 0), 0);
+               [&] { check_training_memory(config, options, one / 4, on_cpu()); });
+  EXPECT_EQ(largest_accumulate(config, options, 0, on_cpu()), 0);
 }
 
 }  // namespace

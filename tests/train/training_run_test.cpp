@@ -56,6 +56,7 @@ class TrainingRunTest : public ::testing::Test {
   Context context(int threads = 1) {
     ContextOptions options;
     options.threads = threads;
+    options.device = device_;
     options.log = [this](LogLevel level, const std::string& line) {
       if (level == LogLevel::kWarning) warnings_ += line + "\n";
     };
@@ -106,6 +107,7 @@ class TrainingRunTest : public ::testing::Test {
 
   TempFolder folder_;
   ModelConfig config_;
+  Device device_;
   std::string warnings_;
 };
 
@@ -130,6 +132,48 @@ TEST_F(TrainingRunTest, WhatIsContinuedIsBitwiseWhatIsNot) {
   EXPECT_EQ(rest.tokens, 12 * 4 * 24);
   expect_same_checkpoint("whole", "cut");
   EXPECT_EQ(warnings_, "");
+}
+
+// The same on a GPU. Skipped where there is none.
+class CudaTrainingRunTest : public TrainingRunTest {
+ protected:
+  CudaTrainingRunTest() { device_.kind = DeviceKind::kCuda; }
+  void SetUp() override {
+    if (gpu_count() == 0) GTEST_SKIP() << "no GPU";
+  }
+};
+
+TEST_F(CudaTrainingRunTest, TheLossFallsOnARepeatedText) {
+  for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+    TrainRecord record = small_record();
+    record.options.compute = compute;
+    record.options.schedule.steps = 60;
+    const RunResult result = run(record, compute == Compute::kF32 ? "fp32" : "bf16");
+    EXPECT_LT(result.last.loss, 2.5);  // it begins at 5.5
+    EXPECT_LT(result.held_out->loss, 2.5);
+  }
+}
+
+TEST_F(CudaTrainingRunTest, WhatIsContinuedIsBitwiseWhatIsNot) {
+  TrainRecord record = small_record();
+  record.options.compute = Compute::kBf16;
+  run(record, "whole");
+  EXPECT_NE(error_of([&] { run(record, "cut", 8); }), "");
+  run(record, "cut", 1000, true);
+  expect_same_checkpoint("whole", "cut");
+}
+
+TEST_F(CudaTrainingRunTest, ATrainingGoesOnOnTheOtherDevice) {
+  const TrainRecord record = small_record();
+  const Device gpu = device_, cpu{};
+  const RunResult whole = run(record, "whole");
+  for (const auto& [first, then] : {std::pair(gpu, cpu), std::pair(cpu, gpu)}) {
+    fs::remove_all(folder_ / "cut");
+    device_ = first;
+    EXPECT_NE(error_of([&] { run(record, "cut", 8); }), "");
+    device_ = then;
+    EXPECT_NEAR(run(record, "cut", 1000, true).last.loss, whole.last.loss, 1e-2);
+  }
 }
 
 TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {

@@ -1,0 +1,151 @@
+#include "train/pass_memory.h"
+
+#include "model/mixer.h"
+
+namespace mamba3 {
+namespace {
+
+Matrix take_matrix(std::int64_t rows, std::int64_t columns, std::int64_t stride, bool bf16,
+                   Carver& carver) {
+  const std::array<std::int64_t, 2> shape{rows, columns}, strides{stride, 1};
+  if (bf16) return TensorView<Bf16, 2>(carver.take<Bf16>(rows * stride), shape, strides);
+  return TensorView<float, 2>(carver.take<float>(rows * stride), shape, strides);
+}
+
+Rows take_rows(std::int64_t rows, std::int64_t columns, Carver& carver) {
+  return {carver.take<float>(rows * columns), {rows, columns}};
+}
+
+}  // namespace
+
+FreshStates::FreshStates(const Mamba3Dims& dims, std::int64_t slots, Carver& carver)
+    : turns_(dims.heads * dims.angles),
+      ssm_(dims.heads * dims.state * dims.head_dim),
+      k_(dims.rank * dims.heads * dims.state),
+      v_(dims.heads * dims.head_dim),
+      count_(slots),
+      data_(carver.take<float>(slots * (turns_ + ssm_ + k_ + v_))) {}
+
+std::span<float> FreshStates::numbers() const {
+  return {data_, static_cast<std::size_t>(count_ * (turns_ + ssm_ + k_ + v_))};
+}
+
+// The large part comes first, so that each of its rows begins as the memory does.
+Mamba3States FreshStates::states() const {
+  Mamba3States out;
+  out.ssm = data_;
+  out.k = out.ssm + count_ * ssm_;
+  out.v = out.k + count_ * k_;
+  out.turns = reinterpret_cast<std::uint32_t*>(out.v + count_ * v_);
+  out.slots = count_;
+  out.turns_stride = turns_;
+  out.ssm_stride = ssm_;
+  out.k_stride = k_;
+  out.v_stride = v_;
+  return out;
+}
+
+Mamba3StateGradients FreshStates::gradients() const {
+  Mamba3StateGradients out;
+  out.ssm = data_;
+  out.k = out.ssm + count_ * ssm_;
+  out.v = out.k + count_ * k_;
+  out.angle = out.v + count_ * v_;
+  out.slots = count_;
+  out.angle_stride = turns_;
+  out.ssm_stride = ssm_;
+  out.k_stride = k_;
+  out.v_stride = v_;
+  return out;
+}
+
+PassMemory::PassMemory(const ModelConfig& config, const PassShape& shape, Carver& carver)
+    : ids(carver.take<std::int32_t>(shape.tokens)),
+      targets(carver.take<std::int32_t>(shape.tokens)),
+      cu_seqlens(carver.take<std::int64_t>(shape.sequences + 1)),
+      slots(carver.take<std::int32_t>(shape.sequences)),
+      states(mixer_dims(config), shape.sequences, carver),
+      hidden(take_rows(shape.tokens, config.width, carver)),
+      config_(config),
+      shape_(shape) {
+  normed = activations(config.width, carver);
+  for (std::int64_t l = 0; l < config.layers; ++l) {
+    if (l == 0) {
+      tapes.push_back(first_tape(carver));
+    } else {
+      tapes.push_back(shape.gradients ? next_tape(tapes.back(), carver) : tapes.back());
+    }
+  }
+  last =
+      shape.gradients ? take_rows(shape.tokens, config.width, carver) : tapes.back().before_mixer;
+  // The two halves of a block are never at work at the same time.
+  Carver mlp = carver, mixer = carver;
+  gated = activations(config.mlp_hidden, mlp);
+  if (shape.gradients) {
+    grad_gated = activations(config.mlp_hidden, mlp);
+    take_mixer_gradients(mixer);
+  }
+  carver = mlp.bytes() > mixer.bytes() ? mlp : mixer;
+  if (shape.gradients) take_stream_gradients(carver);
+}
+
+Matrix PassMemory::activations(std::int64_t columns, Carver& carver) const {
+  return take_matrix(shape_.tokens, columns, columns, shape_.bf16_activations, carver);
+}
+
+void PassMemory::take_projected(BlockTape& tape, Carver& carver) const {
+  const std::int64_t apart = shape_.bf16_activations ? 2 * config_.inner() : 0;
+  if (apart > 0) tape.zx = activations(apart, carver);
+  tape.columns = take_rows(shape_.tokens, config_.in_proj_rows() - apart, carver);
+}
+
+void PassMemory::take_mlp(BlockTape& tape, Carver& carver) const {
+  if (config_.mlp_hidden == 0) return;
+  tape.before_mlp = take_rows(shape_.tokens, config_.width, carver);
+  tape.wide = activations(2 * config_.mlp_hidden, carver);
+}
+
+BlockTape PassMemory::first_tape(Carver& carver) const {
+  BlockTape tape;
+  tape.before_mixer = take_rows(shape_.tokens, config_.width, carver);
+  take_projected(tape, carver);
+  tape.mixed = activations(config_.inner(), carver);
+  take_mlp(tape, carver);
+  return tape;
+}
+
+// Shares the memory of what is computed again.
+BlockTape PassMemory::next_tape(const BlockTape& before, Carver& carver) const {
+  if (shape_.recompute == Recompute::kNone) return first_tape(carver);
+  BlockTape tape = before;
+  tape.before_mixer = take_rows(shape_.tokens, config_.width, carver);
+  if (shape_.recompute == Recompute::kBlock) return tape;
+  take_projected(tape, carver);
+  take_mlp(tape, carver);
+  return tape;
+}
+
+void PassMemory::take_mixer_gradients(Carver& carver) {
+  constexpr std::int64_t kPiece = 8;  // bf16 numbers in 16 bytes
+  const std::int64_t e = config_.in_proj_rows();
+  const bool bf16 = shape_.bf16_activations;
+  const std::int64_t stride = bf16 ? (e + kPiece - 1) / kPiece * kPiece : e;
+  grad_mixed = activations(config_.inner(), carver);
+  grad_projected = take_matrix(shape_.tokens, e, stride, bf16, carver);
+  grad_states = FreshStates(mixer_dims(config_), shape_.sequences, carver);
+}
+
+void PassMemory::take_stream_gradients(Carver& carver) {
+  grad_stream = take_rows(shape_.tokens, config_.width, carver);
+  grad_half = shape_.bf16_activations ? activations(config_.width, carver) : Matrix(grad_stream);
+  Carver same(reinterpret_cast<std::byte*>(hidden.data));
+  grad_normed = activations(config_.width, same);
+}
+
+std::size_t pass_bytes(const ModelConfig& config, const PassShape& shape) {
+  Carver measure(nullptr);
+  const PassMemory memory(config, shape, measure);
+  return measure.bytes();
+}
+
+}  // namespace mamba3

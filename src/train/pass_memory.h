@@ -1,0 +1,97 @@
+// The memory of one pass forward and back: what is kept of each block for the way back, and what
+// all blocks share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/matrix.h"
+#include "mamba3/config.h"
+#include "ops/mamba3_common/mamba3_args.h"
+#include "ops/mamba3_scan/carver.h"
+#include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
+
+namespace mamba3 {
+
+// What is computed again on the way back instead of being kept, of each token and layer; no bit
+// changes. kNone: norms and gates alone, 2 d + e + h p + 2 f numbers are kept; kScan: the scans'
+// outputs too, 2 d + e + 2 f are kept; kBlock: all but the residual stream, d are kept.
+enum class Recompute : std::uint8_t { kNone, kScan, kBlock };
+
+struct PassShape {
+  std::int64_t tokens = 0;
+  std::int64_t sequences = 0;
+  // In fp32 are then only the residual stream with its gradient, what ends a half block, and of
+  // in_proj's columns all but z and x.
+  bool bf16_activations = false;
+  bool gradients = false;  // false: only the loss is wanted, and nothing is kept
+  Recompute recompute = Recompute::kNone;
+};
+
+using Rows = TensorView<float, 2>;
+
+// What the way back reads again of one block.
+struct BlockTape {
+  Rows before_mixer;  // [t, d], the residual stream as the norm reads it
+  Matrix zx;          // [t, 2 h p] bf16: z and x; no data: they are columns of the next
+  Rows columns;       // [t, e], or [t, e - 2 h p]
+  Matrix mixed;       // [t, h p], what out_proj reads
+  Rows before_mlp;    // [t, d]
+  Matrix wide;        // [t, 2 f], what fc1 gives; on the way back its gradient
+};
+
+// States of one layer for all sequences, or gradients of such.
+class FreshStates {
+ public:
+  FreshStates() = default;
+  FreshStates(const Mamba3Dims& dims, std::int64_t slots, Carver& carver);
+
+  Mamba3States states() const;
+  Mamba3StateGradients gradients() const;
+  std::span<float> numbers() const;
+
+ private:
+  std::int64_t turns_ = 0, ssm_ = 0, k_ = 0, v_ = 0, count_ = 0;  // elements of a slot; slots
+  float* data_ = nullptr;
+};
+
+struct PassMemory {
+  PassMemory(const ModelConfig& config, const PassShape& shape, Carver& carver);
+
+  std::int32_t *ids, *targets;  // [t]
+  std::int64_t* cu_seqlens;     // [q + 1]
+  std::int32_t* slots;          // [q]
+  FreshStates states;
+  Rows hidden;                   // [t, d], what a half block gives
+  Matrix normed;                 // [t, d], a norm's output
+  std::vector<BlockTape> tapes;  // of each block; without gradients all are one
+  Rows last;                     // [t, d], the residual stream as the last norm reads it
+  Matrix gated;                  // [t, f]
+
+  // With gradients only.
+  Rows grad_stream;       // [t, d]
+  Matrix grad_half;       // [t, d], grad_stream as products read it
+  Matrix grad_normed;     // [t, d], of a norm's output; the memory of hidden
+  Matrix grad_gated;      // [t, f]
+  Matrix grad_mixed;      // [t, h p]
+  Matrix grad_projected;  // [t, e], rows that begin on 16 bytes
+  FreshStates grad_states;
+
+ private:
+  Matrix activations(std::int64_t columns, Carver& carver) const;
+  void take_projected(BlockTape& tape, Carver& carver) const;
+  void take_mlp(BlockTape& tape, Carver& carver) const;
+  BlockTape first_tape(Carver& carver) const;
+  BlockTape next_tape(const BlockTape& before, Carver& carver) const;
+  void take_mixer_gradients(Carver& carver);
+  void take_stream_gradients(Carver& carver);
+
+  const ModelConfig& config_;
+  PassShape shape_;
+};
+
+std::size_t pass_bytes(const ModelConfig& config, const PassShape& shape);
+
+}  // namespace mamba3

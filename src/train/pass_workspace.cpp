@@ -1,0 +1,117 @@
+#include "train/pass_workspace.h"
+
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "model/mixer.h"
+#include "ops/cross_entropy/cross_entropy.h"
+#include "ops/linear_backward/linear_backward.h"
+#include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
+
+namespace mamba3 {
+namespace {
+
+// What the ops of a pass take beside it on a CPU.
+std::size_t ops_bytes_cpu(const ModelConfig& config, std::int64_t tokens) {
+  // The most rows of logits that exist at once, and again as much for copies in their products.
+  constexpr std::int64_t kLogitsRows = 512, kWithCopies = 2;
+  // Of each worker of the scan's way back and of products: a bound for common numbers of threads.
+  constexpr std::size_t kWorkersBytes = std::size_t{16} << 20;
+  // Of what products read, and of a slab.
+  const std::int64_t copies = std::max(config.in_proj_rows(), 2 * config.mlp_hidden);
+  const std::int64_t logits = kWithCopies * std::min(tokens, kLogitsRows) * config.padded_vocab();
+  return static_cast<std::size_t>(tokens * copies + logits) * sizeof(float) + kWorkersBytes;
+}
+
+// Sizes of rows that lie nowhere: an op is only asked what it would take for them.
+class Nowhere {
+ public:
+  Matrix rows(std::int64_t rows, std::int64_t columns, bool bf16) {
+    const std::array<std::int64_t, 2> shape{rows, columns};
+    if (bf16) return TensorView<Bf16, 2>(reinterpret_cast<Bf16*>(&number_), shape);
+    return TensorView<float, 2>(&number_, shape);
+  }
+  TensorRef weights(std::int64_t n, std::int64_t k, bool bf16) const {
+    return {
+        reinterpret_cast<const std::byte*>(&number_), bf16 ? DType::kBf16 : DType::kF32, {n, k}};
+  }
+  template <class T>
+  std::span<const T> numbers(std::int64_t count) const {
+    return {reinterpret_cast<const T*>(&number_), static_cast<std::size_t>(count)};
+  }
+  TensorView<float, 2> floats(std::int64_t n, std::int64_t k) { return {&number_, {n, k}}; }
+
+ private:
+  float number_ = 0;
+};
+
+std::size_t loss_bytes(const ModelConfig& config, const PassShape& shape, Compute compute,
+                       const Context& ctx) {
+  const std::int64_t t = shape.tokens, d = config.width, v = config.padded_vocab();
+  Nowhere nowhere;
+  CrossEntropySums sums;
+  CrossEntropyArgs args;
+  args.x = nowhere.rows(t, d, shape.bf16_activations);
+  args.w = nowhere.weights(v, d, compute == Compute::kBf16);
+  args.targets = nowhere.numbers<std::int32_t>(t);
+  args.sums = &sums;
+  args.grad_x = nowhere.rows(t, d, shape.bf16_activations);
+  args.grad_w = nowhere.floats(v, d);
+  args.compute = compute;
+  return cross_entropy_workspace_bytes(args, ctx);
+}
+
+std::size_t product_bytes(std::int64_t n, std::int64_t k, const PassShape& shape, Compute compute,
+                          const Context& ctx) {
+  Nowhere nowhere;
+  LinearBackwardArgs args;
+  args.x = nowhere.rows(shape.tokens, k, shape.bf16_activations);
+  args.w = nowhere.weights(n, k, compute == Compute::kBf16);
+  args.grad_y = nowhere.rows(shape.tokens, n, shape.bf16_activations);
+  args.grad_x = nowhere.rows(shape.tokens, k, shape.bf16_activations);
+  args.grad_w = nowhere.floats(n, k);
+  args.compute = compute;
+  return linear_backward_workspace_bytes(args, ctx);
+}
+
+std::size_t scan_bytes(const ModelConfig& config, const PassShape& shape, const Context& ctx) {
+  const std::int64_t inner = config.inner();
+  Nowhere nowhere;
+  Mamba3ScanBackwardArgs args;
+  args.dims = mixer_dims(config);
+  args.cu_seqlens = nowhere.numbers<std::int64_t>(shape.sequences + 1);
+  args.slots = nowhere.numbers<std::int32_t>(shape.sequences);
+  args.grad_y = nowhere.rows(shape.tokens, inner, shape.bf16_activations);
+  args.bf16_products = shape.bf16_activations;
+  if (shape.bf16_activations) {
+    args.columns.z_bf16 = nowhere.numbers<Bf16>(1).data();
+    args.columns.x_bf16 = args.columns.z_bf16;
+    args.grad_columns.rows_bf16 =
+        static_cast<Bf16*>(nowhere.rows(shape.tokens, config.in_proj_rows(), true).data);
+  }
+  return mamba3_scan_backward_workspace_bytes(args, ctx);
+}
+
+// The same on a GPU: the most of the head with its loss, of the scan's way back and of what
+// products round or widen, one of which is at work at a time. The forward ops take less.
+std::size_t ops_bytes_gpu(const ModelConfig& config, const PassShape& shape, Compute compute,
+                          const Context& ctx) {
+  const std::int64_t d = config.width, f = config.mlp_hidden;
+  std::size_t most =
+      std::max({loss_bytes(config, shape, compute, ctx), scan_bytes(config, shape, ctx),
+                product_bytes(config.in_proj_rows(), d, shape, compute, ctx),
+                product_bytes(d, config.inner(), shape, compute, ctx)});
+  if (f > 0) most = std::max(most, product_bytes(2 * f, d, shape, compute, ctx));
+  return most;
+}
+
+}  // namespace
+
+std::size_t pass_workspace_bytes(const ModelConfig& config, const PassShape& shape, Compute compute,
+                                 const Context& ctx) {
+  return pass_bytes(config, shape) + (ctx.gpu() ? ops_bytes_gpu(config, shape, compute, ctx)
+                                                : ops_bytes_cpu(config, shape.tokens));
+}
+
+}  // namespace mamba3

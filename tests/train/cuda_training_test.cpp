@@ -1,0 +1,304 @@
+// Training on a GPU: gradients of whole models against the oracle, equal bits, and what a training
+// leaves. Skipped where there is no GPU.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "core/mirror.h"
+#include "mamba3/error.h"
+#include "tiny_training.h"
+#include "train/learner.h"
+#include "train/reference_gradients.h"
+
+namespace mamba3 {
+namespace {
+
+#define SKIP_WITHOUT_GPU() \
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU"
+
+ContextOptions on(DeviceKind kind) {
+  ContextOptions options;
+  options.threads = 2;
+  options.device = {kind, 0};
+  return options;
+}
+
+// Models that take the general kernels, and models whose activations are bf16: those that every GPU
+// scans on tensor cores, and those with kernels of their own on Hopper.
+std::vector<TinyModel> models_in_bf16() {
+  ModelConfig siso;
+  siso.width = 64;
+  siso.layers = 2;
+  siso.vocab = 97;
+  siso.mlp_hidden = 88;
+  siso.mixer.state = 64;
+  siso.mixer.head_dim = 64;
+  ModelConfig mimo = siso;
+  mimo.mixer.mimo = true;
+  mimo.mixer.rank = 4;
+  mimo.mlp_hidden = 0;
+  mimo.tied_embeddings = false;
+  ModelConfig general = siso;
+  general.width = 72;
+  general.mixer.head_dim = 24;
+  general.mixer.state = 72;
+  ModelConfig general_mimo = mimo;
+  general_mimo.mixer.state = 32;
+  general_mimo.mixer.rank = 3;
+  general_mimo.mixer.head_dim = 32;
+  general_mimo.mixer.out_norm = true;
+  general_mimo.mlp_hidden = 72;
+  return {{"siso", siso}, {"mimo", mimo}, {"general", general}, {"general mimo", general_mimo}};
+}
+
+std::vector<TinyModel> all_models() {
+  std::vector<TinyModel> out = tiny_models();
+  for (const TinyModel& model : models_in_bf16()) out.push_back(model);
+  return out;
+}
+
+struct Found {
+  CrossEntropySums sums;
+  ParameterValues gradients;  // in the host's memory
+};
+
+Found gradients_on(DeviceKind device, const Tiny& tiny, const TrainingBatch& batch,
+                   const LossOptions& options) {
+  Context ctx(on(device));
+  const ModelWeights weights = bind_weights(tiny.config, tiny.initial.tensors, nullptr, ctx);
+  ParameterValues gradients(tiny.config, ctx.gpu());
+  CrossEntropySums sums;
+  const Mirror<CrossEntropySums> there({&sums, 1}, ctx);
+  loss_and_gradients(tiny.config, weights, batch, options, gradients, there.data(), ctx);
+  there.read_back();
+  return {sums, gradients.host_copy()};
+}
+
+bool same_bits(const ParameterValues& a, const ParameterValues& b) {
+  const ParameterValues x = a.host_copy(), y = b.host_copy();
+  return std::memcmp(x.all().data(), y.all().data(), x.all().size_bytes()) == 0;
+}
+
+// One token, none, and cuts beside those of chunks.
+const std::vector<std::int64_t> kLengths = {70, 0, 1, 64, 19, 129};
+
+TokenBatch awkward_batch(const ModelConfig& config) {
+  return {random_ids(283, config.vocab, 5), kLengths};
+}
+
+TEST(CudaLossAndGradients, AgreeWithTheOracleInFp32) {
+  SKIP_WITHOUT_GPU();
+  Context setup(on(DeviceKind::kCpu));
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    const Tiny tiny(model, setup);
+    const TokenBatch batch = awkward_batch(tiny.config);
+    LossOptions options = mean_of(278);
+    options.z_weight = 0.01;
+    const auto& tensors = tiny.initial.tensors;
+    const auto truth = reference_gradients<double>(tiny.config, tensors, batch.view(), options);
+    const auto plain = plain_gradient_errors(tiny.config, tensors, batch.view(), options, truth);
+    const Found found = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
+    EXPECT_EQ(found.sums.rows, 278);
+    EXPECT_NEAR(found.sums.loss, truth.loss, truth.loss * 1e-6);
+    EXPECT_NEAR(found.sums.squared_z, truth.squared_z, truth.squared_z * 1e-6);
+    for (const auto& [name, values] : truth.tensors) {
+      expect_within(found.gradients, plain, name, values);
+    }
+  }
+}
+
+// Against the oracle, with the error of the same roundings on a CPU as the measure: there linears
+// round what they read, and the scan, on some processors, what its products do.
+TEST(CudaLossAndGradients, InBf16AreAsGoodAsOnACpu) {
+  SKIP_WITHOUT_GPU();
+  Context setup(on(DeviceKind::kCpu));
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    const Tiny tiny(model, setup);
+    const TokenBatch batch = awkward_batch(tiny.config);
+    LossOptions options = mean_of(278);
+    const auto truth =
+        reference_gradients<double>(tiny.config, tiny.initial.tensors, batch.view(), options);
+    options.compute = Compute::kBf16;
+    const Found cpu = gradients_on(DeviceKind::kCpu, tiny, batch.view(), options);
+    const Found gpu = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
+    EXPECT_NEAR(gpu.sums.loss, truth.loss, truth.loss * kBf16Rounding);
+    for (const auto& [name, values] : truth.tensors) {
+      const auto error = [&](const Found& found) {
+        return rms_error(std::span<const float>(found.gradients.values(name)),
+                         std::span<const double>(values), ErrorMetric::kRelative);
+      };
+      const Comparison c = judge(error(gpu), error(cpu), 2 * kBf16Rounding);
+      EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", on a CPU " << c.naive_error;
+    }
+  }
+}
+
+TEST(CudaLossAndGradients, RecomputingChangesNoBit) {
+  SKIP_WITHOUT_GPU();
+  Context setup(on(DeviceKind::kCpu));
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    TinyModel deep = model;
+    deep.config.layers = 4;
+    const Tiny tiny(deep, setup);
+    const TokenBatch batch = awkward_batch(tiny.config);
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      LossOptions options = mean_of(278);
+      options.compute = compute;
+      const Found kept = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
+      for (const Recompute recompute : {Recompute::kScan, Recompute::kBlock}) {
+        options.recompute = recompute;
+        const Found again = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
+        EXPECT_EQ(again.sums.loss, kept.sums.loss);
+        EXPECT_TRUE(same_bits(again.gradients, kept.gradients));
+      }
+    }
+  }
+}
+
+TEST(CudaLossAndGradients, TheLossAloneIsTheSame) {
+  SKIP_WITHOUT_GPU();
+  Context ctx(on(DeviceKind::kCuda));
+  Context setup(on(DeviceKind::kCpu));
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    const Tiny tiny(model, setup);
+    const TokenBatch batch = awkward_batch(tiny.config);
+    const ModelWeights weights = bind_weights(tiny.config, tiny.initial.tensors, nullptr, ctx);
+    ParameterValues gradients(tiny.config, ctx.gpu());
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      CrossEntropySums sums[2];
+      const Mirror<CrossEntropySums> there(sums, ctx);
+      LossOptions options;
+      options.compute = compute;
+      loss_of(tiny.config, weights, batch.view(), options, there.data(), ctx);
+      loss_and_gradients(tiny.config, weights, batch.view(), options, gradients, there.data() + 1,
+                         ctx);
+      there.read_back();
+      EXPECT_EQ(sums[0].loss, sums[1].loss);
+      EXPECT_EQ(sums[0].correct, sums[1].correct);
+      EXPECT_EQ(sums[0].rows, 278);
+    }
+  }
+}
+
+TEST(CudaLossAndGradients, RefuseWrongIds) {
+  SKIP_WITHOUT_GPU();
+  Context ctx(on(DeviceKind::kCuda));
+  const Tiny tiny(tiny_models()[0], ctx);
+  ParameterValues gradients(tiny.config, ctx.gpu());
+  CrossEntropySums sums;
+  const Mirror<CrossEntropySums> there({&sums, 1}, ctx);
+  for (const std::int32_t bad : {-1, 104}) {
+    TokenBatch batch({1, 2, 3, 4}, {4});
+    batch.ids[2] = bad;
+    EXPECT_THROW(loss_and_gradients(tiny.config, tiny.weights, batch.view(), {}, gradients,
+                                    there.data(), ctx),
+                 Error);
+    batch.ids[2] = 1;
+    batch.targets[1] = bad == -1 ? -2 : bad;
+    EXPECT_THROW(loss_and_gradients(tiny.config, tiny.weights, batch.view(), {}, gradients,
+                                    there.data(), ctx),
+                 Error);
+  }
+}
+
+// A model that learns a few sequences by heart, two micro-batches a step.
+struct Pupil {
+  Pupil(const TinyModel& model, Compute compute, DeviceKind device)
+      : ctx(on(device)),
+        learner(model.config, options(compute), {}, ctx),
+        first(random_ids(90, model.config.vocab, 3), {70, 20}),
+        second(random_ids(40, model.config.vocab, 4), {40}) {
+    learner.assign(init_tensors(model.config, DType::kF32, 1, ctx).tensors);
+  }
+  static LossOptions options(Compute compute) {
+    LossOptions out;
+    out.compute = compute;
+    return out;
+  }
+  double step() {
+    learner.clear();
+    learner.add(first.view(), 1 / 127.0);
+    learner.add(second.view(), 1 / 127.0);
+    const Learner::Figures found = learner.figures();
+    EXPECT_EQ(found.sums.rows, 127);
+    EXPECT_GT(found.norm, 0);
+    learner.update(found.norm, 5e-3);
+    return found.sums.loss / 127;
+  }
+  double steps(int count) {
+    double loss = 0;
+    for (int i = 0; i < count; ++i) loss = step();
+    return loss;
+  }
+  // As a checkpoint passes it on.
+  void go_on_from(const Pupil& other) {
+    std::map<std::string, TensorRef> moments;
+    const ParameterValues weights = other.learner.weights().host_copy();
+    const ParameterValues m = other.learner.optimizer().first().host_copy();
+    const ParameterValues s = other.learner.optimizer().second().host_copy();
+    for (const auto& [name, tensor] : m.tensors()) moments["first." + name] = tensor;
+    for (const auto& [name, tensor] : s.tensors()) moments["second." + name] = tensor;
+    learner.assign(weights.tensors());
+    learner.resume(other.learner.steps(), moments);
+  }
+  void expect_same(const Pupil& other) const {
+    EXPECT_TRUE(same_bits(learner.weights(), other.learner.weights()));
+    EXPECT_TRUE(same_bits(learner.optimizer().first(), other.learner.optimizer().first()));
+    EXPECT_TRUE(same_bits(learner.optimizer().second(), other.learner.optimizer().second()));
+  }
+
+  Context ctx;
+  Learner learner;
+  TokenBatch first, second;
+};
+
+TEST(CudaTraining, TwoRunsAndAResumedOneHaveTheSameBits) {
+  SKIP_WITHOUT_GPU();
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      Pupil one(model, compute, DeviceKind::kCuda), two(model, compute, DeviceKind::kCuda);
+      Pupil before(model, compute, DeviceKind::kCuda), after(model, compute, DeviceKind::kCuda);
+      EXPECT_EQ(one.steps(4), two.steps(4));
+      two.expect_same(one);
+      before.steps(2);
+      after.go_on_from(before);
+      after.steps(2);
+      after.expect_same(one);
+    }
+  }
+}
+
+TEST(CudaTraining, LearnsAsOnACpu) {
+  SKIP_WITHOUT_GPU();
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    Pupil cpu(model, Compute::kF32, DeviceKind::kCpu), gpu(model, Compute::kF32, DeviceKind::kCuda);
+    for (int i = 0; i < 4; ++i) EXPECT_NEAR(gpu.step(), cpu.step(), 1e-3);
+    // Each goes on with what the other left.
+    Pupil cpu_after(model, Compute::kF32, DeviceKind::kCpu);
+    Pupil gpu_after(model, Compute::kF32, DeviceKind::kCuda);
+    cpu_after.go_on_from(gpu);
+    gpu_after.go_on_from(cpu);
+    const double loss = cpu.step();
+    EXPECT_NEAR(cpu_after.step(), loss, 1e-3);
+    EXPECT_NEAR(gpu_after.step(), loss, 1e-3);
+  }
+}
+
+TEST(CudaTraining, LearnsByHeart) {
+  SKIP_WITHOUT_GPU();
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    Pupil pupil(model, Compute::kBf16, DeviceKind::kCuda);
+    const double first = pupil.step();
+    EXPECT_LT(pupil.steps(80), 0.1 * first);
+  }
+}
+
+}  // namespace
+}  // namespace mamba3
