@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cli/bench_model.h"
 #include "cli/commands.h"
 #include "core/check.h"
 
@@ -16,7 +17,7 @@ struct BenchKind {
 
 constexpr BenchKind kKinds[] = {
     {"kernels", bench_kernels}, {"prefill", bench_prefill}, {"decode", bench_decode},
-    {"load", bench_load},       {"table", bench_table},
+    {"train", bench_train},     {"load", bench_load},       {"table", bench_table},
 };
 
 struct BenchCommand {
@@ -39,7 +40,7 @@ std::vector<std::string> split_names(const std::string& text) {
 int run_bench(BenchCommand& command) {
   BenchOptions& options = command.bench;
   options.presets = split_names(command.presets);
-  for (const std::string& name : options.presets) preset(name);  // refuses unknown ones now
+  for (const std::string& name : options.presets) bench_preset(name);  // refuses unknown ones now
   options.batches = parse_numbers("--batch", command.batches, 1);
   options.tokens = parse_numbers("--tokens", command.tokens, 1);
   Context ctx = make_context(options.common, choose_device(options.common));
@@ -78,10 +79,12 @@ Run add_bench(CLI::App& app) {
       ->required()
       ->check(one_of(names));
   BenchOptions& options = command->bench;
-  app.add_option("--preset", command->presets, "the authors' sizes, as siso-187m,mimo-1.5b")
+  app.add_option("--preset", command->presets,
+                 "the authors' sizes, as siso-187m,mimo-1.5b, or siso-24m, mimo-24m")
       ->type_name("NAMES");
   app.add_option("--batch", command->batches, "sequences at once, as 1,8,32")->type_name("NUMBERS");
-  app.add_option("--tokens", command->tokens, "lengths of prompts, as 512,2048")
+  app.add_option("--tokens", command->tokens,
+                 "lengths of prompts, or of windows to train on, as 512,2048")
       ->type_name("NUMBERS");
   app.add_option("--repeat", options.repeat, "times each is measured; the median counts")
       ->type_name("N")
@@ -106,6 +109,10 @@ Run add_bench(CLI::App& app) {
   app.add_flag(
       "--full", options.full,
       "table: read the prompts and decode every token after them, instead of a few cycles");
+  app.add_option("--recompute", options.recompute,
+                 "train: what the way back computes again: none, scan or block (default: none)")
+      ->type_name("NAME")
+      ->check(one_of({"none", "scan", "block"}));
   app.add_option("--out", options.out, "write the JSON document to this file too")
       ->type_name("FILE");
   app.add_option("--baseline", options.baseline,

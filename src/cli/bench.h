@@ -19,10 +19,11 @@ struct BenchOptions {
   std::vector<std::int64_t> batches;
   std::vector<std::int64_t> tokens;
   std::int64_t repeat = 5;
-  std::int64_t cycle = 0;   // steps that are timed together; 0: see cycle_steps()
-  bool full = false;        // tables: decode every token
-  bool skewed = false;      // prefill: one long prompt among short ones
-  StatePoolOptions states;  // of decoding
+  std::int64_t cycle = 0;          // steps that are timed together; 0: see cycle_steps()
+  bool full = false;               // tables: decode every token
+  bool skewed = false;             // prefill: one long prompt among short ones
+  StatePoolOptions states;         // of decoding
+  std::string recompute = "none";  // of training
   std::string out;
   std::string compare;   // a file of rows to show beside what is measured
   std::string baseline;  // a file of rows, as --out or bench/baselines/eager_torch.py write it
@@ -45,6 +46,9 @@ void bench_prefill(const BenchOptions& options, BenchReport& report, Context& ct
 
 // One token after the other for --batch sequences, against the memory's bandwidth.
 void bench_decode(const BenchOptions& options, BenchReport& report, Context& ctx);
+
+// Whole steps of a training, forward, backward and AdamW, of --batch windows of --tokens.
+void bench_train(const BenchOptions& options, BenchReport& report, Context& ctx);
 
 // Each op alone, at the shapes of a preset.
 void bench_kernels(const BenchOptions& options, BenchReport& report, Context& ctx);

@@ -45,6 +45,13 @@ constexpr Figure kAuthors[] = {
     {"decode/siso-1.5b/bf16/batch=128", rate(128, 7.94e-3)},
     {"decode/mimo-1.5b/bf16/batch=1", rate(1, 2.84e-3)},
     {"decode/mimo-1.5b/bf16/batch=128", rate(128, 8.79e-3)},
+    {"train/siso-1.5b/bf16/batch=4/tokens=2048", 35.2e3},
+    {"train/mimo-1.5b/bf16/batch=4/tokens=2048", 21.5e3},
+    {"train/siso-440m/bf16/batch=8/tokens=2048", 90.6e3},
+    {"train/siso-24m/bf16/batch=128/tokens=512", 690e3},
+    {"train/mimo-24m/bf16/batch=128/tokens=512", 376e3},
+    // GB
+    {"train/siso-1.5b/bf16/batch=4/tokens=2048/memory", 41.4},
     // ms
     {"table6/siso/state=128/fp32/kernel", 0.190},
     {"table6/siso/state=128/bf16/kernel", 0.096},

@@ -12,6 +12,18 @@
 
 namespace mamba3::cli {
 
+ModelConfig bench_preset(const std::string& name) {
+  const bool mimo = name == "mimo-24m";
+  if (name != "siso-24m" && !mimo) return preset(name);
+  ModelConfig config = preset(mimo ? "mimo-187m" : "siso-187m");
+  config.width = 384;
+  config.layers = 10;
+  config.mlp_hidden = 1024;
+  config.vocab = 8192;
+  config.mixer.state = 64;
+  return config;
+}
+
 std::vector<std::string> presets_or_default(const BenchOptions& options, const Context& ctx) {
   if (!options.presets.empty()) return options.presets;
   if (ctx.gpu()) return {"siso-1.5b", "mimo-1.5b"};
@@ -37,7 +49,7 @@ void check_models(const BenchOptions& options, Context& ctx) {
   }
   const DType matrices = options.common.dtype == "fp32" ? DType::kF32 : DType::kBf16;
   for (const std::string& name : presets_or_default(options, ctx)) {
-    check({preset(name), resident_bytes(preset(name), matrices)});
+    check({bench_preset(name), resident_bytes(bench_preset(name), matrices)});
   }
 }
 
@@ -52,7 +64,7 @@ void for_each_model(const BenchOptions& options, Context& ctx,
   ModelOptions model_options;
   model_options.compute = fp32 ? ComputeDType::kF32 : ComputeDType::kBf16;
   for (const std::string& name : presets_or_default(options, ctx)) {
-    body({name, Model::random(preset(name), fp32 ? DType::kF32 : DType::kBf16, ctx.seed(),
+    body({name, Model::random(bench_preset(name), fp32 ? DType::kF32 : DType::kBf16, ctx.seed(),
                               model_options, ctx)});
   }
 }
@@ -80,14 +92,19 @@ double recurrence_flops(const ModelConfig& config) {
          static_cast<double>(outer_product);
 }
 
-double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx) {
-  const Compute compute = model.compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
+double layer_gemm_rate(const ModelConfig& config, Compute compute, std::int64_t rows,
+                       Context& ctx) {
   double flops = 0, seconds = 0;
-  for (const GemmShape& gemm : layer_gemms(model.config(), rows)) {
+  for (const GemmShape& gemm : layer_gemms(config, rows)) {
     flops += gemm.flops();
     seconds += gemm.flops() / measured_gemm_rate(gemm, compute, ctx);
   }
   return flops / seconds;
+}
+
+double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx) {
+  const Compute compute = model.compute() == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
+  return layer_gemm_rate(model.config(), compute, rows, ctx);
 }
 
 void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,

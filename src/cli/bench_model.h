@@ -12,6 +12,10 @@
 
 namespace mamba3::cli {
 
+// One of the authors' sizes, or siso-24m or mimo-24m: those of the small models whose training they
+// measured. Refuses another name.
+ModelConfig bench_preset(const std::string& name);
+
 // --preset, else what each kind measures by itself: siso-187m on a CPU, the two 1.5B on a GPU.
 std::vector<std::string> presets_or_default(const BenchOptions& options, const Context& ctx);
 std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
@@ -42,6 +46,7 @@ double layer_gemm_flops(const ModelConfig& config);
 double recurrence_flops(const ModelConfig& config);
 // FLOP/s of oneDNN (on a GPU of cuBLASLt) alone on those of `rows` tokens, each shape weighted by
 // its share of the work.
+double layer_gemm_rate(const ModelConfig& config, Compute compute, std::int64_t rows, Context& ctx);
 double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx);
 
 // Rows "NAME/OP" with each op's share of the time of one call of `run`. Call it after the figures

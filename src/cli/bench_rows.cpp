@@ -21,7 +21,8 @@ std::string text_at(const Json& object, const char* key) {
 }  // namespace
 
 bool smaller_is_better(const std::string& unit) {
-  return unit == "s" || unit == "ms" || unit == "us" || unit == "bytes" || unit == "x";
+  return unit == "s" || unit == "ms" || unit == "us" || unit == "bytes" || unit == "GB" ||
+         unit == "x";
 }
 
 double compare_values(double value, double reference, const std::string& unit) {
