@@ -168,8 +168,10 @@ void prune(const fs::path& run, std::int64_t keep) {
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
     fs::remove_all(folder_of(run, steps[i]), ignored);
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), ignored)) {
-    if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+  for (const fs::path& folder : {run, checkpoints_of(run)}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+      if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+    }
   }
 }
 

@@ -204,7 +204,9 @@ TEST_F(TrainingRunTest, MicroBatchesAddUp) {
 
 TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   const TrainRecord record = small_record();
+  // What killed ones left.
   fs::create_directories(folder_ / "run" / "checkpoints" / "step-3.tmp");
+  write_text(folder_ / "run" / "model.safetensors.123-4.tmp", "half");
   run(record, "run");
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run" / "checkpoints")) {
@@ -212,6 +214,7 @@ TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   }
   std::ranges::sort(names);
   EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
+  EXPECT_FALSE(fs::exists(folder_ / "run" / "model.safetensors.123-4.tmp"));
 }
 
 TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
