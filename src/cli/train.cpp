@@ -1,8 +1,10 @@
 // train: a model from scratch, from another one, or from where a training was left.
 #include "cli/train.h"
 
+#include <chrono>
 #include <cmath>
 #include <memory>
+#include <thread>
 
 #include "cli/commands.h"
 #include "cli/run_options.h"
@@ -95,6 +97,13 @@ std::string rounded(double value, int digits) {
   return text;
 }
 
+void wait_ten_seconds() {
+  for (int i = 0; i < 100; ++i) {
+    check_interrupt();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
 // What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
 class Display {
  public:
@@ -110,6 +119,7 @@ class Display {
   RunHooks hooks() {
     RunHooks hooks;
     hooks.poll = check_interrupt;
+    hooks.wait = wait_ten_seconds;
     hooks.on_step = [this](const StepReport& report, double tokens_per_s) {
       loss_ = report.loss;
       bar_.update(report.step - first_, all_ - first_,

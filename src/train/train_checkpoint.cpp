@@ -159,6 +159,23 @@ std::string_view text_of(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
+void fill_folder(const fs::path& folder, const TrainRecord& record, const Trainer& trainer) {
+  std::error_code ec;
+  fs::remove_all(folder, ec);
+  fs::create_directories(folder, ec);
+  check_done(ec, folder);
+  write_text(folder / "config.json", config_to_json(trainer.config()));
+  write_weights(folder / kWeightsName, trainer);
+  write_moments(folder / kMomentsName, trainer);
+  ordered_json json = to_json(record);
+  for (const char* name : {kWeightsName, kMomentsName}) {
+    json["checksums"][name] = checksum_of(folder / name);
+  }
+  // Names of files may be any bytes.
+  const auto replace = ordered_json::error_handler_t::replace;
+  write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
+}
+
 // Old checkpoints, and what a killed run left half-written.
 void prune(const fs::path& run, std::int64_t keep) {
   std::error_code ignored;
@@ -166,8 +183,10 @@ void prune(const fs::path& run, std::int64_t keep) {
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
     fs::remove_all(folder_of(run, steps[i]), ignored);
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), ignored)) {
-    if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+  for (const fs::path& folder : {run, checkpoints_of(run)}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+      if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+    }
   }
 }
 
@@ -190,17 +209,12 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   fs::path aside = folder;
   aside += ".tmp";
   std::error_code ec;
-  fs::remove_all(aside, ec);
-  fs::create_directories(aside, ec);
-  check_done(ec, aside);
-  write_text(aside / "config.json", config_to_json(trainer.config()));
-  write_weights(aside / kWeightsName, trainer);
-  write_moments(aside / kMomentsName, trainer);
-  ordered_json json = to_json(record);
-  for (const char* name : {kWeightsName, kMomentsName}) {
-    json["checksums"][name] = checksum_of(aside / name);
+  try {
+    fill_folder(aside, record, trainer);
+  } catch (...) {
+    fs::remove_all(aside, ec);  // a full disk is not to stay full because of it
+    throw;
   }
-  write_text(aside / kRecordName, json.dump(2) + "\n");
   fs::remove_all(folder, ec);  // only one that could not be read is there
   check_done(ec, folder);
   fs::rename(aside, folder, ec);

@@ -29,7 +29,8 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       hooks_(std::move(hooks)),
       ctx_(ctx),
       metrics_(folder_ / "metrics.jsonl", trainer.steps()),
-      saved_step_(trainer.steps()) {}
+      saved_step_(trainer.steps()),
+      model_step_(saved_step_) {}
 
 RunResult TrainingRun::run() {
   if (ended()) evaluate();
@@ -87,8 +88,23 @@ void TrainingRun::evaluate() {
   if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), found);
 }
 
+// Nothing goes on after it: what was trained would be lost.
+void TrainingRun::save_last() {
+  constexpr int kMostAttempts = 60;
+  for (int attempt = 1;; ++attempt) {
+    try {
+      return save();
+    } catch (const Error& error) {
+      if (!hooks_.wait || attempt == kMostAttempts) throw;
+      ctx_.log(LogLevel::kWarning,
+               str("the last step was not saved: ", error.what(), "; trying again soon"));
+    }
+    hooks_.wait();
+  }
+}
+
 void TrainingRun::save_if_due() {
-  if (ended()) return save();
+  if (ended()) return save_last();
   const std::int64_t every = record_.rhythm.save_every;
   if (trainer_.steps() % (retry_ ? std::max<std::int64_t>(1, every / 10) : every) != 0) return;
   try {
@@ -112,10 +128,13 @@ void TrainingRun::report() const {
 }
 
 void TrainingRun::save() {
-  if (saved_step_ == trainer_.steps()) return;
-  saved_ = write_train_checkpoint(folder_, record_, trainer_);
-  saved_step_ = trainer_.steps();
+  if (saved_step_ != trainer_.steps()) {
+    saved_ = write_train_checkpoint(folder_, record_, trainer_);
+    saved_step_ = trainer_.steps();
+  }
+  if (model_step_ == saved_step_) return;
   write_model(folder_, trainer_);
+  model_step_ = saved_step_;
   if (hooks_.on_save) hooks_.on_save(saved_step_, saved_);
 }
 

@@ -21,6 +21,8 @@ struct RunHooks {
   std::function<void(const StepReport& step, double tokens_per_s)> on_step;
   std::function<void(std::int64_t step, const Evaluation& held_out)> on_evaluation;
   std::function<void(std::int64_t step, const std::filesystem::path& folder)> on_save;
+  // Before a last save that failed is tried again. Empty: it is not tried again.
+  std::function<void()> wait;
 };
 
 struct RunResult {
@@ -45,6 +47,7 @@ class TrainingRun {
   void take_step();
   void evaluate();
   void save_if_due();
+  void save_last();
   void save();
   void report() const;
   bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
@@ -56,9 +59,9 @@ class TrainingRun {
   RunHooks hooks_;
   const Context& ctx_;
   MetricsFile metrics_;
-  std::int64_t saved_step_;
-  std::filesystem::path saved_;  // the newest checkpoint; empty: none
-  bool retry_ = false;           // the last save failed
+  std::int64_t saved_step_, model_step_;  // of the newest checkpoint, of the model beside it
+  std::filesystem::path saved_;           // the newest checkpoint; empty: none
+  bool retry_ = false;                    // the last save failed
   RunResult result_;
 };
 

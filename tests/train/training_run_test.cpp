@@ -1,5 +1,8 @@
 #include "train/training_run.h"
 
+#include <signal.h>
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -245,7 +248,9 @@ TEST_F(TrainingRunTest, MicroBatchesAddUp) {
 
 TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   const TrainRecord record = small_record();
+  // What killed ones left.
   fs::create_directories(folder_ / "run" / "checkpoints" / "step-3.tmp");
+  write_text(folder_ / "run" / "model.safetensors.123-4.tmp", "half");
   run(record, "run");
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run" / "checkpoints")) {
@@ -253,6 +258,7 @@ TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   }
   std::ranges::sort(names);
   EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
+  EXPECT_FALSE(fs::exists(folder_ / "run" / "model.safetensors.123-4.tmp"));
 }
 
 TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
@@ -269,6 +275,71 @@ TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
   TrainingRun(folder_ / "run", record, trainer, nullptr, hooks, ctx).run();
   EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
   EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
+}
+
+TEST_F(TrainingRunTest, TheLastSaveIsTriedUntilThereIsRoom) {
+  TrainRecord record = small_record();
+  record.rhythm.save_every = 100;
+  int waited = 0;
+  RunHooks hooks;
+  std::vector<std::int64_t> saved;
+  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
+  const auto run_with = [&](const std::string& name) {
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    TrainingRun(run_folder(name), record, trainer, nullptr, hooks, ctx).run();
+  };
+  // First the checkpoint cannot be written, then the model.
+  const fs::path run = run_folder("run");
+  write_text(run / "checkpoints", "a file where the folder should be");
+  hooks.wait = [&] {
+    if (++waited == 2) {
+      fs::remove(run / "checkpoints");
+      fs::create_directory(run / "model.safetensors");
+    }
+    if (waited == 4) fs::remove(run / "model.safetensors");
+  };
+  run_with("run");
+  EXPECT_EQ(waited, 4);
+  EXPECT_EQ(saved, std::vector<std::int64_t>{20});
+  EXPECT_TRUE(fs::is_regular_file(run / "model.safetensors"));
+  EXPECT_TRUE(fs::exists(run / "checkpoints" / "step-20" / "training.json"));
+  EXPECT_NE(warnings_.find("the last step was not saved"), std::string::npos) << warnings_;
+
+  hooks.wait = nullptr;
+  write_text(run_folder("never") / "checkpoints", "");
+  EXPECT_NE(error_of([&] { run_with("never"); }), "");
+  hooks.wait = [] { throw Error(ErrorCode::kInterrupted, "interrupted"); };
+  EXPECT_NE(error_of([&] { run_with("never"); }), "");
+}
+
+// As on a full disk: no file may become larger than its weights are.
+TEST_F(TrainingRunTest, AFailedCheckpointLeavesNothing) {
+  const TrainRecord record = small_record();
+  Context ctx = context();
+  Trainer trainer = fresh(record, ctx);
+  write_model(run_folder("run"), trainer);
+  const auto weights_bytes = fs::file_size(folder_ / "run" / "model.safetensors");
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{weights_bytes, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string message =
+      error_of([&] { write_train_checkpoint(folder_ / "run", record, trainer); });
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, SIG_DFL);
+  EXPECT_NE(message.find("optimizer.safetensors"), std::string::npos) << message;
+  EXPECT_TRUE(fs::is_empty(folder_ / "run" / "checkpoints"));
+}
+
+TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
+  TrainRecord record = small_record();
+  record.data.files = {"\xff.txt"};
+  Context ctx = context();
+  const Trainer trainer = fresh(record, ctx);
+  const fs::path folder = write_train_checkpoint(run_folder("run"), record, trainer);
+  EXPECT_EQ(read_train_checkpoint(folder).record.data.files[0], "\xef\xbf\xbd.txt");
 }
 
 TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
