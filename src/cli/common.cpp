@@ -19,34 +19,38 @@ namespace {
 
 constexpr const char* kBundledModel = "siso-9m";
 
-// A file descriptor that is closed, unless it is stdin.
-class InputFile {
+// A file or, for "-", stdin; a signal that comes while it waits is noticed.
+class InputFile : public ByteStream {
  public:
   explicit InputFile(const std::string& path) : path_(path) {
     fd_ = path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     check_input(fd_ >= 0, path, " cannot be opened (", std::strerror(errno),
                 "); expected a readable file, or - for stdin; check the path");
   }
-  ~InputFile() {
+  ~InputFile() override {
     if (fd_ > STDIN_FILENO) ::close(fd_);
   }
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
 
-  // Zero at the end.
-  std::size_t read(char* to, std::size_t most) {
+  std::size_t read(char* to, std::size_t most) override {
     for (;;) {
       const ssize_t got = ::read(fd_, to, most);
-      if (got >= 0) return static_cast<std::size_t>(got);
+      if (got >= 0) {
+        read_ += got;
+        return static_cast<std::size_t>(got);
+      }
       check_interrupt();
       check_input(errno == EINTR, path_, " cannot be read (", std::strerror(errno),
                   "); expected a readable file, or - for stdin; check the path");
     }
   }
+  std::int64_t file_bytes_read() const override { return read_; }
 
  private:
   std::string path_;
   int fd_ = -1;
+  std::int64_t read_ = 0;
 };
 
 // Beside an installed binary, else in the source tree that it was built from.
@@ -137,6 +141,11 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const CommonOptions& options) {
               " has no tokenizer.json or tokenizer.model; expected one of them; name the file with "
               "--tokenizer");
   return tokenizer;
+}
+
+std::unique_ptr<ByteStream> open_input(const std::string& path) {
+  if (fs::path(path).extension() == ".xz") return ByteStream::open(path);
+  return std::make_unique<InputFile>(path);
 }
 
 std::string read_text(const std::string& path) {

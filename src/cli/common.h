@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "io/byte_stream.h"
 #include "mamba3/context.h"
 #include "mamba3/engine.h"
 
@@ -49,7 +51,9 @@ const Tokenizer& need_tokenizer(const Checkpoint& checkpoint);
 // The tokenizer alone: --tokenizer, else the one in the model's folder.
 std::shared_ptr<const Tokenizer> load_tokenizer(const CommonOptions& options);
 
-// The whole of a file, or of stdin for "-".
+// A file, unpacked when its name ends in .xz, or stdin for "-".
+std::unique_ptr<ByteStream> open_input(const std::string& path);
+// The whole of a file as it is, or of stdin for "-".
 std::string read_text(const std::string& path);
 
 // The reader of stdout has gone: nothing is wrong, but there is no more to do.

@@ -125,7 +125,9 @@ void write_logits(const ScoreOptions& options, const Checkpoint& checkpoint, Con
 
 Run add_score(CLI::App& app) {
   auto options = std::make_shared<ScoreOptions>();
-  app.add_option("--text", options->text, "text file, - for stdin: loss of the model on it")
+  app.add_option("--text", options->text,
+                 "text or, by the names .jsonl and .ndjson, JSON lines with a text each, also "
+                 "packed by xz; - for stdin: loss of the model on it")
       ->type_name("FILE");
   app.add_option("--block", options->block_tokens,
                  "with --text: independent blocks of N tokens, no state carried between them; "

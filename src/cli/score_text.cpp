@@ -4,26 +4,10 @@
 
 #include "cli/score.h"
 #include "core/check.h"
+#include "io/document_reader.h"
 
 namespace mamba3::cli {
 namespace {
-
-// What the separator lines leave; the line end before a separator belongs to the separator.
-std::vector<std::string_view> split_documents(std::string_view text, std::string_view separator) {
-  if (separator.empty()) return {text};
-  std::vector<std::string_view> documents;
-  std::size_t document = 0, line = 0;
-  while (line < text.size()) {
-    const std::size_t end = std::min(text.find('\n', line), text.size());
-    if (text.substr(line, end - line) == separator) {
-      documents.push_back(text.substr(document, line > document ? line - 1 - document : 0));
-      document = std::min(end + 1, text.size());
-    }
-    line = end + 1;
-  }
-  documents.push_back(text.substr(document));
-  return documents;
-}
 
 struct Encoded {
   std::vector<std::vector<std::int32_t>> documents;
@@ -31,11 +15,12 @@ struct Encoded {
   std::int64_t tokens = 0;
 };
 
-Encoded encode_documents(const ScoreOptions& options, const Tokenizer& tokenizer,
-                         const std::string& text) {
+Encoded encode_documents(const ScoreOptions& options, const Tokenizer& tokenizer) {
+  DocumentFormat format;
+  format.separator = options.separator;
+  DocumentReader reader(open_input(options.text), options.text, format);
   Encoded encoded;
-  for (const std::string_view document : split_documents(text, options.separator)) {
-    if (document.empty()) continue;
+  for (std::string document; reader.next(document);) {
     try {
       encoded.documents.push_back(tokenizer.encode(document, true));
     } catch (const Error& error) {
@@ -79,8 +64,7 @@ void write_report(const ScoreOptions& options, const Json& report) {
 }  // namespace
 
 void score_text(const ScoreOptions& options, const Checkpoint& checkpoint, Context& ctx) {
-  const Encoded encoded =
-      encode_documents(options, need_tokenizer(checkpoint), read_text(options.text));
+  const Encoded encoded = encode_documents(options, need_tokenizer(checkpoint));
   const bool in_blocks = options.block_tokens > 0;
   std::vector<ScoreRequest> requests;
   if (in_blocks) {

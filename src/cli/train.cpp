@@ -1,15 +1,21 @@
 // train: a model from scratch, from another one, or from where a training was left.
 #include "cli/train.h"
 
+#include <chrono>
 #include <cmath>
 #include <memory>
+#include <thread>
 
 #include "cli/commands.h"
+#include "cli/run_options.h"
 #include "cli/terminal.h"
 #include "core/check.h"
+#include "core/host_memory.h"
 #include "core/quote.h"
 #include "model/init.h"
+#include "train/run_report.h"
 #include "train/trainer.h"
+#include "train/training_memory.h"
 #include "train/training_run.h"
 
 namespace mamba3::cli {
@@ -35,11 +41,12 @@ std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   return tokenizer;
 }
 
-void prepare_folder(const TrainStart& start) {
+void prepare_folder(TrainStart& start) {
   std::error_code ec;
   fs::create_directories(start.folder, ec);
   check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
               "; expected a place that can be written; choose another -o");
+  if (!start.lock) start.lock.emplace(start.folder);
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (!fs::equivalent(start.tokenizer, to, ec)) {
@@ -48,28 +55,6 @@ void prepare_folder(const TrainStart& start) {
                 "; expected a folder that can be written, with room; choose another -o");
   }
   if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
-}
-
-WindowReader open_data(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
-                       Context& ctx) {
-  const std::uint64_t before = start.record.data.fingerprint;
-  WindowReader data(open_tokens(command, start, start.record.data.files, tokenizer,
-                                start.record.data.fingerprint, ctx),
-                    start.record.options.length, "--data");
-  check_input(!start.checkpoint || start.record.data.fingerprint == before,
-              "the texts, their order or the tokenizer are not those that the training was made "
-              "with; expected the same, because its position in the data is a number of windows; "
-              "name those, or begin anew with --init-from");
-  return data;
-}
-
-std::optional<WindowReader> open_held_out(const TrainCommand& command, const TrainStart& start,
-                                          const Tokenizer& tokenizer, Context& ctx) {
-  const std::vector<std::string>& files = start.record.data.held_out;
-  if (files.empty()) return std::nullopt;
-  std::uint64_t fingerprint = 0;
-  return WindowReader(open_tokens(command, start, files, tokenizer, fingerprint, ctx),
-                      start.record.options.length, "--valid");
 }
 
 // Lets go of the files that they come from.
@@ -92,6 +77,13 @@ std::string rounded(double value, int digits) {
   return text;
 }
 
+void wait_ten_seconds() {
+  for (int i = 0; i < 100; ++i) {
+    check_interrupt();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
 // What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
 class Display {
  public:
@@ -104,14 +96,15 @@ class Display {
   RunHooks hooks() {
     RunHooks hooks;
     hooks.poll = check_interrupt;
+    hooks.wait = wait_ten_seconds;
     hooks.on_step = [this](const StepReport& report, double tokens_per_s) {
       loss_ = report.loss;
       bar_.update(report.step - first_, all_ - first_,
                   str("step ", report.step, "  loss ", rounded(report.loss, 3), "  ",
                       rounded(tokens_per_s, 0), " tokens/s"));
     };
-    hooks.on_evaluation = [this](std::int64_t step, double loss) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(loss, 4)));
+    hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4)));
     };
     hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
       say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
@@ -140,29 +133,31 @@ void report_result(const TrainCommand& command, const TrainStart& start, const T
       {"parameters", start.config.parameters()},
       {"steps", trainer.steps()},
       {"loss", any ? Json(result.last.loss) : Json()},
-      {"held_out", result.held_out ? Json(*result.held_out) : Json()},
+      {"held_out", result.held_out ? Json(result.held_out->loss) : Json()},
       {"tokens", result.tokens},
       {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
       {"seed", start.record.options.seed}};
   write_json(report);
 }
 
-int run_train(const TrainCommand& command) {
+int run_train(CLI::App& app, TrainCommand& command) {
+  if (!command.report.empty()) {
+    write_report(command.report);
+    return 0;
+  }
+  if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
   Context ctx = make_context(command.common, training_device(command));
   TrainStart start = find_start(command, ctx);
+  check_training_memory(start.config, start.record.options, available_memory_bytes());
   const auto tokenizer = fitting_tokenizer(start);
   prepare_folder(start);
-  WindowReader data = open_data(command, start, *tokenizer, ctx);
-  auto held_out = open_held_out(command, start, *tokenizer, ctx);
-  ctx.log(LogLevel::kInfo,
-          str(start.config.parameters(), " parameters, ", data.windows(), " windows of ",
-              data.length(), " tokens, ", start.record.options.tokens_per_step(),
-              " tokens a step, seed ", start.record.options.seed));
-  Trainer trainer(start.config, start.record.options, std::move(data), ctx);
+  const Sequences sequences = open_texts(command, start, *tokenizer, ctx);
+  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
   set_weights(start, trainer, ctx);
   Display display(command, trainer, ctx);
-  TrainingRun run(start.folder, start.record, trainer, std::move(held_out), display.hooks(), ctx);
+  write_run_file(app, command, start);
+  TrainingRun run(start.folder, start.record, trainer, sequences.held_out, display.hooks(), ctx);
   report_result(command, start, trainer, run.run());
   return 0;
 }
@@ -172,6 +167,11 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
                  "texts or JSON lines to train on, also packed by xz; several are read in turn")
       ->type_name("FILE");
   app.add_option("--valid", command.held_out, "held-out texts, for evaluations")->type_name("FILE");
+  app.add_option("--valid-split", command.valid_split,
+                 "instead of --valid: a fraction of the documents of --data (below 1), or so many "
+                 "of them, are held out and not trained on")
+      ->type_name("X")
+      ->check(number(0, 1e12));
   app.add_option("--separator", command.separator,
                  "a line equal to LINE stands between two documents of a text (default: "
                  "<|endoftext|>; empty: a file is one document)")
@@ -183,6 +183,9 @@ void add_data_options(CLI::App& app, TrainCommand& command) {
 }
 
 void add_start_options(CLI::App& app, TrainCommand& command) {
+  app.add_option("--run", command.run,
+                 "options by their long names, in YAML or JSON; those of the command line win")
+      ->type_name("FILE");
   std::string names;
   for (const std::string& name : preset_names()) names += (names.empty() ? "" : ", ") + name;
   app.add_option(
@@ -248,6 +251,9 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
         "windows of the held-out texts that count, from the first on (default: 512)");
   whole(app, "--save-every", command.save_every, 1, "steps between checkpoints (default: 500)");
   whole(app, "--keep", command.keep, 1, "checkpoints that are kept (default: 2)");
+  app.add_option("--report", command.report,
+                 "trains nothing: draws DIR/report.html again, as every evaluation does")
+      ->type_name("DIR");
 }
 
 }  // namespace
@@ -259,7 +265,7 @@ Run add_train(CLI::App& app) {
   add_step_options(app, *command);
   add_rhythm_options(app, *command);
   add_common_options(app, command->common);
-  return [command] { return run_train(*command); };
+  return [command, &app] { return run_train(app, *command); };
 }
 
 }  // namespace mamba3::cli

@@ -9,18 +9,20 @@
 #include <vector>
 
 #include "cli/common.h"
+#include "io/folder_lock.h"
+#include "train/batch_source.h"
 #include "train/train_checkpoint.h"
-#include "train/window_reader.h"
 
 namespace mamba3::cli {
 
 // What is not given is as in the checkpoint that is resumed, else as TrainRecord has it.
 struct TrainCommand {
   CommonOptions common;
-  std::string output, preset, config, resume, init_from, cache;
+  std::string run, report, output, preset, config, resume, init_from, cache;
   std::vector<std::string> data, held_out;
   std::optional<std::string> separator, json_key, schedule, recompute;
   std::optional<std::int64_t> steps, batch, length, accumulate, warmup;
+  std::optional<double> valid_split;
   std::optional<double> rate, final_rate, decay_from, decay, clip, beta1, beta2, z_loss;
   std::optional<std::int64_t> eval_every, eval_blocks, save_every, keep;
 };
@@ -32,6 +34,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record);
 
 struct TrainStart {
   std::filesystem::path folder;     // of the run
+  std::optional<FolderLock> lock;   // of that folder, once it is there
   std::filesystem::path tokenizer;  // a file
   ModelConfig config;
   TrainRecord record;
@@ -41,11 +44,13 @@ struct TrainStart {
 // From scratch, from another model or from a checkpoint. Nothing is written.
 TrainStart find_start(const TrainCommand& command, Context& ctx);
 
-// The tokens of `files`, from their cache in `folder`, which is made when it is not there or cannot
-// be used. Sets `fingerprint`.
-std::shared_ptr<const TokenCache> open_tokens(const TrainCommand& command, const TrainStart& start,
-                                              const std::vector<std::string>& files,
-                                              const Tokenizer& tokenizer,
-                                              std::uint64_t& fingerprint, Context& ctx);
+// What is read, and what is evaluated: null for nothing.
+struct Sequences {
+  std::shared_ptr<const BatchSource> training, held_out;
+};
+// Of texts, from caches of their tokens, which are made when they are not there or cannot be used.
+// Records the fingerprint; refuses to go on with another one.
+Sequences open_texts(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
+                     Context& ctx);
 
 }  // namespace mamba3::cli

@@ -10,6 +10,7 @@
 #include "engine/checkpoint_files.h"
 #include "io/config_file.h"
 #include "mamba3/version.h"
+#include "train/token_selection.h"
 
 namespace mamba3::cli {
 namespace fs = std::filesystem;
@@ -96,7 +97,11 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   TrainStart start;
   start.folder = command.output.empty() ? command.resume : command.output;
   std::error_code ec;
-  if (!fs::equivalent(start.folder, command.resume, ec)) check_free(start.folder);
+  if (fs::equivalent(start.folder, command.resume, ec)) {
+    start.lock.emplace(start.folder);
+  } else {
+    check_free(start.folder);
+  }
   start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
                                                      : fs::path(command.common.tokenizer);
   start.checkpoint = newest_train_checkpoint(command.resume, ctx);
@@ -120,6 +125,12 @@ void check_command(const TrainCommand& command) {
   if (begins != 1) {
     fail(ErrorCode::kUsage, begins, " of --preset, --config, --init-from and --resume are given",
          "; expected exactly one of them; choose where the training begins");
+  }
+  const double share = command.valid_split.value_or(0);
+  if (share != 0 && !is_held_out_share(share)) {
+    fail(ErrorCode::kUsage, "--valid-split is ", share,
+         "; expected a fraction below 1, or a whole "
+         "number of documents; correct the option");
   }
   if (!command.resume.empty()) return;
   const auto need = [](bool given, const char* option, const char* why) {
@@ -157,6 +168,12 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(record.rhythm.keep, command.keep);
   if (!command.data.empty()) record.data.files = absolute(command.data);
   if (!command.held_out.empty()) record.data.held_out = absolute(command.held_out);
+  set(record.data.held_out_share, command.valid_split);
+  if (!record.data.held_out.empty() && record.data.held_out_share > 0) {
+    fail(ErrorCode::kUsage,
+         "texts are held out by --valid and by --valid-split; expected one of "
+         "them; choose one");
+  }
   set(record.data.format.separator, command.separator);
   set(record.data.format.json_key, command.json_key);
   record.version = str(kVersion, " ", build_commit());
@@ -167,29 +184,6 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
 
 TrainStart find_start(const TrainCommand& command, Context& ctx) {
   return command.resume.empty() ? begin(command, ctx) : resume(command, ctx);
-}
-
-std::shared_ptr<const TokenCache> open_tokens(const TrainCommand& command, const TrainStart& start,
-                                              const std::vector<std::string>& files,
-                                              const Tokenizer& tokenizer,
-                                              std::uint64_t& fingerprint, Context& ctx) {
-  const TokenSources sources{{files.begin(), files.end()}, start.record.data.format};
-  fingerprint = sources_fingerprint(sources, start.tokenizer);
-  char name[40];
-  std::snprintf(name, sizeof(name), "tokens-%016llx.cache",
-                static_cast<unsigned long long>(fingerprint));
-  const fs::path path = (command.cache.empty() ? start.folder : fs::path(command.cache)) / name;
-  if (is_there(path)) {
-    try {
-      return TokenCache::open(path, fingerprint);
-    } catch (const Error& error) {
-      ctx.log(LogLevel::kWarning, str(error.what(), "; building it again"));
-    }
-  }
-  ProgressBar bar(command.common, "encoding", "bytes");
-  TokenCache::build(sources, tokenizer, fingerprint, path, ctx.pool(),
-                    [&](std::int64_t done, std::int64_t all) { bar.update(done, all); });
-  return TokenCache::open(path, fingerprint);
 }
 
 }  // namespace mamba3::cli

@@ -19,10 +19,14 @@ bool holds_json_lines(std::filesystem::path path) {
 }  // namespace
 
 DocumentReader::DocumentReader(const std::filesystem::path& path, DocumentFormat format)
-    : path_(path.string()),
+    : DocumentReader(ByteStream::open(path), path, std::move(format)) {}
+
+DocumentReader::DocumentReader(std::unique_ptr<ByteStream> stream,
+                               const std::filesystem::path& name, DocumentFormat format)
+    : path_(name.string()),
       format_(std::move(format)),
-      json_(holds_json_lines(path)),
-      stream_(ByteStream::open(path)) {}
+      json_(holds_json_lines(name)),
+      stream_(std::move(stream)) {}
 
 bool DocumentReader::next(std::string& document) {
   do {

@@ -23,6 +23,9 @@ class DocumentReader {
   // By the name, .xz taken off: .jsonl and .ndjson hold a document in each line, anything else is
   // text.
   DocumentReader(const std::filesystem::path& path, DocumentFormat format);
+  // The same from a stream; `name` is that of its file.
+  DocumentReader(std::unique_ptr<ByteStream> stream, const std::filesystem::path& name,
+                 DocumentFormat format);
 
   // Empty documents are left out. False at the end. Refuses lines that are no such JSON, by their
   // number, and documents of more than 256 MiB.

@@ -1,5 +1,7 @@
 #include "train/metrics.h"
 
+#include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -8,22 +10,64 @@
 namespace mamba3 {
 namespace {
 
-// Lines of earlier steps; a line that a killed run left unfinished is none.
-std::string lines_up_to(const std::filesystem::path& path, std::int64_t last_step) {
-  std::string kept;
-  std::ifstream in(path);
+double number_in(const nlohmann::json& line, const char* key) {
+  const auto found = line.find(key);
+  return found != line.end() && found->is_number() ? found->get<double>() : NAN;
+}
+
+bool has_step(const nlohmann::json& line) {
+  return line.is_object() && line.contains("step") && line["step"].is_number_integer();
+}
+
+// Lines of figures; a line that a killed run left unfinished is none.
+void for_each_line(
+    std::istream& in,
+    const std::function<void(const std::string& line, const nlohmann::json& json)>& take) {
   for (std::string line; std::getline(in, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    const bool known = json.is_object() && json.contains("step") && json["step"].is_number();
-    if (known && json["step"].get<std::int64_t>() <= last_step) kept += line + "\n";
+    if (has_step(json)) take(line, json);
   }
-  return kept;
 }
 
 }  // namespace
 
+bool MetricsHistory::add(const nlohmann::json& line) {
+  if (!has_step(line)) return false;
+  const auto step = line["step"].get<std::int64_t>();
+  const double before = steps.empty() ? 0 : steps.back().tokens;
+  if (line.contains("held_out")) {
+    evaluations.push_back({step, before, number_in(line, "held_out")});
+    return true;
+  }
+  if (!line.contains("loss")) return false;
+  StepFigures figures{
+      step, before, number_in(line, "loss"), number_in(line, "rate"), number_in(line, "norm"), NAN};
+  const double tokens = number_in(line, "tokens"), seconds = number_in(line, "seconds");
+  if (tokens > 0) figures.tokens += tokens;
+  if (seconds > 0) figures.tokens_per_s = tokens / seconds;
+  steps.push_back(figures);
+  return true;
+}
+
+MetricsHistory read_metrics(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  return read_metrics(in);
+}
+
+MetricsHistory read_metrics(std::istream& lines) {
+  MetricsHistory history;
+  for_each_line(lines, [&](const std::string&, const nlohmann::json& json) { history.add(json); });
+  return history;
+}
+
 MetricsFile::MetricsFile(const std::filesystem::path& path, std::int64_t last_step) {
-  const std::string kept = lines_up_to(path, last_step);
+  std::string kept;
+  std::ifstream in(path);
+  for_each_line(in, [&](const std::string& line, const nlohmann::json& json) {
+    if (json["step"].get<std::int64_t>() > last_step) return;
+    kept += line + "\n";
+    history_.add(json);
+  });
   AtomicFile file(path);
   file.write(kept);
   file.commit();
@@ -31,6 +75,7 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, std::int64_t last_st
 }
 
 void MetricsFile::write(const nlohmann::ordered_json& line) {
+  history_.add(nlohmann::json(line));
   file_.clear();
   file_ << line.dump() << '\n' << std::flush;
 }

@@ -195,7 +195,12 @@ void TokenCache::build(const TokenSources& sources, const Tokenizer& tokenizer,
 
 std::shared_ptr<const TokenCache> TokenCache::open(const std::filesystem::path& path,
                                                    std::uint64_t fingerprint) {
-  auto file = MappedFile::open(path);
+  return open(MappedFile::open(path), fingerprint);
+}
+
+std::shared_ptr<const TokenCache> TokenCache::open(std::shared_ptr<const MappedFile> file,
+                                                   std::uint64_t fingerprint) {
+  const std::filesystem::path& path = file->path();
   const std::span<const std::byte> bytes = file->bytes();
   Footer footer;
   if (bytes.size() < sizeof(footer)) refuse(path, "is too short");
@@ -221,7 +226,18 @@ std::shared_ptr<const TokenCache> TokenCache::open(const std::filesystem::path& 
   cache->id_bytes_ = static_cast<int>(footer.id_bytes);
   if (footer.fingerprint != fingerprint)
     refuse(path, "was made from other texts or another tokenizer");
+  if (!cache->documents_in_order()) refuse(path, "has documents that do not follow each other");
   return cache;
+}
+
+bool TokenCache::documents_in_order() const {
+  std::int64_t end = 0;
+  for (std::int64_t i = 0; i <= documents_; ++i) {
+    const std::int64_t begin = document_begin(i);
+    if (begin < end || (i == 0 && begin != 0)) return false;
+    end = begin;
+  }
+  return end == tokens_;
 }
 
 void TokenCache::copy(std::int64_t begin, std::span<std::int32_t> ids) const {

@@ -39,6 +39,8 @@ class TokenCache {
   // Refuses what is no cache, is damaged or was made from something else, with the reason.
   static std::shared_ptr<const TokenCache> open(const std::filesystem::path& path,
                                                 std::uint64_t fingerprint);
+  static std::shared_ptr<const TokenCache> open(std::shared_ptr<const MappedFile> file,
+                                                std::uint64_t fingerprint);
 
   std::int64_t tokens() const { return tokens_; }
   std::int64_t documents() const { return documents_; }
@@ -50,6 +52,8 @@ class TokenCache {
 
  private:
   TokenCache() = default;
+  bool documents_in_order() const;
+
   std::shared_ptr<const MappedFile> file_;
   const std::byte* ids_ = nullptr;     // u16 or u32
   const std::byte* begins_ = nullptr;  // u64 [documents + 1]

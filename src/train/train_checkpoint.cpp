@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "core/check.h"
 #include "core/hash.h"
@@ -105,6 +104,7 @@ ordered_json to_json(const TrainRecord& record) {
             {"valid", data.held_out},
             {"separator", data.format.separator},
             {"json_key", data.format.json_key},
+            {"valid_split", data.held_out_share},
             {"fingerprint", data.fingerprint}}},
           {"run",
            {{"eval_every", rhythm.eval_every},
@@ -127,6 +127,7 @@ TrainRecord record_from(const nlohmann::json& json) {
   data.at("valid").get_to(record.data.held_out);
   data.at("separator").get_to(record.data.format.separator);
   data.at("json_key").get_to(record.data.format.json_key);
+  record.data.held_out_share = data.value("valid_split", 0.0);
   data.at("fingerprint").get_to(record.data.fingerprint);
   const nlohmann::json& run = json.at("run");
   run.at("eval_every").get_to(record.rhythm.eval_every);
@@ -139,10 +140,25 @@ TrainRecord record_from(const nlohmann::json& json) {
   return record;
 }
 
-nlohmann::json read_json(const fs::path& path) {
-  const auto file = MappedFile::open(path);
-  const auto* text = reinterpret_cast<const char*>(file->bytes().data());
-  return parse_json_limited({text, file->bytes().size()}, path.string());
+std::string_view text_of(const MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+void fill_folder(const fs::path& folder, const TrainRecord& record, const Trainer& trainer) {
+  std::error_code ec;
+  fs::remove_all(folder, ec);
+  fs::create_directories(folder, ec);
+  check_done(ec, folder);
+  write_text(folder / "config.json", config_to_json(trainer.config()));
+  write_weights(folder / kWeightsName, trainer);
+  write_moments(folder / kMomentsName, trainer);
+  ordered_json json = to_json(record);
+  for (const char* name : {kWeightsName, kMomentsName}) {
+    json["checksums"][name] = checksum_of(folder / name);
+  }
+  // Names of files may be any bytes.
+  const auto replace = ordered_json::error_handler_t::replace;
+  write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
 }
 
 // Old checkpoints, and what a killed run left half-written.
@@ -152,8 +168,10 @@ void prune(const fs::path& run, std::int64_t keep) {
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
     fs::remove_all(folder_of(run, steps[i]), ignored);
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(checkpoints_of(run), ignored)) {
-    if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+  for (const fs::path& folder : {run, checkpoints_of(run)}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+      if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+    }
   }
 }
 
@@ -176,17 +194,12 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   fs::path aside = folder;
   aside += ".tmp";
   std::error_code ec;
-  fs::remove_all(aside, ec);
-  fs::create_directories(aside, ec);
-  check_done(ec, aside);
-  write_text(aside / "config.json", config_to_json(trainer.config()));
-  write_weights(aside / kWeightsName, trainer);
-  write_moments(aside / kMomentsName, trainer);
-  ordered_json json = to_json(record);
-  for (const char* name : {kWeightsName, kMomentsName}) {
-    json["checksums"][name] = checksum_of(aside / name);
+  try {
+    fill_folder(aside, record, trainer);
+  } catch (...) {
+    fs::remove_all(aside, ec);  // a full disk is not to stay full because of it
+    throw;
   }
-  write_text(aside / kRecordName, json.dump(2) + "\n");
   fs::remove_all(folder, ec);  // only one that could not be read is there
   check_done(ec, folder);
   fs::rename(aside, folder, ec);
@@ -200,7 +213,8 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
   TrainCheckpoint out;
   out.folder = folder;
   try {
-    const nlohmann::json json = read_json(folder / kRecordName);
+    const auto file = MappedFile::open(folder / kRecordName);
+    const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
     for (const char* name : {kWeightsName, kMomentsName}) {
       check_input(json.at("checksums").at(name) == checksum_of(folder / name), name,
                   " is not what was written; expected another checksum");
@@ -231,6 +245,26 @@ TrainCheckpoint newest_train_checkpoint(const fs::path& run, const Context& ctx)
       ErrorCode::kBadInput, quote(run.string()),
       " holds no checkpoint that a training can be continued from; expected checkpoints/step-N, as "
       "train writes them; name another folder, or begin anew");
+}
+
+TrainRecord parse_train_record(std::string_view text, const std::string& origin) {
+  try {
+    return record_from(parse_json_limited(text, origin));
+  } catch (const nlohmann::json::exception& error) {
+    fail(ErrorCode::kBadInput, origin, " is no record of a training: ", error.what(),
+         "; expected what train writes");
+  }
+}
+
+std::optional<TrainRecord> newest_train_record(const fs::path& run) {
+  for (const std::int64_t step : steps_in(run)) {
+    try {
+      const auto file = MappedFile::open(folder_of(run, step) / kRecordName);
+      return parse_train_record(text_of(*file), file->path().string());
+    } catch (const Error&) {
+    }
+  }
+  return std::nullopt;
 }
 
 void set_aside_later(const fs::path& run, std::int64_t step) {

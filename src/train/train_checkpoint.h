@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/document_reader.h"
@@ -16,7 +18,8 @@ namespace mamba3 {
 struct TrainData {
   std::vector<std::string> files, held_out;
   DocumentFormat format;
-  std::uint64_t fingerprint = 0;  // of files, format and tokenizer
+  double held_out_share = 0;      // of the documents of `files`, as hold_out() takes it; 0: none
+  std::uint64_t fingerprint = 0;  // of files, format, tokenizer and what is held out
 };
 
 // When a run does what beside its steps.
@@ -52,6 +55,10 @@ std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, T
 TrainCheckpoint read_train_checkpoint(const std::filesystem::path& folder);
 // The newest that can be read; those that cannot are warned about.
 TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const Context& ctx);
+// Of a training.json, which `origin` names in messages. Refuses what is none.
+TrainRecord parse_train_record(std::string_view text, const std::string& origin);
+// What the newest says of itself, whether its weights can be read or not.
+std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.

@@ -32,10 +32,12 @@ Recompute recompute_named(const std::string& name) {
 }
 
 void check_train_options(const TrainOptions& options) {
-  check_input(options.batch >= 1, "a batch has ", options.batch, " windows; expected at least 1");
-  check_input(options.length >= 1, "a window has ", options.length, " tokens; expected at least 1");
-  check_input(options.accumulate >= 1, "a micro-batch has ", options.accumulate,
-              " tokens; expected at least 1");
+  constexpr std::int64_t kMost = 1'000'000'000;  // so that products of two are numbers, too
+  for (const auto& [what, count] : {std::pair("windows of a batch", options.batch),
+                                    std::pair("tokens of a window", options.length),
+                                    std::pair("tokens of a micro-batch", options.accumulate)}) {
+    check_input(count >= 1 && count <= kMost, what, ": ", count, "; expected 1 to ", kMost);
+  }
   check_input(options.z_loss >= 0, "the z-loss weighs ", options.z_loss, "; expected at least 0");
   check_schedule(options.schedule);
   check_optimizer(options.optimizer);

@@ -24,23 +24,13 @@ std::vector<Bf16> round_all(std::span<const float> values, ThreadPool& pool) {
   return out;
 }
 
-std::string list(std::span<const std::int64_t> numbers) {
-  constexpr std::size_t kMost = 8;
-  std::string out;
-  for (const std::int64_t number : numbers.first(std::min(numbers.size(), kMost))) {
-    out += str(out.empty() ? "" : ", ", number);
-  }
-  return numbers.size() > kMost ? out + ", ..." : out;
-}
-
 }  // namespace
 
-Trainer::Trainer(const ModelConfig& config, const TrainOptions& options, WindowReader data,
-                 Context& ctx)
+Trainer::Trainer(const ModelConfig& config, const TrainOptions& options,
+                 std::shared_ptr<const BatchSource> data, Context& ctx)
     : config_(config),
       options_(options),
       data_(std::move(data)),
-      order_(data_.windows(), options.seed),
       weights_(config),
       gradients_(config),
       optimizer_(config, options.optimizer),
@@ -50,18 +40,10 @@ Trainer::Trainer(const ModelConfig& config, const TrainOptions& options, WindowR
 
 void Trainer::resume(std::int64_t steps, std::int64_t position, const ParameterValues& first,
                      const ParameterValues& second) {
-  check_input(position >= 0, "a training cannot go on at window ", position,
+  check_input(position >= 0, "a training cannot go on at sequence ", position,
               "; expected 0 or more");
   optimizer_.resume(steps, first, second);
   position_ = position;
-}
-
-std::vector<std::int64_t> Trainer::next_windows() const {
-  std::vector<std::int64_t> windows;
-  for (std::int64_t i = 0; i < options_.batch; ++i) {
-    windows.push_back(order_.window(position_ + i));
-  }
-  return windows;
 }
 
 ModelWeights Trainer::bind() {
@@ -78,25 +60,33 @@ ModelWeights Trainer::bind() {
   return bind_weights(config_, tensors, nullptr, ctx_);
 }
 
+void Trainer::for_micro_batches(const BatchSource& data, std::int64_t begin, std::int64_t count,
+                                const Poll& poll, const ReadBatch& read) const {
+  for (std::int64_t done = 0; done < count;) {
+    if (poll) poll();
+    const std::int64_t some =
+        std::min(count - done, data.sequences_in(begin + done, options_.accumulate));
+    read(data.read(begin + done, some).view());
+    done += some;
+  }
+}
+
 StepReport Trainer::step(const Poll& poll) {
-  const std::vector<std::int64_t> windows = next_windows();
-  const auto at_once = static_cast<std::size_t>(data_.windows_in(options_.accumulate));
-  const auto tokens = static_cast<double>(options_.tokens_per_step());
+  const auto targets = static_cast<double>(options_.batch * data_->targets_each());
   LossOptions loss_options;
   loss_options.compute = options_.compute;
   loss_options.z_weight = options_.z_loss;
   loss_options.recompute = options_.recompute;
-  loss_options.grad_scale = 1 / tokens;
+  loss_options.grad_scale = 1 / targets;
   const ModelWeights bound = bind();
   gradients_.clear(ctx_);
   double loss = 0;
-  for (std::size_t begin = 0; begin < windows.size(); begin += at_once) {
-    if (poll) poll();
-    const std::span rest = std::span(windows).subspan(begin);
-    const WindowBatch batch = data_.read(rest.first(std::min(at_once, rest.size())));
-    loss += loss_and_gradients(config_, bound, batch.view(), loss_options, gradients_, ctx_).loss;
-  }
-  loss /= tokens;
+  std::int64_t tokens = 0;
+  for_micro_batches(*data_, position_, options_.batch, poll, [&](const TrainingBatch& batch) {
+    loss += loss_and_gradients(config_, bound, batch, loss_options, gradients_, ctx_).loss;
+    tokens += std::ssize(batch.ids);
+  });
+  loss /= targets;
   if (poll) poll();
   const double most = kDiverged * std::log(static_cast<double>(config_.padded_vocab()));
   if (!(loss <= most)) refuse_step(str("a loss of ", loss, " nats; expected at most ", most));
@@ -104,26 +94,25 @@ StepReport Trainer::step(const Poll& poll) {
   const double norm = optimizer_.step(gradients_, 1, rate, weights_, ctx_);
   if (!std::isfinite(norm)) refuse_step(str("gradients of norm ", norm, "; expected a number"));
   position_ += options_.batch;
-  return {steps(), loss, rate, norm};
+  return {steps(), loss, rate, norm, tokens};
 }
 
 void Trainer::refuse_step(const std::string& found) const {
-  fail(ErrorCode::kBadInput, "training diverged: step ", steps() + 1, " (windows ",
-       list(next_windows()), " of the data) has ", found);
+  fail(ErrorCode::kBadInput, "training diverged: step ", steps() + 1, " (",
+       data_->names(position_, options_.batch), ") has ", found);
 }
 
-double Trainer::loss_of_windows(const WindowReader& data, std::int64_t most, const Poll& poll) {
+Evaluation Trainer::evaluate(const BatchSource& data, std::int64_t most, const Poll& poll) {
   const ModelWeights bound = bind();
-  const std::int64_t windows = std::min(most, data.windows());
-  const std::int64_t at_once = data.windows_in(options_.accumulate);
-  double loss = 0;
-  for (std::int64_t begin = 0; begin < windows; begin += at_once) {
-    if (poll) poll();
-    std::vector<std::int64_t> some;
-    for (std::int64_t i = begin; i < std::min(windows, begin + at_once); ++i) some.push_back(i);
-    loss += loss_of(config_, bound, data.read(some).view(), {options_.compute}, ctx_).loss;
-  }
-  return loss / static_cast<double>(windows * data.length());
+  const std::int64_t sequences = std::min(most, data.sequences());
+  Evaluation out;
+  for_micro_batches(data, 0, sequences, poll, [&](const TrainingBatch& batch) {
+    const CrossEntropySums sums = loss_of(config_, bound, batch, {options_.compute}, ctx_);
+    out.loss += sums.loss;
+    out.accuracy += static_cast<double>(sums.correct);
+  });
+  const auto targets = static_cast<double>(sequences * data.targets_each());
+  return {out.loss / targets, out.accuracy / targets};
 }
 
 }  // namespace mamba3

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/quote.h"
+#include "train/run_report.h"
 
 namespace mamba3 {
 namespace {
@@ -18,7 +19,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
-                         std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx)
+                         std::shared_ptr<const BatchSource> held_out, RunHooks hooks,
+                         const Context& ctx)
     : folder_(std::move(folder)),
       record_(std::move(record)),
       trainer_(trainer),
@@ -26,16 +28,20 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       hooks_(std::move(hooks)),
       ctx_(ctx),
       metrics_(folder_ / "metrics.jsonl", trainer.steps()),
-      saved_step_(trainer.steps()) {}
+      saved_step_(trainer.steps()),
+      model_step_(saved_step_) {}
 
 RunResult TrainingRun::run() {
   try {
     while (!ended()) {
       take_step();
       save_if_due();
-      if (ended() || trainer_.steps() % record_.rhythm.eval_every == 0) evaluate();
+      if (!ended() && trainer_.steps() % record_.rhythm.eval_every != 0) continue;
+      evaluate();
+      report();
     }
   } catch (const Error& error) {
+    report();
     if (error.code() != ErrorCode::kInterrupted) throw;
     save();
     throw;
@@ -55,29 +61,45 @@ void TrainingRun::take_step() {
          "; lower --rate, or lengthen --warmup");
   }
   const double seconds = seconds_since(start);
-  const std::int64_t tokens = trainer_.options().tokens_per_step();
-  result_.tokens += tokens;
-  result_.step_s += seconds;
   const StepReport& report = result_.last;
+  result_.tokens += report.tokens;
+  result_.step_s += seconds;
   metrics_.write({{"step", report.step},
                   {"loss", report.loss},
                   {"rate", report.rate},
                   {"norm", report.norm},
-                  {"tokens", tokens},
+                  {"tokens", report.tokens},
                   {"seconds", seconds}});
-  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(tokens) / seconds);
+  if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
 }
 
 void TrainingRun::evaluate() {
   if (!held_out_) return;
-  const double loss = trainer_.loss_of_windows(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
-  result_.held_out = loss;
-  metrics_.write({{"step", trainer_.steps()}, {"held_out", loss}});
-  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), loss);
+  const Evaluation found = trainer_.evaluate(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
+  result_.held_out = found;
+  metrics_.write({{"step", trainer_.steps()},
+                  {"held_out", found.loss},
+                  {"held_out_accuracy", found.accuracy}});
+  if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), found);
+}
+
+// Nothing goes on after it: what was trained would be lost.
+void TrainingRun::save_last() {
+  constexpr int kMostAttempts = 60;
+  for (int attempt = 1;; ++attempt) {
+    try {
+      return save();
+    } catch (const Error& error) {
+      if (!hooks_.wait || attempt == kMostAttempts) throw;
+      ctx_.log(LogLevel::kWarning,
+               str("the last step was not saved: ", error.what(), "; trying again soon"));
+    }
+    hooks_.wait();
+  }
 }
 
 void TrainingRun::save_if_due() {
-  if (ended()) return save();
+  if (ended()) return save_last();
   const std::int64_t every = record_.rhythm.save_every;
   if (trainer_.steps() % (retry_ ? std::max<std::int64_t>(1, every / 10) : every) != 0) return;
   try {
@@ -90,11 +112,24 @@ void TrainingRun::save_if_due() {
   }
 }
 
+// Stops no training, either.
+void TrainingRun::report() const {
+  const std::string name = std::filesystem::absolute(folder_).lexically_normal().filename();
+  try {
+    write_report(folder_, report_facts(name, trainer_.config(), record_), metrics_.history());
+  } catch (const Error& error) {
+    ctx_.log(LogLevel::kWarning, str("the report was not written: ", error.what()));
+  }
+}
+
 void TrainingRun::save() {
-  if (saved_step_ == trainer_.steps()) return;
-  saved_ = write_train_checkpoint(folder_, record_, trainer_);
-  saved_step_ = trainer_.steps();
+  if (saved_step_ != trainer_.steps()) {
+    saved_ = write_train_checkpoint(folder_, record_, trainer_);
+    saved_step_ = trainer_.steps();
+  }
+  if (model_step_ == saved_step_) return;
   write_model(folder_, trainer_);
+  model_step_ = saved_step_;
   if (hooks_.on_save) hooks_.on_save(saved_step_, saved_);
 }
 

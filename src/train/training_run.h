@@ -8,10 +8,10 @@
 #include <functional>
 #include <optional>
 
+#include "train/batch_source.h"
 #include "train/metrics.h"
 #include "train/train_checkpoint.h"
 #include "train/trainer.h"
-#include "train/window_reader.h"
 
 namespace mamba3 {
 
@@ -19,22 +19,24 @@ namespace mamba3 {
 struct RunHooks {
   Trainer::Poll poll;  // throws Error(kInterrupted) to save and end
   std::function<void(const StepReport& step, double tokens_per_s)> on_step;
-  std::function<void(std::int64_t step, double loss)> on_evaluation;
+  std::function<void(std::int64_t step, const Evaluation& held_out)> on_evaluation;
   std::function<void(std::int64_t step, const std::filesystem::path& folder)> on_save;
+  // Before a last save that failed is tried again. Empty: it is not tried again.
+  std::function<void()> wait;
 };
 
 struct RunResult {
-  StepReport last;                 // step 0: none was made
-  std::optional<double> held_out;  // loss at the last evaluation
+  StepReport last;                     // step 0: none was made
+  std::optional<Evaluation> held_out;  // the last one
   std::int64_t tokens = 0;
   double step_s = 0;  // spent in steps
 };
 
 class TrainingRun {
  public:
-  // Trainer and Context must outlive it.
+  // Trainer and Context must outlive it. Without `held_out` nothing is evaluated.
   TrainingRun(std::filesystem::path folder, TrainRecord record, Trainer& trainer,
-              std::optional<WindowReader> held_out, RunHooks hooks, const Context& ctx);
+              std::shared_ptr<const BatchSource> held_out, RunHooks hooks, const Context& ctx);
 
   // When it is interrupted or diverges, an Error says so; what was reached before is saved, unless
   // it diverged.
@@ -44,19 +46,21 @@ class TrainingRun {
   void take_step();
   void evaluate();
   void save_if_due();
+  void save_last();
   void save();
+  void report() const;
   bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
 
   std::filesystem::path folder_;
   TrainRecord record_;
   Trainer& trainer_;
-  std::optional<WindowReader> held_out_;
+  std::shared_ptr<const BatchSource> held_out_;
   RunHooks hooks_;
   const Context& ctx_;
   MetricsFile metrics_;
-  std::int64_t saved_step_;
-  std::filesystem::path saved_;  // the newest checkpoint; empty: none
-  bool retry_ = false;           // the last save failed
+  std::int64_t saved_step_, model_step_;  // of the newest checkpoint, of the model beside it
+  std::filesystem::path saved_;           // the newest checkpoint; empty: none
+  bool retry_ = false;                    // the last save failed
   RunResult result_;
 };
 

@@ -1,29 +1,21 @@
 #include "train/window_reader.h"
 
-#include <algorithm>
-
 #include "core/check.h"
 
 namespace mamba3 {
 
-WindowReader::WindowReader(std::shared_ptr<const TokenCache> cache, std::int64_t length,
-                           const std::string& what)
-    : cache_(std::move(cache)), length_(length), windows_((cache_->tokens() - 1) / length) {
-  check_input(cache_->tokens() > length, what, " has ", cache_->tokens(),
+WindowReader::WindowReader(TokenSelection tokens, std::int64_t length, const std::string& what)
+    : tokens_(std::move(tokens)), length_(length), windows_((tokens_.tokens() - 1) / length) {
+  check_input(tokens_.tokens() > length, what, " has ", tokens_.tokens(),
               " tokens; expected at least one window of ", length,
               " and a token more; add text or choose a smaller --length");
 }
 
-std::int64_t WindowReader::windows_in(std::int64_t tokens) const {
-  return std::max<std::int64_t>(1, tokens / length_);
-}
-
-WindowBatch WindowReader::read(std::span<const std::int64_t> windows) const {
-  WindowBatch batch;
-  batch.cu_seqlens.push_back(0);
+SequenceBatch WindowReader::read(std::span<const std::int64_t> windows) const {
+  SequenceBatch batch;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(length_ + 1));
   for (const std::int64_t window : windows) {
-    cache_->copy(window * length_, ids);
+    tokens_.copy(window * length_, ids);
     batch.ids.insert(batch.ids.end(), ids.begin(), ids.end() - 1);
     batch.targets.insert(batch.targets.end(), ids.begin() + 1, ids.end());
     batch.cu_seqlens.push_back(std::ssize(batch.ids));

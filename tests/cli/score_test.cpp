@@ -116,6 +116,8 @@ TEST(Score, TextAsDocumentsAndInBlocks) {
   EXPECT_NEAR(whole["nats_per_token"], nats / tokens, 1e-9);
   EXPECT_NEAR(whole["perplexity"], std::exp(nats / tokens), 1e-6);
   EXPECT_NEAR(whole["bits_per_byte"], nats / std::log(2.0) / bytes, 1e-9);
+  write_file(folder / "text.jsonl", lines);
+  EXPECT_EQ(score({"--text", folder / "text.jsonl", "--json"}).json(), whole);
 
   constexpr int kBlock = 16;
   lines.clear();

@@ -1,7 +1,9 @@
 // train, as a user calls it: a small model on a small text.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "cli/program.h"
+#include "io/folder_lock.h"
 
 namespace mamba3 {
 namespace {
@@ -68,6 +70,12 @@ TEST_F(Train, WritesAModelThatScoresAsItWasEvaluated) {
   EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-10"));
   EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-12"));
   EXPECT_FALSE(fs::exists(folder_ / "run/checkpoints/step-5"));
+  const std::string report = read_file(folder_ / "run/report.html");
+  EXPECT_NE(report.find("<dt>data</dt><dd>text.txt; held out: valid.txt</dd>"), std::string::npos);
+  fs::remove(folder_ / "run/report.html");
+  EXPECT_EQ(run_mamba3({"train", "--report", folder_ / "run"}).code, 0);
+  EXPECT_TRUE(read_file(folder_ / "run/report.html") == report);
+  expect_error(run_mamba3({"train", "--report", folder_.path()}), 1, "has no metrics.jsonl");
   expect_error(run_mamba3(fresh("run")), 1, "holds a model already");
 }
 
@@ -116,6 +124,44 @@ TEST_F(Train, AnInterruptedOneIsSaved) {
   EXPECT_NE(more.err.find("steps 2, was 10000000"), std::string::npos) << more.err;
   EXPECT_GT(more.json()["steps"], 2);
   EXPECT_TRUE(more.json()["loss"].is_null());
+}
+
+TEST_F(Train, HoldsOutAShareOfTheDocuments) {
+  const Outcome whole = run_mamba3(fresh("run", {"--valid-split", "0.1", "--json"}));
+  ASSERT_EQ(whole.code, 0) << whole.err;
+  EXPECT_GT(whole.json()["held_out"], 0);
+  const auto record = json::parse(read_file(folder_ / "run/checkpoints/step-12/training.json"));
+  EXPECT_EQ(record["data"]["valid_split"], 0.1);
+  const std::vector<std::string> resume{"train", "-q", "--resume", folder_ / "run"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), resume.begin(), resume.end());
+    return run_mamba3(more);
+  };
+  EXPECT_EQ(with({"--steps", "13"}).code, 0);
+  expect_error(with({"--valid-split", "8"}), 1, "what of them is held out");
+  expect_error(with({"--valid-split", "0"}), 1, "what of them is held out");
+  expect_error(with({"--valid", folder_ / "valid.txt"}), 2, "by --valid and by --valid-split");
+  expect_error(run_mamba3(fresh("run2", {"--valid-split", "1.5"})), 2, "--valid-split is 1.5");
+  expect_error(run_mamba3(fresh("run2", {"-q", "--valid-split", "80"})), 1, "80 of 80 documents");
+}
+
+TEST_F(Train, AFolderHasOneTrainingAtATime) {
+  ASSERT_EQ(run_mamba3(fresh("run")).code, 0);
+  const FolderLock lock(folder_ / "run");
+  const std::string holder = "written by process " + std::to_string(::getpid());
+  expect_error(run_mamba3({"train", "--resume", folder_ / "run"}), 1, holder);
+  fs::create_directory(folder_ / "new");
+  const FolderLock second(folder_ / "new");
+  expect_error(run_mamba3(fresh("new", {"-q"})), 1, holder);
+}
+
+TEST_F(Train, RefusesWhatDoesNotFitIntoMemory) {
+  const Outcome large = run_mamba3(
+      fresh("run", {"--batch", "10000000", "--length", "100", "--accumulate", "1000000000"}));
+  expect_error(large, 3, "--accumulate ");
+  EXPECT_NE(large.err.find(" fits: choose that or less"), std::string::npos) << large.err;
+  expect_error(run_mamba3(fresh("run", {"--length", "1000000000"})), 3, "not even one window");
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
 }
 
 TEST_F(Train, RefusesWhatCannotBeTrained) {

@@ -1,30 +1,14 @@
-// The seeds of the fuzz targets: those named ok_ are read, those named bad_ refused.
+// The seeds of the fuzz targets of io.
 #include <gtest/gtest.h>
 
-#include "file_test_util.h"
+#include "corpus.h"
 #include "io/config_file.h"
+#include "io/document_reader.h"
+#include "io/run_file.h"
 #include "io/tensor_file.h"
 
 namespace mamba3 {
 namespace {
-
-void check_corpus(const std::string& target,
-                  const std::function<void(const std::filesystem::path&)>& read) {
-  const std::filesystem::path folder =
-      std::filesystem::path(MAMBA3_REPOSITORY) / "fuzz" / "corpus" / target;
-  int files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    const std::string message = error_of([&] { read(entry.path()); });
-    if (name.starts_with("ok_")) {
-      EXPECT_EQ(message, "") << name;
-    } else if (name.starts_with("bad_")) {
-      EXPECT_NE(message.find("; expected"), std::string::npos) << name << ": " << message;
-    }
-    ++files;
-  }
-  EXPECT_GT(files, 5);
-}
 
 TEST(Corpus, TorchBin) {
   check_corpus("torch_bin", [](const auto& path) { read_torch_bin(path); });
@@ -34,6 +18,16 @@ TEST(Corpus, Safetensors) {
 }
 TEST(Corpus, ConfigJson) {
   check_corpus("config_json", [](const auto& path) { read_config(path); });
+}
+TEST(Corpus, RunFile) {
+  check_corpus("run_file", [](const auto& path) { read_run_file(path); });
+}
+TEST(Corpus, Documents) {
+  check_corpus("documents", [](const auto& path) {
+    DocumentReader reader(path, {"--", "text"});
+    for (std::string document; reader.next(document);) {
+    }
+  });
 }
 
 }  // namespace

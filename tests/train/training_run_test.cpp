@@ -1,11 +1,16 @@
 #include "train/training_run.h"
 
+#include <signal.h>
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "../io/file_test_util.h"
 #include "model/init.h"
 #include "model/tiny_models.h"
+#include "train/run_report.h"
+#include "train/window_source.h"
 
 namespace mamba3 {
 namespace {
@@ -59,8 +64,14 @@ class TrainingRunTest : public ::testing::Test {
     };
     return Context(std::move(options));
   }
-  WindowReader data(const TrainRecord& record) const {
+  WindowReader windows(const TrainRecord& record) const {
     return {TokenCache::open(folder_ / "cache", 1), record.options.length, "text.txt"};
+  }
+  std::shared_ptr<const BatchSource> data(const TrainRecord& record) const {
+    return std::make_shared<WindowSource>(windows(record), record.options.seed);
+  }
+  std::shared_ptr<const BatchSource> held_out(const TrainRecord& record) const {
+    return std::make_shared<WindowSource>(windows(record));
   }
   Trainer fresh(const TrainRecord& record, Context& ctx) const {
     Trainer trainer(config_, record.options, data(record), ctx);
@@ -85,7 +96,7 @@ class TrainingRunTest : public ::testing::Test {
     hooks.poll = [&] {
       if (trainer.steps() >= until) throw Error(ErrorCode::kInterrupted, "interrupted");
     };
-    return TrainingRun(run_folder(name), record, trainer, data(record), hooks, ctx).run();
+    return TrainingRun(run_folder(name), record, trainer, held_out(record), hooks, ctx).run();
   }
   void expect_same_checkpoint(const std::string& a, const std::string& b) const {
     for (const char* file : {"model.safetensors", "optimizer.safetensors", "training.json"}) {
@@ -109,7 +120,7 @@ TEST_F(TrainingRunTest, TheLossFallsOnARepeatedText) {
     const RunResult result = run(record, compute == Compute::kF32 ? "fp32" : "bf16");
     EXPECT_EQ(result.last.step, 60);
     EXPECT_LT(result.last.loss, 2.5);  // it begins at 5.5
-    EXPECT_LT(*result.held_out, 2.5);
+    EXPECT_LT(result.held_out->loss, 2.5);
     EXPECT_EQ(result.tokens, 60 * 4 * 24);
   }
 }
@@ -193,7 +204,9 @@ TEST_F(TrainingRunTest, MicroBatchesAddUp) {
 
 TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   const TrainRecord record = small_record();
+  // What killed ones left.
   fs::create_directories(folder_ / "run" / "checkpoints" / "step-3.tmp");
+  write_text(folder_ / "run" / "model.safetensors.123-4.tmp", "half");
   run(record, "run");
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run" / "checkpoints")) {
@@ -201,6 +214,7 @@ TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
   }
   std::ranges::sort(names);
   EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
+  EXPECT_FALSE(fs::exists(folder_ / "run" / "model.safetensors.123-4.tmp"));
 }
 
 TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
@@ -214,9 +228,74 @@ TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
     if (report.step == 7) fs::remove(folder_ / "run" / "checkpoints");
   };
   hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
-  TrainingRun(folder_ / "run", record, trainer, std::nullopt, hooks, ctx).run();
+  TrainingRun(folder_ / "run", record, trainer, nullptr, hooks, ctx).run();
   EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
   EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
+}
+
+TEST_F(TrainingRunTest, TheLastSaveIsTriedUntilThereIsRoom) {
+  TrainRecord record = small_record();
+  record.rhythm.save_every = 100;
+  int waited = 0;
+  RunHooks hooks;
+  std::vector<std::int64_t> saved;
+  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
+  const auto run_with = [&](const std::string& name) {
+    Context ctx = context();
+    Trainer trainer = fresh(record, ctx);
+    TrainingRun(run_folder(name), record, trainer, nullptr, hooks, ctx).run();
+  };
+  // First the checkpoint cannot be written, then the model.
+  const fs::path run = run_folder("run");
+  write_text(run / "checkpoints", "a file where the folder should be");
+  hooks.wait = [&] {
+    if (++waited == 2) {
+      fs::remove(run / "checkpoints");
+      fs::create_directory(run / "model.safetensors");
+    }
+    if (waited == 4) fs::remove(run / "model.safetensors");
+  };
+  run_with("run");
+  EXPECT_EQ(waited, 4);
+  EXPECT_EQ(saved, std::vector<std::int64_t>{20});
+  EXPECT_TRUE(fs::is_regular_file(run / "model.safetensors"));
+  EXPECT_TRUE(fs::exists(run / "checkpoints" / "step-20" / "training.json"));
+  EXPECT_NE(warnings_.find("the last step was not saved"), std::string::npos) << warnings_;
+
+  hooks.wait = nullptr;
+  write_text(run_folder("never") / "checkpoints", "");
+  EXPECT_NE(error_of([&] { run_with("never"); }), "");
+  hooks.wait = [] { throw Error(ErrorCode::kInterrupted, "interrupted"); };
+  EXPECT_NE(error_of([&] { run_with("never"); }), "");
+}
+
+// As on a full disk: no file may become larger than its weights are.
+TEST_F(TrainingRunTest, AFailedCheckpointLeavesNothing) {
+  const TrainRecord record = small_record();
+  Context ctx = context();
+  Trainer trainer = fresh(record, ctx);
+  write_model(run_folder("run"), trainer);
+  const auto weights_bytes = fs::file_size(folder_ / "run" / "model.safetensors");
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{weights_bytes, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string message =
+      error_of([&] { write_train_checkpoint(folder_ / "run", record, trainer); });
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, SIG_DFL);
+  EXPECT_NE(message.find("optimizer.safetensors"), std::string::npos) << message;
+  EXPECT_TRUE(fs::is_empty(folder_ / "run" / "checkpoints"));
+}
+
+TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
+  TrainRecord record = small_record();
+  record.data.files = {"\xff.txt"};
+  Context ctx = context();
+  const Trainer trainer = fresh(record, ctx);
+  const fs::path folder = write_train_checkpoint(run_folder("run"), record, trainer);
+  EXPECT_EQ(read_train_checkpoint(folder).record.data.files[0], "\xef\xbf\xbd.txt");
 }
 
 TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
@@ -234,6 +313,20 @@ TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   ASSERT_EQ(steps.size(), 20u);
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), 20);
+}
+
+TEST_F(TrainingRunTest, AReportIsLeftHoweverItEnds) {
+  const TrainRecord record = small_record();
+  EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
+  EXPECT_NE(read_text(folder_ / "run" / "report.html").find("<dd>8, 768 tokens</dd>"),
+            std::string::npos);
+  run(record, "run", 1000, true);
+  const std::string report = read_text(folder_ / "run" / "report.html");
+  EXPECT_NE(report.find("<dd>20, 1.92k tokens</dd>"), std::string::npos);
+  EXPECT_NE(report.find("<tr><td>7</td><td>672</td>"), std::string::npos);
+  fs::remove(folder_ / "run" / "report.html");
+  write_report(folder_ / "run");
+  EXPECT_TRUE(read_text(folder_ / "run" / "report.html") == report);
 }
 
 TEST_F(TrainingRunTest, DivergenceEndsTheRunAndNamesTheLastCheckpoint) {

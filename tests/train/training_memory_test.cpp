@@ -1,0 +1,123 @@
+#include "train/training_memory.h"
+
+#include "../io/file_test_util.h"
+#include "core/arena.h"
+#include "model/init.h"
+#include "train/loss_and_gradients.h"
+
+namespace mamba3 {
+namespace {
+
+ModelConfig model(bool mimo, std::int64_t mlp) {
+  ModelConfig config;
+  config.width = 128;
+  config.mlp_hidden = mlp;
+  config.layers = 3;
+  config.vocab = 3000;
+  config.mixer.state = 64;
+  config.mixer.head_dim = 64;
+  config.mixer.mimo = mimo;
+  config.mixer.rank = mimo ? 4 : 1;
+  return config;
+}
+
+// What a pass takes of its Context's workspace.
+std::int64_t measured(const ModelConfig& config, const TrainOptions& options, std::int64_t windows,
+                      int threads) {
+  ContextOptions context;
+  context.threads = threads;
+  Context ctx(context);
+  const auto first = init_tensors(config, DType::kF32, 1, ctx);
+  ParameterValues gradients(config);
+  const ModelWeights bound = bind_weights(config, first.tensors, nullptr, ctx);
+  const std::vector<std::int32_t> ids(static_cast<std::size_t>(windows * options.length), 1);
+  std::vector<std::int64_t> cu;
+  for (std::int64_t i = 0; i <= windows; ++i) cu.push_back(i * options.length);
+  LossOptions loss;
+  loss.compute = options.compute;
+  loss.recompute = options.recompute;
+  loss_and_gradients(config, bound, {ids, ids, cu}, loss, gradients, ctx);
+  return static_cast<std::int64_t>(ctx.workspace().peak_bytes());
+}
+
+TEST(TrainingMemory, IsWhatAPassTakesAndNotMuchMore) {
+  for (const bool mimo : {false, true}) {
+    for (const std::int64_t mlp : {0, 256}) {
+      const ModelConfig config = model(mimo, mlp);
+      for (const Recompute recompute : {Recompute::kNone, Recompute::kScan, Recompute::kBlock}) {
+        for (const auto& [windows, length] :
+             {std::pair(1, 24), std::pair(8, 64), std::pair(1, 530)}) {
+          TrainOptions options;
+          options.batch = windows;
+          options.length = length;
+          options.recompute = recompute;
+          options.compute = mimo ? Compute::kBf16 : Compute::kF32;
+          const std::int64_t needed = training_memory_needed(config, options).pass_bytes;
+          const std::int64_t taken = measured(config, options, windows, mimo ? 3 : 1);
+          const std::string which = str(mimo, " ", mlp, " ", windows, " x ", length);
+          EXPECT_LE(taken, needed) << which;
+          // The workers' share and the copies are bounds.
+          EXPECT_LE(needed, taken * 3 / 2 + (24 << 20)) << which;
+        }
+      }
+    }
+  }
+}
+
+TEST(TrainingMemory, GrowsWithWhatIsReadAtOnceAlone) {
+  const ModelConfig config = model(false, 256);
+  TrainOptions options;
+  options.batch = 64;
+  options.length = 100;
+  options.accumulate = 450;
+  const TrainingMemory few = training_memory_needed(config, options);
+  EXPECT_EQ(few.micro_batch, 400);
+  options.batch = 640;
+  EXPECT_EQ(training_memory_needed(config, options).total_bytes(), few.total_bytes());
+  options.accumulate = 1;
+  EXPECT_EQ(training_memory_needed(config, options).micro_batch, 100);
+  options.accumulate = 1 << 30;
+  EXPECT_EQ(training_memory_needed(config, options).micro_batch, 64'000);
+  EXPECT_EQ(few.parameters_bytes, config.parameters() * 16);
+  options.compute = Compute::kBf16;
+  EXPECT_EQ(training_memory_needed(config, options).parameters_bytes, config.parameters() * 18);
+}
+
+TEST(TrainingMemory, ARefusalNamesWhatFits) {
+  const ModelConfig config = model(false, 256);
+  TrainOptions options;
+  options.batch = 64;
+  options.length = 100;
+  options.accumulate = 6400;
+  const std::int64_t all = training_memory_needed(config, options).total_bytes();
+  EXPECT_NO_THROW(check_training_memory(config, options, all));
+  EXPECT_EQ(largest_accumulate(config, options, all), 6400);
+  EXPECT_EQ(largest_accumulate(config, options, all - 1), 6300);
+  try {
+    check_training_memory(config, options, all - 1);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+    EXPECT_NE(std::string(error.what()).find("--accumulate 6300 fits"), std::string::npos)
+        << error.what();
+  }
+  options.accumulate = 6300;
+  EXPECT_NO_THROW(check_training_memory(config, options, all - 1));
+}
+
+TEST(TrainingMemory, ARefusalNamesWhatFitsWithoutAWindow) {
+  const ModelConfig config = model(false, 256);
+  TrainOptions options;
+  options.batch = 4;
+  options.length = 2000;
+  options.accumulate = 2000;
+  const std::int64_t one = training_memory_needed(config, options).total_bytes();
+  expect_error("--recompute block with --accumulate 2000 fits",
+               [&] { check_training_memory(config, options, one - 1); });
+  expect_error("not even one window of 2000 tokens fits",
+               [&] { check_training_memory(config, options, one / 4); });
+  EXPECT_EQ(largest_accumulate(config, options, 0), 0);
+}
+
+}  // namespace
+}  // namespace mamba3
