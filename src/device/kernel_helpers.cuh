@@ -10,11 +10,10 @@ namespace mamba3 {
 
 constexpr int kWarpLanes = 32;
 
-// Whether vectors of four can be used at `data` and at every multiple of `stride` elements behind
-// it.
-template <class T>
+// Whether vectors of V can be used at `data` and at every multiple of `stride` elements behind it.
+template <int V = 4, class T>
 bool takes_vectors(const T* data, std::int64_t stride) {
-  return reinterpret_cast<std::uintptr_t>(data) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
+  return reinterpret_cast<std::uintptr_t>(data) % (V * sizeof(T)) == 0 && stride % V == 0;
 }
 
 template <int V>
@@ -41,18 +40,24 @@ __device__ __forceinline__ void store_vector(const float (&from)[V], float* to) 
   }
 }
 
-// Four bf16 numbers as floats, and back with one rounding each.
+// Pairs of bf16 numbers, the first in the lower half.
+template <int V>
+struct alignas(2 * V) Bf16Words {
+  std::uint32_t words[V / 2];
+};
+
+// Four or eight bf16 numbers as floats, and back with one rounding each.
 template <int V>
 __device__ __forceinline__ void load_vector(const __nv_bfloat16* from, float (&to)[V]) {
-  static_assert(V == 1 || V == 4);
-  if constexpr (V == 4) {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    to[0] = __uint_as_float(words.x << 16);
-    to[1] = __uint_as_float(words.x & 0xffff0000u);
-    to[2] = __uint_as_float(words.y << 16);
-    to[3] = __uint_as_float(words.y & 0xffff0000u);
-  } else {
+  static_assert(V == 1 || V == 4 || V == 8);
+  if constexpr (V == 1) {
     to[0] = __bfloat162float(*from);
+  } else {
+    const auto pairs = *reinterpret_cast<const Bf16Words<V>*>(from);
+    for (int i = 0; i < V / 2; ++i) {
+      to[2 * i] = __uint_as_float(pairs.words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(pairs.words[i] & 0xffff0000u);
+    }
   }
 }
 
@@ -66,12 +71,13 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
 
 template <int V>
 __device__ __forceinline__ void store_vector(const float (&from)[V], __nv_bfloat16* to) {
-  static_assert(V == 1 || V == 4);
-  if constexpr (V == 4) {
-    *reinterpret_cast<uint2*>(to) =
-        make_uint2(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]));
-  } else {
+  static_assert(V == 1 || V == 4 || V == 8);
+  if constexpr (V == 1) {
     *to = __float2bfloat16_rn(from[0]);
+  } else {
+    Bf16Words<V> pairs;
+    for (int i = 0; i < V / 2; ++i) pairs.words[i] = pack_bf16(from[2 * i], from[2 * i + 1]);
+    *reinterpret_cast<Bf16Words<V>*>(to) = pairs;
   }
 }
 

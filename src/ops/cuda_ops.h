@@ -18,6 +18,7 @@
 #include "ops/mamba3_step/mamba3_step.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/rms_norm_backward/rms_norm_backward.h"
+#include "ops/round_bf16/round_bf16.h"
 #include "ops/sampling/sample_rows.h"
 #include "ops/swiglu/swiglu.h"
 #include "ops/swiglu_backward/swiglu_backward.h"
@@ -29,6 +30,7 @@ constexpr std::int64_t kScanGridTokensCuda = 256;
 
 void adamw_cuda(const AdamwArgs& args, Context& ctx);
 void cross_entropy_cuda(const CrossEntropyArgs& args, Context& ctx);
+std::size_t embedding_backward_workspace_bytes_cuda(const EmbeddingBackwardArgs& args);
 void embedding_backward_cuda(const EmbeddingBackwardArgs& args, Context& ctx);
 void embedding_cuda(const EmbeddingArgs& args, Context& ctx);
 bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx);
@@ -46,7 +48,9 @@ void mamba3_ring_roll_back_cuda(const RingCursorArgs& args, std::span<const std:
                                 Gpu& gpu);
 void mamba3_ring_settle_cuda(const RingSettleArgs& args, Gpu& gpu);
 void mamba3_ring_clear_cuda(const RingCursorArgs& args, Gpu& gpu);
+std::size_t rms_norm_backward_workspace_bytes_cuda(const RmsNormBackwardArgs& args);
 void rms_norm_backward_cuda(const RmsNormBackwardArgs& args, Context& ctx);
+void round_bf16_cuda(const RoundBf16Args& args, Context& ctx);
 void rms_norm_cuda(const RmsNormArgs& args, Context& ctx);
 void sample_rows_cuda(const SampleRowsArgs& args, Context& ctx);
 void swiglu_backward_cuda(const SwigluBackwardArgs& args, Context& ctx);

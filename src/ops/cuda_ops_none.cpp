@@ -24,6 +24,9 @@ void adamw_cuda(const AdamwArgs&, Context&) {
 void cross_entropy_cuda(const CrossEntropyArgs&, Context&) {
   refuse();
 }
+std::size_t embedding_backward_workspace_bytes_cuda(const EmbeddingBackwardArgs&) {
+  refuse();
+}
 void embedding_backward_cuda(const EmbeddingBackwardArgs&, Context&) {
   refuse();
 }
@@ -72,10 +75,16 @@ void mamba3_ring_settle_cuda(const RingSettleArgs&, Gpu&) {
 void mamba3_ring_clear_cuda(const RingCursorArgs&, Gpu&) {
   refuse();
 }
+std::size_t rms_norm_backward_workspace_bytes_cuda(const RmsNormBackwardArgs&) {
+  refuse();
+}
 void rms_norm_backward_cuda(const RmsNormBackwardArgs&, Context&) {
   refuse();
 }
 void rms_norm_cuda(const RmsNormArgs&, Context&) {
+  refuse();
+}
+void round_bf16_cuda(const RoundBf16Args&, Context&) {
   refuse();
 }
 void sample_rows_cuda(const SampleRowsArgs&, Context&) {

@@ -14,25 +14,9 @@ namespace {
 
 using testing::all;
 using testing::GpuArray;
+using testing::GpuRows;
 using testing::kClose;
 using testing::on_gpu;
-
-class GpuRows {
- public:
-  GpuRows(Context& ctx, PaddedRows& rows)
-      : rows_(rows), memory_(ctx, all(rows.storage)), view(rows.view) {
-    view.data = memory_.data();
-  }
-  // Back to where they came from.
-  void fetch() { memory_.copy_to(rows_.storage); }
-
- private:
-  PaddedRows& rows_;
-  GpuArray<float> memory_;
-
- public:
-  TensorView<float, 2> view;
-};
 
 void expect_near(const std::vector<float>& got, const std::vector<float>& want, const char* name) {
   const double error = largest_error(all(got), all(want), ErrorMetric::kRelative);

@@ -11,17 +11,7 @@ namespace {
 
 using testing::doubles;
 using testing::expect_within;
-
-// Few ids come often, most seldom, as in text.
-std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t v) {
-  std::mt19937 engine(3);
-  std::uniform_real_distribution<double> uniform(0, 1);
-  std::vector<std::int32_t> ids;
-  for (std::int64_t i = 0; i < count; ++i) {
-    ids.push_back(static_cast<std::int32_t>(std::pow(uniform(engine), 4) * static_cast<double>(v)));
-  }
-  return ids;
-}
+using testing::random_ids;
 
 TEST(EmbeddingBackward, AgreesWithTheOracle) {
   Context ctx(with_threads(2));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "core/gpu.h"
@@ -56,6 +57,41 @@ template <class T>
 std::span<const T> all(const std::vector<T>& v) {
   return v;
 }
+
+// Rows with gaps and their copy in a GPU's memory, rounded where T is Bf16.
+template <class T>
+class GpuRowsOf {
+ public:
+  GpuRowsOf(Context& ctx, PaddedRows& rows)
+      : rows_(rows),
+        memory_(ctx, all(stored(rows.storage))),
+        view(memory_.data(), rows.view.shape, rows.view.stride) {}
+  // Back to where they came from.
+  void fetch() {
+    std::vector<T> values;
+    memory_.copy_to(values);
+    for (std::size_t i = 0; i < values.size(); ++i) rows_.storage[i] = to_float(values[i]);
+  }
+
+ private:
+  static std::vector<T> stored(const std::vector<float>& values) {
+    std::vector<T> out;
+    for (const float value : values) {
+      if constexpr (std::is_same_v<T, Bf16>) {
+        out.push_back(to_bf16(value));
+      } else {
+        out.push_back(value);
+      }
+    }
+    return out;
+  }
+  PaddedRows& rows_;
+  GpuArray<T> memory_;
+
+ public:
+  TensorView<T, 2> view;
+};
+using GpuRows = GpuRowsOf<float>;
 
 // A layer's parameters in a GPU's memory.
 class GpuParams {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +17,17 @@ namespace mamba3::testing {
 
 inline std::vector<double> doubles(const std::vector<float>& values) {
   return {values.begin(), values.end()};
+}
+
+// Few ids come often, most seldom, as in text.
+inline std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t v) {
+  std::mt19937 engine(3);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<std::int32_t> ids;
+  for (std::int64_t i = 0; i < count; ++i) {
+    ids.push_back(static_cast<std::int32_t>(std::pow(uniform(engine), 4) * static_cast<double>(v)));
+  }
+  return ids;
 }
 
 inline void expect_within(const std::vector<float>& got, const std::vector<float>& plain,

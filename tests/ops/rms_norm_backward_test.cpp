@@ -147,6 +147,8 @@ TEST(RmsNormBackward, RefusesWrongArguments) {
   refused([](auto& a) { a.eps = kNan; });
   refused([](auto& a) { a.grad_y.dtype = DType::kBf16; });
   refused([](auto& a) { a.grad_residual.stride[1] = 2; });
+  std::vector<Bf16> rounded(16);
+  refused([&](auto& a) { a.rounded = TensorView<Bf16, 2>(rounded.data(), {2, 8}); });
 }
 
 }  // namespace

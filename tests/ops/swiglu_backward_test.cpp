@@ -1,6 +1,7 @@
 #include "ops/swiglu_backward/swiglu_backward.h"
 
 #include "gradient_case.h"
+#include "ops/swiglu/swiglu.h"
 #include "ops/swiglu/swiglu_ref.h"
 #include "ops/swiglu_backward/swiglu_backward_ref.h"
 
@@ -85,9 +86,27 @@ TEST(SwigluBackward, BitsDependOnNoThreadAndTheResultMayLieOnItsInput) {
   EXPECT_TRUE(same_bits(in.values(), out.values()));
 }
 
+TEST(SwigluBackward, GivesTheForwardOpsBitsAsWell) {
+  for_each_target([] {
+    constexpr std::int64_t kRows = 3, kF = 1503;
+    const PaddedRows in(random_floats(kRows * 2 * kF, 9, 3), kRows, 2 * kF, 1);
+    const PaddedRows grad(random_floats(kRows * kF, 10), kRows, kF, 0);
+    const PaddedRows out(kRows, 2 * kF, 0), y(kRows, kF, 2), expected(kRows, kF, 0);
+    Context ctx(with_threads(1));
+    swiglu({in.view, expected.view}, ctx);
+    swiglu_backward({in.view, grad.view, out.view, y.view}, ctx);
+    EXPECT_TRUE(same_bits(y.values(), expected.values()));
+    EXPECT_TRUE(y.gap_untouched());
+  });
+}
+
 TEST(SwigluBackward, RefusesWrongShapes) {
   Context ctx(with_threads(1));
-  const PaddedRows in(2, 8, 0), grad(2, 5, 0), out(2, 8, 0);
+  const PaddedRows in(2, 8, 0), grad(2, 5, 0), out(2, 8, 0), good(2, 4, 0);
+  EXPECT_NE(error_of([&] {
+              swiglu_backward({in.view, good.view, out.view, grad.view}, ctx);
+            }).find("y is [2, 5]"),
+            std::string::npos);
   EXPECT_NE(error_of([&] {
               swiglu_backward({in.view, grad.view, out.view}, ctx);
             }).find("[2, 5]"),

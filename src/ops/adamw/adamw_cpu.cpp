@@ -1,10 +1,10 @@
 #include "ops/adamw/adamw_cpu.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "core/thread_pool.h"
+#include "ops/adamw/adamw_factors.h"
 #include "ops/linear/round_bf16.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -15,24 +15,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-// The step's numbers, in double until they meet an element.
-struct AdamwFactors {
-  explicit AdamwFactors(const AdamwArgs& args)
-      : grad(static_cast<float>(args.grad_scale)),
-        take1(static_cast<float>(1 - args.beta1)),
-        keep2(static_cast<float>(args.beta2)),
-        take2(static_cast<float>(1 - args.beta2)),
-        keep(static_cast<float>(1 - args.rate * args.decay)),
-        eps(static_cast<float>(args.eps)) {
-    const auto step = static_cast<double>(args.step);
-    rate = static_cast<float>(args.rate / (1 - std::pow(args.beta1, step)));
-    root = static_cast<float>(1 / std::sqrt(1 - std::pow(args.beta2, step)));
-  }
-  float grad, take1, keep2, take2, keep, eps;
-  float rate;  // over the bias of first
-  float root;  // 1 over the root of the bias of second
-};
 
 HWY_INLINE void adamw_step(const AdamwFactors& by, const float* grad, float* weights, float* first,
                            float* second) {

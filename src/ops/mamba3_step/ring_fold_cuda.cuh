@@ -50,14 +50,14 @@ struct StatePart {
       }
     }
   }
-  // h += k x^T, k a warp's quarter of a row.
+  // h += k x^T, k from the first of the pieces on.
   __device__ __forceinline__ void add_outer(const float* k, const float (&x)[4]) {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
       for (int i = 0; i < kLanePairs; i += 4) {
         float part[4];
-        load_vector<4>(k + (first_piece + piece) * kLanePairs + i, part);
+        load_vector<4>(k + piece * kLanePairs + i, part);
 #pragma unroll
         for (int u = 0; u < 4; ++u) {
           for (int v = 0; v < 4; ++v) {
@@ -81,21 +81,6 @@ struct StatePart {
   }
 };
 
-// One row of X of an entry with its weight, four columns. Without entries it is the state's own.
-template <int N, int R>
-__device__ __forceinline__ void weighted_x(const TokenSizes& sizes, TeamMemory<N, R>& memory,
-                                           int turn, int count, int entry, int r, int column,
-                                           float (&out)[4]) {
-  load_vector<4>((count > 0 ? memory.x() + entry * kHeadDim : memory.state_v()) + column, out);
-  const float weight = memory.weights[turn % 2][entry];
-  if (R > 1 || sizes.mimo) {
-    float ranked[4];
-    load_vector<4>(memory.mimo_x + r * kHeadDim + column, ranked);
-    for (int v = 0; v < 4; ++v) out[v] *= ranked[v];
-  }
-  for (int v = 0; v < 4; ++v) out[v] *= weight;
-}
-
 // h = decay h + sum over the ring of weight K X, or of the canonical tuple's own K and X. The
 // groups of lanes make the same rank of an entry's K each, then all lanes add the rows.
 template <int N, int R>
@@ -111,13 +96,13 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
   for (int begin = 0; begin < entries; begin += kLaneGroups) {
     const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
     const int here = min(entries - begin, kLaneGroups);
-    const float* rows = segment.in_b(begin + min(team.group, here - 1));
+    const int own = begin + min(team.group, here - 1);
 #pragma unroll 1
     for (int r = 0; r < R; ++r) {
       Pairs<N> k;
       if (count > 0) {
         Pairs<N> bias;
-        load_pairs<N>(rows + r * N, team, k);
+        load_pairs<N>(segment.in_b(own) + r * N, team, k);
         load_state_order<N>(memory.in_b_bias + r * N, mimo, team, bias);
         bias_and_turn<N>(rotation, bias, k);
       } else {
@@ -125,11 +110,19 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
       }
       store_quarter<N>(k, mimo, team, k_rows + team.group * kQuarter);
       __syncwarp();
+      // The state's own X has no entries.
+      const float* x = (count > 0 ? memory.x() + begin * kHeadDim : memory.state_v()) + part.column;
+      const float* weight = memory.weights[turn % 2] + begin;
+      const float* row = k_rows + part.first_piece * kLanePairs;
+      float ranked[4];
+      if (mimo) load_vector<4>(memory.mimo_x + r * kHeadDim + part.column, ranked);
 #pragma unroll 1
-      for (int i = 0; i < here; ++i) {
-        float x[4];
-        weighted_x(job.sizes, memory, turn, count, begin + i, r, part.column, x);
-        part.add_outer(k_rows + i * kQuarter, x);
+      for (int left = here; left > 0; --left, x += kHeadDim, row += kQuarter, ++weight) {
+        float values[4];
+        load_vector<4>(x, values);
+        for (int v = 0; v < 4; ++v)
+          values[v] = (mimo ? values[v] * ranked[v] : values[v]) * *weight;
+        part.add_outer(row, values);
       }
       __syncwarp();
     }

@@ -91,10 +91,8 @@ __global__ void __maxnreg__(kMostRegisters) ring_step_kernel(const RingJob job) 
   unsigned parity = 0;
   for (int from = begin; from < end; parity ^= 1u) {
     from = prepare_segment(walk, from, end, parity);
-    if (serving < 0) {
-      while (ItemPlace(walk, turn).number < shared.segment().end) do_item(walk, turn++);
-    } else if (serves) {
-      while (ItemPlace(walk, turn).number < shared.segment().end) serve_item(walk, turn++);
+    if (serving < job.teams) {
+      while (ItemPlace(walk, turn).number < shared.segment().end) take_item(walk, turn++, serves);
     }
     __syncthreads();
   }

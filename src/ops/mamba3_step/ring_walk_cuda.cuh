@@ -297,7 +297,6 @@ __device__ void score_item(const Walk<N, R>& walk, int turn) {
   RingSegment<N, R>& segment = walk.shared.segment();
   barrier_wait(&memory.keys_full, parity_of(turn));
   score_item(walk.job, team, segment.step, item.head, memory, segment, segment.tokens[item.index]);
-  sync_team(team.number);
 }
 
 template <int N, int R>
@@ -313,7 +312,6 @@ __device__ void pass_over_item(const Walk<N, R>& walk, int turn) {
   barrier_wait(&memory.state_full, parity_of(turn));
   pass_over_state(walk, turn);
   __pipeline_wait_prior(0);
-  sync_team(Team().number);
 }
 
 template <int N, int R>
@@ -333,31 +331,45 @@ __device__ void finish_item(const Walk<N, R>& walk, int turn) {
   arrive_warp(&memory.values_free, team.lane);
 }
 
+// What the warp that serves a team does beside each of the three: the item's weights, and requests
+// for the team's next item.
 template <int N, int R>
-__device__ void do_item(const Walk<N, R>& walk, int turn) {
-  score_item(walk, turn);
-  pass_over_item(walk, turn);
-  finish_item(walk, turn);
-}
-
-// What the warp that serves a team does meanwhile: weights, and requests for the team's next item.
-template <int N, int R>
-__device__ void serve_item(const Walk<N, R>& walk, int turn) {
-  const int team = walk.shared.team(), lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+__device__ void weigh_item(const Walk<N, R>& walk, int turn) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const ItemPlace item(walk, turn);
   TeamMemory<N, R>& memory = walk.shared.own();
   const RingSegment<N, R>& segment = walk.shared.segment();
   const RingStep& step = segment.step;
-  const int next = item.number + walk.job.teams;
   barrier_wait(&memory.keys_full, parity_of(turn));
   weigh_entries(walk.job, memory, turn, step.count, step.fold, &segment.tokens[item.index], lane);
-  sync_team(team);
-  if (!step.fold) walk.ask_for_keys(next, lane);
-  sync_team(team);
+}
+
+template <int N, int R>
+__device__ void ask_during_pass(const Walk<N, R>& walk, int turn) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int next = ItemPlace(walk, turn).number + walk.job.teams;
+  if (!walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
+}
+
+template <int N, int R>
+__device__ void ask_after_pass(const Walk<N, R>& walk, int turn) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int next = ItemPlace(walk, turn).number + walk.job.teams;
   walk.ask_for_state(next, lane);
-  if (step.fold) walk.ask_for_keys(next, lane);
-  barrier_wait(&memory.values_free, parity_of(turn));
+  if (walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
+  barrier_wait(&walk.shared.own().values_free, parity_of(turn));
   walk.ask_for_values(next, lane);
+}
+
+// An item, by a team and the warp that serves it. Both wait for each other at the same places of
+// the program: PTX does not ask for that, but the tool synccheck does.
+template <int N, int R>
+__device__ void take_item(const Walk<N, R>& walk, int turn, bool serves) {
+  serves ? weigh_item(walk, turn) : score_item(walk, turn);
+  sync_team(walk.shared.team());
+  serves ? ask_during_pass(walk, turn) : pass_over_item(walk, turn);
+  sync_team(walk.shared.team());
+  serves ? ask_after_pass(walk, turn) : finish_item(walk, turn);
 }
 
 // Folds all of an item's ring into the canonical tuple.

@@ -11,15 +11,18 @@
 
 namespace mamba3 {
 
-// Means are taken in double, all else is fp32. Sums over rows are made of pieces of 64 rows, added
-// in order: bits do not depend on the number of threads.
+// Means are taken in double, all else is fp32. Sums over rows are made of pieces that depend on the
+// shape alone, added in order: bits do not depend on the number of threads.
 struct RmsNormBackwardArgs {
   TensorView<const float, 2> residual;  // [rows, d], what the norm read: hidden is added already
   const float* weight = nullptr;        // [d]
   float eps = 1e-5f;
-  ConstMatrix grad_y;                  // [rows, d]
+  ConstMatrix grad_y;                  // [rows, d]  bf16: on a GPU
   TensorView<float, 2> grad_residual;  // [rows, d], added to
   float* grad_weight = nullptr;        // [d], added to; null: not wanted
+  // [rows, d] bf16, assigned: the new grad_residual rounded, as the next products read it. On a
+  // GPU; no data: not wanted.
+  Matrix rounded = {};
 };
 
 std::size_t rms_norm_backward_workspace_bytes(const RmsNormBackwardArgs& args, const Context& ctx);

@@ -10,21 +10,13 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/simd/demote-inl.h"
-#include "ops/simd/exp-inl.h"
+#include "ops/swiglu/gated-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// up * silu(gate), inside in double and rounded once. e^-gate overflows to infinity, so that
-// gate = -1000 gives -0 and gate = -infinity a NaN, as the formula has it.
-template <class D, class V>
-HWY_INLINE V gated(D df64, V up, V gate) {
-  const auto one = hn::Set(df64, 1.0);
-  const auto e = exp_f64(df64, hn::Neg(gate));
-  return hn::Div(hn::Mul(up, gate), hn::Add(one, e));
-}
-
+// Inside in double, each result is rounded once.
 void swiglu_rows(const SwigluArgs& args, std::int64_t begin, std::int64_t end) {
   const hn::ScalableTag<double> df64;
   const hn::Rebind<float, decltype(df64)> df32;

@@ -7,11 +7,15 @@
 
 namespace mamba3 {
 
-// Inside in double, each result is rounded once.
+// On a CPU inside in double, each result is rounded once; on a GPU inside in fp32. All are fp32, or
+// on a GPU all bf16.
 struct SwigluBackwardArgs {
   ConstMatrix h;       // [rows, 2 f], what the forward pass read: up, then gate
   ConstMatrix grad_y;  // [rows, f]
   Matrix grad_h;       // [rows, 2 f], assigned; may be the memory of h
+  // [rows, f], assigned: swiglu of h, bit for bit, which the gradient of fc2 reads. No data: not
+  // wanted.
+  Matrix y = {};
 };
 
 void swiglu_backward(const SwigluBackwardArgs& args, Context& ctx);

@@ -11,14 +11,15 @@
 #include "hwy/highway.h"
 #include "ops/simd/demote-inl.h"
 #include "ops/simd/exp-inl.h"
+#include "ops/swiglu/gated-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// One vector of each. Results may lie where `up` and `gate` do.
+// One vector of each. grad_up and grad_gate may lie where `up` and `gate` do; y may be null.
 HWY_INLINE void swiglu_backward_step(const float* up, const float* gate, const float* grad_y,
-                                     float* grad_up, float* grad_gate) {
+                                     float* grad_up, float* grad_gate, float* y) {
   const hn::ScalableTag<double> df64;
   const hn::Rebind<float, decltype(df64)> df32;
   const auto one = hn::Set(df64, 1.0);
@@ -31,6 +32,7 @@ HWY_INLINE void swiglu_backward_step(const float* up, const float* gate, const f
   const auto slope = hn::MulAdd(silu, hn::Sub(one, s), s);
   hn::StoreU(demote(df32, hn::Mul(grad, silu)), df32, grad_up);
   hn::StoreU(demote(df32, hn::Mul(hn::Mul(grad, u), slope)), df32, grad_gate);
+  if (y != nullptr) hn::StoreU(demote(df32, gated(df64, u, g)), df32, y);
 }
 
 void swiglu_backward_rows(const SwigluBackwardArgs& args, std::int64_t begin, std::int64_t end) {
@@ -40,20 +42,23 @@ void swiglu_backward_rows(const SwigluBackwardArgs& args, std::int64_t begin, st
     const float* up = args.h.row(row);
     const float* grad_y = args.grad_y.row(row);
     float* grad_up = args.grad_h.row(row);
+    float* y = args.y.data == nullptr ? nullptr : args.y.row(row);
     std::int64_t i = 0;
     for (; i + lanes <= f; i += lanes) {
-      swiglu_backward_step(up + i, up + f + i, grad_y + i, grad_up + i, grad_up + f + i);
+      swiglu_backward_step(up + i, up + f + i, grad_y + i, grad_up + i, grad_up + f + i,
+                           y == nullptr ? nullptr : y + i);
     }
     if (i == f) continue;
     // The same arithmetic for the rest, so that a value does not depend on its column.
-    float tail[5][HWY_MAX_BYTES / sizeof(double)] = {};
+    float tail[6][HWY_MAX_BYTES / sizeof(double)] = {};
     const auto tail_bytes = static_cast<std::size_t>(f - i) * sizeof(float);
     std::memcpy(tail[0], up + i, tail_bytes);
     std::memcpy(tail[1], up + f + i, tail_bytes);
     std::memcpy(tail[2], grad_y + i, tail_bytes);
-    swiglu_backward_step(tail[0], tail[1], tail[2], tail[3], tail[4]);
+    swiglu_backward_step(tail[0], tail[1], tail[2], tail[3], tail[4], tail[5]);
     std::memcpy(grad_up + i, tail[3], tail_bytes);
     std::memcpy(grad_up + f + i, tail[4], tail_bytes);
+    if (y != nullptr) std::memcpy(y + i, tail[5], tail_bytes);
   }
 }
 
