@@ -17,6 +17,16 @@ enum class AActivation : std::uint8_t { kHeavyTail, kSoftplus };
 
 const char* a_activation_name(AActivation activation);  // "heavy-tail", "softplus"
 
+// What the pairs of B and C are rotated by: each token's own angle times its dt, which is Mamba-3;
+// fixed steps, as in Transformers (RoPE, Su et al. 2021); nothing. The last two are not the
+// authors' format: their package has no such layers. They show what the rotation is good for.
+enum class Rope : std::uint8_t { kDataDependent, kStandard, kNone };
+
+const char* rope_name(Rope rope);  // "data-dependent", "standard", "none"
+// An unknown name is refused with the known ones.
+Rope rope_named(const std::string& name);
+std::vector<std::string> rope_names();
+
 // One mixer. Letters as in docs/SHAPES.md: h heads, p head dim, n state, g groups, r rank, s
 // angles.
 struct Mamba3Config {
@@ -25,6 +35,7 @@ struct Mamba3Config {
   std::int64_t head_dim = 64;  // p
   std::int64_t groups = 1;     // g
   double rope_fraction = 0.5;  // 0.5 or 1.0
+  Rope rope = Rope::kDataDependent;
   double a_floor = 1e-4;
   bool out_norm = false;  // is_outproj_norm
   bool mimo = false;
@@ -34,7 +45,8 @@ struct Mamba3Config {
   AActivation a_activation = AActivation::kHeavyTail;
   bool a_activation_recorded = false;  // the file said so, not the default
 
-  std::int64_t angles() const;  // s
+  std::int64_t angles() const;         // s
+  std::int64_t angle_columns() const;  // of in_proj: s, or 0 where steps are fixed
 };
 
 struct ModelConfig {

@@ -155,6 +155,11 @@ Json write_checkpoint(const ModelConfig& config, const std::map<std::string, Ten
                       const SideFiles& side, const WriteOptions& options,
                       const CommonOptions& common) {
   const bool bin = options.format == "bin";
+  check_input(!bin || config.mixer.rope == Rope::kDataDependent, "the model's rope is ",
+              rope_name(config.mixer.rope), ", which the authors' package does not have; expected ",
+              rope_name(Rope::kDataDependent),
+              " in a file of its format; write --format "
+              "safetensors");
   CheckpointFolder folder(options.output, options.force);
   const std::vector<NamedTensor> ordered = in_order(config, tensors, bin);
   ProgressBar bar(common, "writing", "bytes");

@@ -79,6 +79,12 @@ Json memory_json(const InspectOptions& options, const Findings& found) {
           {"total_bytes", found.weights_bytes + states + logits}};
 }
 
+std::string rope_text(const Mamba3Config& mixer) {
+  if (mixer.rope == Rope::kNone) return "none";
+  return str(mixer.rope_fraction,
+             mixer.rope == Rope::kStandard ? ", standard: not the authors' format" : "");
+}
+
 std::string mixer_name(const ModelConfig& config) {
   return config.mixer.mimo ? str("Mamba-3 MIMO, rank ", config.mixer.rank) : "Mamba-3 SISO";
 }
@@ -131,7 +137,7 @@ std::string model_text(const Findings& found) {
              "layers        ", config.layers, " of width ", config.width, ", ",
              config.mlp_hidden > 0 ? str("SwiGLU MLP of ", config.mlp_hidden) : "no MLP", "\n",
              "mixer         ", config.heads(), " heads of ", mixer.head_dim, ", state ",
-             mixer.state, ", ", mixer.groups, " group(s), rope ", mixer.rope_fraction,
+             mixer.state, ", ", mixer.groups, " group(s), rope ", rope_text(mixer),
              mixer.out_norm ? ", out-norm" : "", "\n", "vocabulary    ", config.vocab,
              ", padded to ", config.padded_vocab(),
              config.tied_embeddings ? ", tied head" : ", own head", "\n", "A activation  ",

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "core/nearest.h"
 
 namespace mamba3::cli {
 namespace {
@@ -115,7 +116,9 @@ CLI::Validator one_of(const std::vector<std::string>& names) {
         if (std::find(names.begin(), names.end(), text) != names.end()) return std::string();
         std::string list;
         for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
-        return str("found '", text, "'; expected one of ", list);
+        const std::string nearest = nearest_name(text, names);
+        return str("found '", text, "'; expected one of ", list,
+                   nearest.empty() ? "" : "; perhaps " + nearest);
       },
       "");
 }

@@ -22,17 +22,6 @@ namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
 
-Device training_device(const TrainCommand& command) {
-  if (command.common.device == "auto") return {};
-  const Device device = choose_device(command.common);
-  if (device.kind == DeviceKind::kCuda) {
-    fail(ErrorCode::kUnavailable,
-         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
-         "a small model there");
-  }
-  return device;
-}
-
 std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   auto tokenizer = Tokenizer::load(start.tokenizer);
   check_input(tokenizer->vocab() == start.config.vocab, quote(start.tokenizer.string()), " has ",
@@ -41,12 +30,8 @@ std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   return tokenizer;
 }
 
-void prepare_folder(TrainStart& start) {
+void copy_tokenizer(const TrainStart& start) {
   std::error_code ec;
-  fs::create_directories(start.folder, ec);
-  check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
-              "; expected a place that can be written; choose another -o");
-  if (!start.lock) start.lock.emplace(start.folder);
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (!fs::equivalent(start.tokenizer, to, ec)) {
@@ -54,7 +39,29 @@ void prepare_folder(TrainStart& start) {
     check_input(!ec, "cannot write ", quote(to.string()), ": ", ec.message(),
                 "; expected a folder that can be written, with room; choose another -o");
   }
+}
+
+void prepare_folder(TrainStart& start) {
+  std::error_code ec;
+  fs::create_directories(start.folder, ec);
+  check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
+              "; expected a place that can be written; choose another -o");
+  if (!start.lock) start.lock.emplace(start.folder);
+  if (start.record.task) {
+    write_task_tokenizer(start.record.task->task, start.folder);
+  } else {
+    copy_tokenizer(start);
+  }
   if (start.checkpoint) set_aside_later(start.folder, start.checkpoint->record.step);
+}
+
+Sequences open_task(const TrainStart& start, Context& ctx) {
+  const TrainOptions& options = start.record.options;
+  const TaskOptions& task = *start.record.task;
+  ctx.log(LogLevel::kInfo, str(start.config.parameters(), " parameters, rope ",
+                               rope_name(start.config.mixer.rope), ", ", task_name(task.task), ", ",
+                               options.batch, " sequences a step, seed ", options.seed));
+  return {training_sequences(task, options.batch, options.seed), evaluation_sequences(task)};
 }
 
 // Lets go of the files that they come from.
@@ -87,8 +94,10 @@ void wait_ten_seconds() {
 // What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
 class Display {
  public:
-  Display(const TrainCommand& command, const Trainer& trainer, const Context& ctx)
+  Display(const TrainCommand& command, const std::optional<TaskOptions>& task,
+          const Trainer& trainer, const Context& ctx)
       : ctx_(ctx),
+        task_(task),
         first_(trainer.steps()),
         all_(trainer.options().schedule.steps),
         bar_(command.common, "training", "steps") {}
@@ -104,7 +113,10 @@ class Display {
                       rounded(tokens_per_s, 0), " tokens/s"));
     };
     hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4)));
+      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4),
+              task_
+                  ? ", scaled accuracy " + rounded(scaled_accuracy(task_->task, found.accuracy), 2)
+                  : ""));
     };
     hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
       say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
@@ -119,24 +131,29 @@ class Display {
   }
 
   const Context& ctx_;
+  std::optional<TaskOptions> task_;
   std::int64_t first_, all_;
   double loss_ = NAN;
   ProgressBar bar_;
 };
 
-void report_result(const TrainCommand& command, const TrainStart& start, const Trainer& trainer,
-                   const RunResult& result) {
+void report_result(const TrainCommand& command, const TrainStart& start, const RunResult& result) {
   if (!command.common.json) return;
   const bool any = result.last.step > 0;
   Json report{
       {"output", start.folder.string()},
       {"parameters", start.config.parameters()},
-      {"steps", trainer.steps()},
+      {"steps", result.steps},
       {"loss", any ? Json(result.last.loss) : Json()},
       {"held_out", result.held_out ? Json(result.held_out->loss) : Json()},
       {"tokens", result.tokens},
       {"tokens_per_s", any ? Json(static_cast<double>(result.tokens) / result.step_s) : Json()},
       {"seed", start.record.options.seed}};
+  if (start.record.task) {
+    const Task task = start.record.task->task;
+    report["task"] = task_name(task);
+    report["accuracy"] = scaled_accuracy(task, result.held_out->accuracy);
+  }
   write_json(report);
 }
 
@@ -147,18 +164,15 @@ int run_train(CLI::App& app, TrainCommand& command) {
   }
   if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
+  if (command.sweep.asked()) return run_sweep(command);
   Context ctx = make_context(command.common, training_device(command));
   TrainStart start = find_start(command, ctx);
-  check_training_memory(start.config, start.record.options, available_memory_bytes());
-  const auto tokenizer = fitting_tokenizer(start);
-  prepare_folder(start);
-  const Sequences sequences = open_texts(command, start, *tokenizer, ctx);
-  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
-  set_weights(start, trainer, ctx);
-  Display display(command, trainer, ctx);
-  write_run_file(app, command, start);
-  TrainingRun run(start.folder, start.record, trainer, sequences.held_out, display.hooks(), ctx);
-  report_result(command, start, trainer, run.run());
+  std::optional<Display> display;
+  const auto hooks = [&](const Trainer& trainer) {
+    write_run_file(app, command, start);
+    return display.emplace(command, start.record.task, trainer, ctx).hooks();
+  };
+  report_result(command, start, run_training(command, start, hooks, ctx));
   return 0;
 }
 
@@ -258,12 +272,38 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
 
 }  // namespace
 
+Device training_device(const TrainCommand& command) {
+  if (command.common.device == "auto") return {};
+  const Device device = choose_device(command.common);
+  if (device.kind == DeviceKind::kCuda) {
+    fail(ErrorCode::kUnavailable,
+         "--device cuda is given, but training runs on a CPU so far; expected --device cpu; train "
+         "a small model there");
+  }
+  return device;
+}
+
+RunResult run_training(const TrainCommand& command, TrainStart& start, const MakeHooks& hooks,
+                       Context& ctx) {
+  check_training_memory(start.config, start.record.options, available_memory_bytes());
+  const auto tokenizer = start.record.task ? nullptr : fitting_tokenizer(start);
+  prepare_folder(start);
+  const Sequences sequences =
+      start.record.task ? open_task(start, ctx) : open_texts(command, start, *tokenizer, ctx);
+  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
+  set_weights(start, trainer, ctx);
+  return TrainingRun(start.folder, start.record, trainer, sequences.held_out, hooks(trainer), ctx)
+      .run();
+}
+
 Run add_train(CLI::App& app) {
   auto command = std::make_shared<TrainCommand>();
   add_data_options(app, *command);
   add_start_options(app, *command);
   add_step_options(app, *command);
   add_rhythm_options(app, *command);
+  add_task_options(app, command->task);
+  add_sweep_options(app, command->sweep);
   add_common_options(app, command->common);
   return [command, &app] { return run_train(app, *command); };
 }

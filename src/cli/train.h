@@ -3,15 +3,19 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/common.h"
+#include "cli/train_sweep.h"
+#include "cli/train_task.h"
 #include "io/folder_lock.h"
 #include "train/batch_source.h"
 #include "train/train_checkpoint.h"
+#include "train/training_run.h"
 
 namespace mamba3::cli {
 
@@ -25,6 +29,8 @@ struct TrainCommand {
   std::optional<double> valid_split;
   std::optional<double> rate, final_rate, decay_from, decay, clip, beta1, beta2, z_loss;
   std::optional<std::int64_t> eval_every, eval_blocks, save_every, keep;
+  TaskCommand task;
+  SweepCommand sweep;
 };
 
 // Refuses options that contradict each other.
@@ -35,12 +41,14 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record);
 struct TrainStart {
   std::filesystem::path folder;     // of the run
   std::optional<FolderLock> lock;   // of that folder, once it is there
-  std::filesystem::path tokenizer;  // a file
+  std::filesystem::path tokenizer;  // a file; empty for a task
   ModelConfig config;
   TrainRecord record;
   std::optional<TrainCheckpoint> checkpoint;        // that is resumed
   std::shared_ptr<const TensorFile> first_weights;  // of --init-from
 };
+// The device to train on; refuses one that cannot.
+Device training_device(const TrainCommand& command);
 // From scratch, from another model or from a checkpoint. Nothing is written.
 TrainStart find_start(const TrainCommand& command, Context& ctx);
 
@@ -52,5 +60,10 @@ struct Sequences {
 // Records the fingerprint; refuses to go on with another one.
 Sequences open_texts(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
                      Context& ctx);
+
+// From there to the last step.
+using MakeHooks = std::function<RunHooks(const Trainer& trainer)>;
+RunResult run_training(const TrainCommand& command, TrainStart& start, const MakeHooks& hooks,
+                       Context& ctx);
 
 }  // namespace mamba3::cli

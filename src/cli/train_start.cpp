@@ -50,13 +50,22 @@ void begin_with_model(const TrainCommand& command, TrainStart& start, Context& c
 }
 
 void begin_from_scratch(const TrainCommand& command, TrainStart& start) {
-  const bool by_name = !command.preset.empty();
-  start.config = by_name ? preset(command.preset) : read_config(command.config);
+  const bool by_name = !command.preset.empty(), task = !command.task.name.empty();
+  start.config = task      ? task_model(command.task, command.config)
+                 : by_name ? preset(command.preset)
+                           : read_config(command.config);
   // A preset's vocabulary is only that of the authors' tokenizer.
   if (by_name) start.config.vocab = Tokenizer::load(start.tokenizer)->vocab();
   const auto activation = load_options(command.common).a_activation;
   if (activation) start.config.mixer.a_activation = *activation;
   start.config.mixer.a_activation_recorded = true;
+}
+
+TrainRecord record_of_texts(const TrainCommand& command) {
+  TrainRecord record;
+  Schedule& schedule = record.options.schedule;
+  schedule.steps = command.steps.value_or(1000);
+  return record;
 }
 
 void check_free(const fs::path& folder) {
@@ -71,26 +80,34 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
   start.folder = command.output;
   start.tokenizer = command.common.tokenizer;
   check_free(start.folder);
+  const bool task = !command.task.name.empty();
   if (command.init_from.empty()) {
     begin_from_scratch(command, start);
   } else {
     begin_with_model(command, start, ctx);
   }
   check_config(start.config);
-  TrainRecord record;
+  TrainRecord record = task ? task_record(command.task) : record_of_texts(command);
   Schedule& schedule = record.options.schedule;
-  schedule.steps = command.steps.value_or(1000);
   schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
   record.options.seed = command.common.seed.value_or(std::random_device{}());
   start.record = with_given(command, std::move(record));
   return start;
 }
 
-void refuse_other_order(const TrainOptions& before, const TrainOptions& now) {
+void refuse_other_order(const TrainRecord& record_before, const TrainRecord& record_now) {
+  const TrainOptions& before = record_before.options;
+  const TrainOptions& now = record_now.options;
   check_input(before.length == now.length && before.seed == now.seed,
               "the training was made with --length ", before.length, " and --seed ", before.seed,
               "; expected the same, because they decide what its position in the data means; leave "
               "them out, or begin anew with --init-from");
+  if (!record_before.task) return;
+  const Json tasks[] = {to_json(*record_before.task), to_json(*record_now.task)};
+  check_input(tasks[0] == tasks[1] && before.batch == now.batch,
+              "the training was made with --batch ", before.batch, " on the task ", tasks[0].dump(),
+              "; expected the same, because they decide what its position means; "
+              "leave the options out, or begin anew");
 }
 
 TrainStart resume(const TrainCommand& command, Context& ctx) {
@@ -102,13 +119,15 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   } else {
     check_free(start.folder);
   }
-  start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
-                                                     : fs::path(command.common.tokenizer);
   start.checkpoint = newest_train_checkpoint(command.resume, ctx);
+  if (!start.checkpoint->record.task) {
+    start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
+                                                       : fs::path(command.common.tokenizer);
+  }
   start.config = start.checkpoint->config;
   const TrainRecord& before = start.checkpoint->record;
   start.record = with_given(command, before);
-  refuse_other_order(before.options, start.record.options);
+  refuse_other_order(before, start.record);
   ctx.log(LogLevel::kInfo,
           str("going on after step ", before.step, " of ", start.checkpoint->folder.string()));
   for (const std::string& change : changes(before.options, start.record.options)) {
@@ -117,9 +136,53 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   return start;
 }
 
+void check_task_command(const TrainCommand& command) {
+  const auto refuse = [](bool given, const char* option, const char* instead) {
+    if (given) {
+      fail(ErrorCode::kUsage, option, " is given beside --task; expected ", instead,
+           "; leave one of them out");
+    }
+  };
+  refuse(!command.data.empty() || !command.held_out.empty(), "--data or --valid",
+         "one kind of training: on texts or on generated sequences");
+  refuse(!command.preset.empty(), "--preset", "--config, or --width and --layers");
+  refuse(!command.init_from.empty(), "--init-from", "a new model");
+  refuse(!command.common.tokenizer.empty(), "--tokenizer", "the task's own symbols");
+  refuse(command.length.has_value(), "--length", "--stages with the longest sequences");
+  const auto refuse_both = [](bool one, const std::string& list, const char* option) {
+    if (one && !list.empty()) {
+      fail(ErrorCode::kUsage, option, " and ", option,
+           "s are given; expected one of them; name all "
+           "values in the list");
+    }
+  };
+  refuse_both(command.rate.has_value(), command.sweep.rates, "--rate");
+  refuse_both(command.common.seed.has_value(), command.sweep.seeds, "--seed");
+  refuse_both(command.task.width.has_value(), command.sweep.widths, "--width");
+  refuse_both(!command.task.rope.empty(), command.sweep.ropes, "--rope");
+  if (!command.resume.empty()) return;
+  refuse(command.steps.has_value(), "--steps", "--stage-steps, for each of --stages");
+  if (command.output.empty()) {
+    fail(ErrorCode::kUsage,
+         "-o is missing; expected it to name the folder that is written; add it");
+  }
+}
+
 }  // namespace
 
 void check_command(const TrainCommand& command) {
+  if (!command.task.name.empty()) return check_task_command(command);
+  if (command.sweep.asked() || command.sweep.jobs > 0 || !command.sweep.out.empty()) {
+    fail(ErrorCode::kUsage,
+         "options of a sweep are given without --task; expected the task that its models learn; "
+         "add it");
+  }
+  if (command.resume.empty() &&
+      (command.task.width || command.task.layers || !command.task.rope.empty())) {
+    fail(ErrorCode::kUsage,
+         "--width, --layers or --rope is given without --task; expected the sizes of a model for "
+         "texts in a config.json; name one with --config");
+  }
   const int begins = int{!command.preset.empty()} + int{!command.config.empty()} +
                      int{!command.init_from.empty()} + int{!command.resume.empty()};
   if (begins != 1) {
@@ -174,6 +237,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
          "texts are held out by --valid and by --valid-split; expected one of "
          "them; choose one");
   }
+  give_task(command.task, record.task);
   set(record.data.format.separator, command.separator);
   set(record.data.format.json_key, command.json_key);
   record.version = str(kVersion, " ", build_commit());

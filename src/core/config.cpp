@@ -1,12 +1,17 @@
 #include "mamba3/config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 
 #include "core/check.h"
 
 namespace mamba3 {
 namespace {
+
+// In the order of Rope.
+constexpr const char* kRopeNames[] = {"data-dependent", "standard", "none"};
 
 struct PresetSize {
   const char* name;
@@ -63,8 +68,9 @@ void check_mixer(const Mamba3Config& mixer) {
               " but is_mimo is false; expected rank 1 or is_mimo true; correct one of them");
   check_input(mixer.rope_fraction == 0.5 || mixer.rope_fraction == 1.0, "rope_fraction is ",
               mixer.rope_fraction, "; expected 0.5 or 1.0; correct it in the model's config");
-  check_input(mixer.angles() >= 1, "d_state ", mixer.state, " with rope_fraction ",
-              mixer.rope_fraction, " leaves no pair to rotate; expected a larger d_state");
+  check_input(mixer.rope == Rope::kNone || mixer.angles() >= 1, "d_state ", mixer.state,
+              " with rope_fraction ", mixer.rope_fraction,
+              " leaves no pair to rotate; expected a larger d_state");
   check_input(std::isfinite(mixer.a_floor) && mixer.a_floor >= 0, "A_floor is ", mixer.a_floor,
               "; expected a finite number, 0 or more; correct it in the model's config");
 }
@@ -104,9 +110,29 @@ const char* a_activation_name(AActivation activation) {
   return activation == AActivation::kSoftplus ? "softplus" : "heavy-tail";
 }
 
+const char* rope_name(Rope rope) {
+  return kRopeNames[static_cast<int>(rope)];
+}
+
+Rope rope_named(const std::string& name) {
+  const auto* found = std::find(std::begin(kRopeNames), std::end(kRopeNames), name);
+  check_input(found != std::end(kRopeNames), "rope is \"", name,
+              "\"; expected data-dependent, standard or none");
+  return static_cast<Rope>(found - std::begin(kRopeNames));
+}
+
+std::vector<std::string> rope_names() {
+  return {std::begin(kRopeNames), std::end(kRopeNames)};
+}
+
 std::int64_t Mamba3Config::angles() const {
+  if (rope == Rope::kNone) return 0;
   const auto rotated = static_cast<std::int64_t>(static_cast<double>(state) * rope_fraction);
   return rotated / 2;  // an odd one out stays unrotated
+}
+
+std::int64_t Mamba3Config::angle_columns() const {
+  return rope == Rope::kDataDependent ? angles() : 0;
 }
 
 std::int64_t ModelConfig::padded_vocab() const {
@@ -114,7 +140,8 @@ std::int64_t ModelConfig::padded_vocab() const {
 }
 
 std::int64_t ModelConfig::in_proj_rows() const {
-  return 2 * inner() + 2 * mixer.rank * mixer.groups * mixer.state + 3 * heads() + mixer.angles();
+  return 2 * inner() + 2 * mixer.rank * mixer.groups * mixer.state + 3 * heads() +
+         mixer.angle_columns();
 }
 
 std::int64_t ModelConfig::parameters() const {

@@ -83,6 +83,15 @@ void check_layer_type(const std::optional<std::string>& layer, const std::string
        ", a layer type that is not known; expected \"Mamba3\"; choose a Mamba-3 checkpoint");
 }
 
+Rope parse_rope(const Fields& fields, const std::string& origin) {
+  const std::string name = fields.text("rope").value_or(rope_name(Rope::kDataDependent));
+  try {
+    return rope_named(name);
+  } catch (const Error& error) {
+    fail(error.code(), origin, ": ssm_cfg.", error.what(), "; correct the file");
+  }
+}
+
 Mamba3Config parse_mixer(const json& object, const std::string& origin) {
   const Fields fields(object, origin + ": ssm_cfg");
   check_layer_type(fields.text("layer"), origin);
@@ -92,6 +101,7 @@ Mamba3Config parse_mixer(const json& object, const std::string& origin) {
   mixer.head_dim = fields.integer("headdim", mixer.head_dim);
   mixer.groups = fields.integer("ngroups", mixer.groups);
   mixer.rope_fraction = fields.number("rope_fraction", mixer.rope_fraction);
+  mixer.rope = parse_rope(fields, origin);
   mixer.a_floor = fields.number("A_floor", mixer.a_floor);
   mixer.out_norm = fields.boolean("is_outproj_norm", mixer.out_norm);
   mixer.mimo = fields.boolean("is_mimo", mixer.mimo);
@@ -193,6 +203,8 @@ std::string config_to_json(const ModelConfig& config) {
                              {"A_floor", mixer.a_floor}, {"is_outproj_norm", mixer.out_norm},
                              {"is_mimo", mixer.mimo}};
   if (mixer.mimo) ssm["mimo_rank"] = mixer.rank;
+  // Another key would be refused by the package, as it should be where it has no such layers.
+  if (mixer.rope != Rope::kDataDependent) ssm["rope"] = rope_name(mixer.rope);
   ssm["chunk_size"] = mixer.chunk_size;
   ssm["a_activation"] = a_activation_name(mixer.a_activation);
   const nlohmann::ordered_json document{{"d_model", config.width},

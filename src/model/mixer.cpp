@@ -96,6 +96,7 @@ Mamba3Dims mixer_dims(const ModelConfig& config) {
   dims.groups = mixer.groups;
   dims.rank = mixer.rank;
   dims.angles = mixer.angles();
+  dims.fixed_steps = mixer.rope == Rope::kStandard;
   dims.mimo = mixer.mimo;
   dims.out_norm = mixer.out_norm;
   dims.a_floor = static_cast<float>(mixer.a_floor);

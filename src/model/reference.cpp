@@ -158,7 +158,7 @@ class Reference {
     in.dt_raw = columns(projected, at, h);
     in.decay_raw = columns(projected, at, h);
     in.trap_raw = columns(projected, at, h);
-    in.angle_raw = columns(projected, at, in.dims.angles);
+    in.angle_raw = columns(projected, at, in.dims.angle_columns());
     load_small(in, prefix);
     auto state = Mamba3RefState<T>::zeros(in.dims);
     return matmul(scan(in, state), load(prefix + "out_proj.weight"), config_.inner());

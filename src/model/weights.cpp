@@ -300,6 +300,10 @@ std::uint64_t model_fingerprint(const ModelConfig& config,
   hash.update(static_cast<std::uint64_t>(config.mixer.mimo));
   hash.update(std::bit_cast<std::uint64_t>(config.mixer.rope_fraction));
   hash.update(std::bit_cast<std::uint64_t>(config.mixer.a_floor));
+  // Checkpoints from before there was a choice keep their fingerprint.
+  if (config.mixer.rope != Rope::kDataDependent) {
+    hash.update(static_cast<std::uint64_t>(config.mixer.rope));
+  }
   hash.update(static_cast<std::uint64_t>(config.mixer.a_activation));
   for (const TensorSpec& spec : tensor_specs(config)) {
     const TensorRef& tensor = tensors.at(spec.name);

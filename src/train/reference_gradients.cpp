@@ -130,8 +130,8 @@ class Reference {
     in.a_floor = config_.mixer.a_floor;
     in.tokens = tokens_;
     const std::int64_t h = in.dims.heads, bc = in.dims.rank * in.dims.groups * in.dims.state;
-    const std::int64_t widths[] = {config_.inner(), config_.inner(), bc, bc, h, h, h,
-                                   in.dims.angles};
+    const std::int64_t widths[] = {config_.inner(),        config_.inner(), bc, bc, h, h, h,
+                                   in.dims.angle_columns()};
     auto from = projected.begin();
     for (std::int64_t t = 0; t < tokens_; ++t) {
       const auto parts = columns(in);

@@ -185,7 +185,12 @@ std::string model_text(const ModelConfig& config) {
              ", vocabulary ", config.vocab);
 }
 
-std::string data_text(const TrainData& data) {
+std::string data_text(const TrainRecord& record) {
+  if (record.task) {
+    return str("generated sequences of ", task_name(record.task->task), ", at most ",
+               record.options.length, " long; evaluated at ", record.task->eval_length);
+  }
+  const TrainData& data = record.data;
   std::string out = names_of(data.files);
   if (!data.held_out.empty()) out += "; held out: " + names_of(data.held_out);
   if (data.held_out_share > 0) {
@@ -204,11 +209,12 @@ ReportFacts report_facts(const std::string& name, const ModelConfig& config,
   facts.title = name;
   facts.rows = {
       {"model", model_text(config)},
-      {"data", data_text(record.data)},
+      {"data", data_text(record)},
       {"training",
-       str(options.batch, " x ", options.length, " tokens a step, rate ", options.schedule.peak,
-           " (", schedule_name(options.schedule.kind), ", warm-up ", options.schedule.warmup_steps,
-           "), ", options.compute == Compute::kBf16 ? "bf16" : "fp32", ", seed ", options.seed)},
+       str(options.batch, record.task ? " sequences" : str(" x ", options.length, " tokens"),
+           " a step, rate ", options.schedule.peak, " (", schedule_name(options.schedule.kind),
+           ", warm-up ", options.schedule.warmup_steps, "), ",
+           options.compute == Compute::kBf16 ? "bf16" : "fp32", ", seed ", options.seed)},
       {"version", record.version},
       {"command", record.command}};
   return facts;

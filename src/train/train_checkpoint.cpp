@@ -95,24 +95,26 @@ void write_moments(const fs::path& path, const Trainer& trainer) {
 ordered_json to_json(const TrainRecord& record) {
   const TrainData& data = record.data;
   const Rhythm& rhythm = record.rhythm;
-  return {{"format", kFormat},
-          {"step", record.step},
-          {"position", record.position},
-          {"training", to_json(record.options)},
-          {"data",
-           {{"files", data.files},
-            {"valid", data.held_out},
-            {"separator", data.format.separator},
-            {"json_key", data.format.json_key},
-            {"valid_split", data.held_out_share},
-            {"fingerprint", data.fingerprint}}},
-          {"run",
-           {{"eval_every", rhythm.eval_every},
-            {"eval_blocks", rhythm.eval_blocks},
-            {"save_every", rhythm.save_every},
-            {"keep", rhythm.keep}}},
-          {"version", record.version},
-          {"command", record.command}};
+  ordered_json json = {{"format", kFormat},
+                       {"step", record.step},
+                       {"position", record.position},
+                       {"training", to_json(record.options)},
+                       {"data",
+                        {{"files", data.files},
+                         {"valid", data.held_out},
+                         {"separator", data.format.separator},
+                         {"json_key", data.format.json_key},
+                         {"valid_split", data.held_out_share},
+                         {"fingerprint", data.fingerprint}}},
+                       {"run",
+                        {{"eval_every", rhythm.eval_every},
+                         {"eval_blocks", rhythm.eval_blocks},
+                         {"save_every", rhythm.save_every},
+                         {"keep", rhythm.keep}}},
+                       {"version", record.version},
+                       {"command", record.command}};
+  if (record.task) json["task"] = to_json(*record.task);
+  return json;
 }
 
 TrainRecord record_from(const nlohmann::json& json) {
@@ -135,6 +137,7 @@ TrainRecord record_from(const nlohmann::json& json) {
   run.at("save_every").get_to(record.rhythm.save_every);
   run.at("keep").get_to(record.rhythm.keep);
   check_rhythm(record.rhythm);
+  if (json.contains("task")) record.task = task_options_from(json.at("task"));
   json.at("version").get_to(record.version);
   json.at("command").get_to(record.command);
   return record;

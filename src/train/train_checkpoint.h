@@ -11,6 +11,7 @@
 
 #include "io/document_reader.h"
 #include "io/tensor_file.h"
+#include "train/task_source.h"
 #include "train/trainer.h"
 
 namespace mamba3 {
@@ -25,7 +26,7 @@ struct TrainData {
 // When a run does what beside its steps.
 struct Rhythm {
   std::int64_t eval_every = 500;
-  std::int64_t eval_blocks = 512;
+  std::int64_t eval_blocks = 512;  // sequences
   std::int64_t save_every = 500;
   std::int64_t keep = 2;  // checkpoints
 };
@@ -33,9 +34,10 @@ void check_rhythm(const Rhythm& rhythm);
 
 struct TrainRecord {
   std::int64_t step = 0;
-  std::int64_t position = 0;  // windows read since the beginning
+  std::int64_t position = 0;  // sequences read since the beginning
   TrainOptions options;
-  TrainData data;
+  TrainData data;  // nothing where there is a task
+  std::optional<TaskOptions> task;
   Rhythm rhythm;
   std::string version, command;  // that wrote it
 };

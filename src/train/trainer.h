@@ -12,12 +12,18 @@
 
 #include "mamba3/config.h"
 #include "mamba3/context.h"
+#include "mamba3/error.h"
 #include "train/batch_source.h"
 #include "train/optimizer.h"
 #include "train/parameter_values.h"
 #include "train/train_options.h"
 
 namespace mamba3 {
+
+// The reason why a training that went astray was ended.
+struct DivergedError : Error {
+  explicit DivergedError(const std::string& message) : Error(ErrorCode::kBadInput, message) {}
+};
 
 struct StepReport {
   std::int64_t step = 0;  // how many were made with this one
@@ -47,8 +53,8 @@ class Trainer {
   void resume(std::int64_t steps, std::int64_t position, const ParameterValues& first,
               const ParameterValues& second);
 
-  // Refuses (kBadInput) to go on when the loss or the gradients are not finite or the loss is far
-  // above that of guessing, with the step and its sequences; nothing has then changed.
+  // Refuses (DivergedError) to go on when the loss or the gradients are not finite or the loss is
+  // far above that of guessing, with the step and its sequences; nothing has then changed.
   StepReport step(const Poll& poll = {});
   // Over the first `most` sequences, or all when there are fewer: as `score --block --blocks`
   // counts windows.

@@ -32,6 +32,7 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       model_step_(saved_step_) {}
 
 RunResult TrainingRun::run() {
+  if (ended()) evaluate();
   try {
     while (!ended()) {
       take_step();
@@ -46,6 +47,7 @@ RunResult TrainingRun::run() {
     save();
     throw;
   }
+  result_.steps = trainer_.steps();
   return result_;
 }
 
@@ -53,12 +55,12 @@ void TrainingRun::take_step() {
   const Clock::time_point start = Clock::now();
   try {
     result_.last = trainer_.step(hooks_.poll);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kBadInput) throw;
-    fail(error.code(), error.what(),
-         saved_.empty() ? str("; nothing was saved since step ", saved_step_)
-                        : str("; the last good checkpoint is ", quote(saved_.string())),
-         "; lower --rate, or lengthen --warmup");
+  } catch (const DivergedError& error) {
+    throw DivergedError(str(error.what(),
+                            saved_.empty()
+                                ? str("; nothing was saved since step ", saved_step_)
+                                : str("; the last good checkpoint is ", quote(saved_.string())),
+                            "; lower --rate, or lengthen --warmup"));
   }
   const double seconds = seconds_since(start);
   const StepReport& report = result_.last;

@@ -27,6 +27,7 @@ struct RunHooks {
 
 struct RunResult {
   StepReport last;                     // step 0: none was made
+  std::int64_t steps = 0;              // of the whole training
   std::optional<Evaluation> held_out;  // the last one
   std::int64_t tokens = 0;
   double step_s = 0;  // spent in steps

@@ -174,6 +174,22 @@ TEST(Convert, EveryFormatHoldsTheSameModel) {
   }
 }
 
+TEST(Convert, WhatIsNotTheAuthorsFormatIsNotWrittenAsIt) {
+  TestFolder folder;
+  for (const char* rope : {"standard", "none"}) {
+    const std::string model = changed_model(folder.path() / rope, {{"ssm_cfg", {{"rope", rope}}}});
+    expect_error(
+        run_mamba3({"convert", "-q", "-m", model, "-o", folder / "bin", "--format", "bin"}), 1,
+        "which the authors' package does not have");
+    const std::string again = folder / (std::string(rope) + "-again");
+    ASSERT_EQ(run_mamba3({"convert", "-q", "-m", model, "-o", again}).code, 0);
+    EXPECT_EQ(fingerprint(again), fingerprint(model));
+    const Outcome told = run_mamba3({"inspect", "-m", again, "--json"});
+    EXPECT_EQ(told.json()["config"]["ssm_cfg"]["rope"], rope);
+    EXPECT_NE(run_mamba3({"inspect", "-m", again}).out.find(rope), std::string::npos);
+  }
+}
+
 TEST(Convert, OutDtypeChangesWhatThePackageWouldChange) {
   TestFolder folder;
   const std::string from = kGolden + "/lm_siso_fp32";

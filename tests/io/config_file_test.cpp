@@ -119,6 +119,7 @@ TEST(ConfigFile, BadValuesNameTheirField) {
       {"/ssm_cfg/headdim", {0, 17, INT64_MAX}},
       {"/ssm_cfg/ngroups", {0, 3, INT64_MAX}},
       {"/ssm_cfg/rope_fraction", {0, 0.25, 2, "0.5"}},
+      {"/ssm_cfg/rope", {"fixed", 1, nullptr}},
       {"/ssm_cfg/A_floor", {-1, "x", nullptr}},
       {"/ssm_cfg/is_mimo", {1, "true"}},
       {"/ssm_cfg/mimo_rank", {0, 9, -1, "4"}},
@@ -137,6 +138,20 @@ TEST(ConfigFile, BadValuesNameTheirField) {
       const bool named = message.find(field) != std::string::npos || field == "d_intermediate";
       EXPECT_TRUE(named) << pointer << ": " << message;
     }
+  }
+}
+
+// The package reads no "rope": where it need not be there, it is not.
+TEST(ConfigFile, RotationsComeBack) {
+  const ModelConfig config = parse_config(full().dump(), "input");
+  EXPECT_EQ(config.mixer.rope, Rope::kDataDependent);
+  EXPECT_EQ(config_to_json(config).find("\"rope\""), std::string::npos);
+  for (const Rope rope : {Rope::kStandard, Rope::kNone}) {
+    ModelConfig other = config;
+    other.mixer.rope = rope;
+    EXPECT_EQ(parse_config(config_to_json(other), "input").mixer.rope, rope);
+    EXPECT_EQ(config.in_proj_rows() - other.in_proj_rows(), config.mixer.angles());
+    EXPECT_EQ(other.mixer.angles(), rope == Rope::kNone ? 0 : config.mixer.angles());
   }
 }
 

@@ -38,7 +38,16 @@ inline std::vector<TinyModel> tiny_models() {
   odd.mixer.head_dim = 24;
   odd.mixer.groups = 1;
   odd.mixer.a_activation = AActivation::kSoftplus;
-  return {{"siso", siso}, {"mimo", mimo}, {"odd", odd}};
+
+  ModelConfig standard = odd;
+  standard.mixer.rope = Rope::kStandard;
+  ModelConfig unrotated = mimo;
+  unrotated.mixer.rope = Rope::kNone;
+  return {{"siso", siso},
+          {"mimo", mimo},
+          {"odd", odd},
+          {"standard", standard},
+          {"unrotated", unrotated}};
 }
 
 inline std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t vocab,

@@ -50,7 +50,7 @@ inline Mamba3RefInputs<float> random_inputs(const Mamba3Dims& dims, std::int64_t
   in.dt_raw = random.normal(tokens * dims.heads, -0.5f);
   in.decay_raw = random.normal(tokens * dims.heads, -1.0f, 2.0f);
   in.trap_raw = random.normal(tokens * dims.heads, 0, 2.0f);
-  in.angle_raw = random.normal(tokens * dims.angles, 0, 2.0f);
+  in.angle_raw = random.normal(tokens * dims.angle_columns(), 0, 2.0f);
   in.dt_bias = random.normal(dims.heads, -0.5f);
   in.skip = random.normal(dims.heads, 1);
   in.in_b_bias = random.normal(dims.heads * dims.rank * dims.state, 1, 0.5f);
@@ -133,7 +133,7 @@ struct Rows {
 
   Rows(const Mamba3Dims& dims, std::int64_t rows, std::int64_t padding)
       : stride(2 * dims.heads * dims.head_dim + 2 * dims.rank * dims.groups * dims.state +
-               3 * dims.heads + dims.angles + padding),
+               3 * dims.heads + dims.angle_columns() + padding),
         data(static_cast<std::size_t>(rows * stride), kNan) {}
 
   // Token `token` of `in` becomes row `row`.
@@ -291,13 +291,25 @@ inline std::vector<Mamba3Dims> awkward_dims() {
   add(2, 12, 10, 2, 7, 2, true, false, kSoft);
   add(3, 19, 26, 1, 8, 6, true, true, kHeavy);
   add(5, 112, 40, 5, 8, 20, true, false, kHeavy);
+  // Rotations by fixed steps, and none; those of 64 x 64 as tensor cores take them.
+  add(2, 64, 64, 1, 1, 16, false, false, kHeavy);
+  out.back().fixed_steps = true;
+  add(3, 20, 34, 3, 1, 17, false, true, kSoft);
+  out.back().fixed_steps = true;
+  add(2, 31, 22, 2, 3, 5, true, true, kHeavy);
+  out.back().fixed_steps = true;
+  add(2, 64, 64, 1, 4, 32, true, false, kHeavy);
+  out.back().fixed_steps = true;
+  add(2, 64, 64, 1, 1, 0, false, false, kHeavy);
+  add(2, 20, 34, 1, 2, 0, true, true, kSoft);
   return out;
 }
 
 inline std::string describe(const Mamba3Dims& d) {
   return "h" + std::to_string(d.heads) + "_p" + std::to_string(d.head_dim) + "_n" +
          std::to_string(d.state) + "_g" + std::to_string(d.groups) + "_r" + std::to_string(d.rank) +
-         "_s" + std::to_string(d.angles) + (d.mimo ? "_mimo" : "") + (d.out_norm ? "_norm" : "") +
+         "_s" + std::to_string(d.angles) + (d.fixed_steps ? "_fixed" : "") +
+         (d.mimo ? "_mimo" : "") + (d.out_norm ? "_norm" : "") +
          (d.a_activation == AActivation::kSoftplus ? "_softplus" : "");
 }
 

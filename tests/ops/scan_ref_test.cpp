@@ -61,7 +61,9 @@ class MergedForm {
       for (std::int64_t i = 0; i < d_.angles; ++i) {
         const double before = t > 0 ? phase_[(t - 1) * d_.angles + i] : 0;
         phase_[t * d_.angles + i] =
-            before + std::numbers::pi * std::tanh(in_.angle_raw[t * d_.angles + i]) * dt_[t];
+            d_.fixed_steps
+                ? static_cast<double>(t + 1) * 2 * std::numbers::pi * fixed_step_turns(i, d_.angles)
+                : before + std::numbers::pi * std::tanh(in_.angle_raw[t * d_.angles + i]) * dt_[t];
       }
     }
   }

@@ -37,6 +37,10 @@ PREFILL = document([row('prefill/siso-187m/bf16/tokens=2048', 1800.0, 'tokens/s'
                     row('prefill/siso-187m/bf16/batch=4/tokens=512', 1700.0, 'tokens/s', ceiling=2300.0)])
 
 
+STATES = document([row(f'state-tracking/parity/rope={rope}/width=32/rate=0.001/seed={seed}', value + seed, 'scaled accuracy')
+                   for rope, value in (('data-dependent', 98.5), ('none', -0.25)) for seed in (0, 1)])
+
+
 class PlotBench(unittest.TestCase):
 
     def setUp(self):
@@ -70,6 +74,13 @@ class PlotBench(unittest.TestCase):
         plots = self.draw()
         self.assertEqual(list(plots), ['cpu-prefill.svg', 'gpu-decode.svg', 'gpu-kernels.svg', 'gpu-table7.svg'])
         self.assertEqual(self.draw('again'), plots)
+
+    def test_state_tracking_shows_the_best_and_every_run(self):
+        self.write(state_tracking_parity=STATES)
+        plot = self.draw()['state-tracking.svg']
+        for value in ('99.5', '0.8', '2 runs', 'Parity'):
+            self.assertIn(value, self.texts(plot))
+        self.assertEqual(plot.count(b'<circle'), 4)
 
     def test_decode_is_drawn_in_milliseconds(self):
         self.write(gpu_decode=DECODE)

@@ -55,7 +55,7 @@ Mamba3Columns split_columns(const float* in_proj_rows, std::int64_t row_stride,
   columns.dt_raw = take(dims.heads);
   columns.decay_raw = take(dims.heads);
   columns.trap_raw = take(dims.heads);
-  columns.angle_raw = take(dims.angles);
+  if (dims.angle_columns() > 0) columns.angle_raw = take(dims.angles);
   return columns;
 }
 
@@ -104,7 +104,7 @@ void check_columns(const Mamba3Dims& dims, const Mamba3Columns& columns, std::in
   check_present("dt column", columns.dt_raw);
   check_present("A column", columns.decay_raw);
   check_present("trap column", columns.trap_raw);
-  check_present("angle column", columns.angle_raw, dims.angles > 0);
+  check_present("angle column", columns.angle_raw, dims.angle_columns() > 0);
   const std::int64_t inner = dims.heads * dims.head_dim;
   const std::int64_t widest = std::max(bf16 ? 0 : inner, dims.rank * dims.groups * dims.state);
   if (bf16) check_stride("the row stride of z and x", columns.zx_stride, inner, rows);

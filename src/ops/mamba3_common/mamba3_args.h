@@ -20,10 +20,13 @@ struct Mamba3Dims {
   std::int64_t groups = 1;    // g, divides h
   std::int64_t rank = 1;      // r
   std::int64_t angles = 0;    // s, at most n / 2
+  bool fixed_steps = false;   // phases move by fixed_step_turns(): there are no angle columns
   bool mimo = false;          // pairs (i, i + n/2) and mimo_x/z/o; otherwise pairs (2i, 2i + 1)
   bool out_norm = false;
   float a_floor = 1e-4f;
   AActivation a_activation = AActivation::kHeavyTail;
+
+  std::int64_t angle_columns() const { return fixed_steps ? 0 : angles; }
 };
 
 // The small parameters of one mixer, all contiguous fp32.
@@ -52,7 +55,7 @@ struct Mamba3Columns {
   const float* dt_raw = nullptr;     // [t, h]
   const float* decay_raw = nullptr;  // [t, h]
   const float* trap_raw = nullptr;   // [t, h]
-  const float* angle_raw = nullptr;  // [t, s]
+  const float* angle_raw = nullptr;  // [t, s]; null where there are none
   // Where an op takes z and x in bf16 they may lie elsewhere, rows `zx_stride` elements apart; the
   // two pointers above are null then.
   const Bf16* z_bf16 = nullptr;  // [t, h, p]

@@ -30,6 +30,7 @@ struct TokenSizes {
   int groups;
   int rank;
   int angles;
+  bool fixed_steps;
   bool mimo;
   bool out_norm;
   bool softplus;
@@ -45,6 +46,7 @@ inline TokenSizes token_sizes(const Mamba3Dims& dims) {
   out.groups = static_cast<int>(dims.groups);
   out.rank = static_cast<int>(dims.rank);
   out.angles = static_cast<int>(dims.angles);
+  out.fixed_steps = dims.fixed_steps;
   out.mimo = dims.mimo;
   out.out_norm = dims.out_norm;
   out.softplus = dims.a_activation == AActivation::kSoftplus;
@@ -72,7 +74,7 @@ class SharedParts {
 
 // TokenScalars, as the update of the state takes them.
 struct TokenWeights {
-  double dt;
+  double turning;
   float decay;     // alpha
   float carry;     // beta, the weight of the previous token's outer product
   float now;       // gamma
@@ -112,13 +114,18 @@ __device__ __forceinline__ TokenNumbers token_numbers(const TokenSizes& sizes, f
   return out;
 }
 
+// What phases move by.
+__device__ __forceinline__ double turning(const TokenSizes& sizes, double dt) {
+  return sizes.fixed_steps ? 1.0 : dt;
+}
+
 __device__ __forceinline__ TokenWeights token_weights(const TokenSizes& sizes, float dt_raw,
                                                       float dt_bias, float decay_raw,
                                                       float trap_raw) {
   const TokenNumbers numbers = token_numbers(sizes, dt_raw, dt_bias, decay_raw, trap_raw);
   const double decay = exp(numbers.log_decay);
   TokenWeights out;
-  out.dt = numbers.dt;
+  out.turning = turning(sizes, numbers.dt);
   out.decay = static_cast<float>(decay);
   out.carry = static_cast<float>(__dmul_rn(numbers.carry, decay));
   out.now = static_cast<float>(numbers.now);
@@ -127,6 +134,20 @@ __device__ __forceinline__ TokenWeights token_weights(const TokenSizes& sizes, f
 
 __device__ __forceinline__ double half_tanh(float angle_raw) {
   return __dmul_rn(0.5, tanh(static_cast<double>(angle_raw)));
+}
+
+// fixed_step_turns(), in the same order.
+__device__ __forceinline__ double fixed_step_turns(int pair, int pairs) {
+  constexpr double kTurn = 6.28318530717958647692, kLog2 = 13.287712379549449;  // of 10000
+  const double radians = exp2(-kLog2 * pair / pairs);
+  return __dmul_rn(rint(__dmul_rn(radians / kTurn, 0x1p32)), 0x1p-32);
+}
+
+// turn_rates(): of one angle of the row that begins at `from`.
+__device__ __forceinline__ double turn_rate(const TokenSizes& sizes, const float* angle_raw,
+                                            std::int64_t from, int angle) {
+  return sizes.fixed_steps ? fixed_step_turns(angle, sizes.angles)
+                           : half_tanh(angle_raw[from + angle]);
 }
 
 // Of a step below 2^19 turns, in units of 2^-32 turns modulo a turn: the last place of the sum is

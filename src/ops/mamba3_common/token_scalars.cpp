@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/mamba3_common/turns.h"
+
 namespace mamba3 {
 namespace {
 
@@ -22,6 +24,7 @@ TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, 
                            float trap_raw) {
   TokenScalars out;
   out.dt = softplus(static_cast<double>(dt_raw) + dt_bias);
+  out.turning = dims.fixed_steps ? 1 : out.dt;
   const double act = decay_activation(decay_raw, dims.a_activation);
   // Written so that a NaN stays one: max() would hide it behind the floor.
   const double floor = dims.a_floor;
@@ -35,9 +38,10 @@ TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, 
   return out;
 }
 
-void half_tanh_row(const float* angle_raw, std::int64_t count, double* half_tanh) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    half_tanh[i] = 0.5 * std::tanh(static_cast<double>(angle_raw[i]));
+void turn_rates(const Mamba3Dims& dims, const float* angle_raw, std::int64_t from, double* rates) {
+  for (std::int64_t i = 0; i < dims.angles; ++i) {
+    rates[i] = dims.fixed_steps ? fixed_step_turns(i, dims.angles)
+                                : 0.5 * std::tanh(static_cast<double>(angle_raw[from + i]));
   }
 }
 

@@ -11,6 +11,7 @@ namespace mamba3 {
 
 struct TokenScalars {
   double dt = 0;         // softplus(dt_raw + dt_bias)
+  double turning = 0;    // what phases move by: dt; 1 where their steps are fixed
   double log_decay = 0;  // a * dt, at most 0; alpha = exp(log_decay)
   double now = 0;        // gamma = lam * dt: the weight of this token's outer product
   double carry = 0;      // (1 - lam) * dt: that of the previous token's, before this token's decay,
@@ -20,8 +21,8 @@ struct TokenScalars {
 TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, float decay_raw,
                            float trap_raw);
 
-// tanh(angle) / 2, the part of the turns that all heads share. A head's phase moves by
-// half_tanh * dt turns.
-void half_tanh_row(const float* angle_raw, std::int64_t count, double* half_tanh);
+// The part of the turns that all heads share, [s]: tanh(angle) / 2 of the angles that begin at
+// `from`, or fixed steps. A head's phase moves by rate * turning turns.
+void turn_rates(const Mamba3Dims& dims, const float* angle_raw, std::int64_t from, double* rates);
 
 }  // namespace mamba3

@@ -18,4 +18,12 @@ inline double radians_of_turns(std::uint32_t turns) {
   return turns * (2 * std::numbers::pi * 0x1p-32);
 }
 
+// Ordinary RoPE, rotation angles of 10000^(-i / s) radians a token for pair i of s (Su et al. 2021,
+// section 3.2.2), as turns, rounded to the units of a state: so every sum of them is exact.
+inline double fixed_step_turns(std::int64_t pair, std::int64_t pairs) {
+  const double radians =
+      std::exp2(-std::log2(10000.0) * static_cast<double>(pair) / static_cast<double>(pairs));
+  return std::rint(radians / (2 * std::numbers::pi) * 0x1p32) * 0x1p-32;
+}
+
 }  // namespace mamba3

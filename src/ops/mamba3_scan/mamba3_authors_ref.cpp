@@ -369,6 +369,8 @@ class AuthorsRun {
 std::vector<float> mamba3_authors_ref(const Mamba3RefInputs<float>& inputs,
                                       Mamba3RefState<float>& state, AuthorsPath path, bool rounds) {
   check_ref(inputs, state);
+  check_input(!inputs.dims.fixed_steps,
+              "a layer has fixed steps of its phases; expected one that the authors have");
   AuthorsRun run(inputs, state, rounds);
   return path == AuthorsPath::kPrefill ? run.prefill() : run.steps();
 }

@@ -46,6 +46,17 @@ std::vector<T> ref_rms_norm(const T* v, std::int64_t count, const T* weight) {
   return out;
 }
 
+// What ordinary RoPE turns pair i of s by with every token, in radians: 10000^(-i / s), in whole
+// parts of 2^-32 of a turn.
+template <class T>
+T ref_fixed_step(std::int64_t pair, const Mamba3Dims& dims) {
+  constexpr double kTurn = 6.28318530717958647692;
+  constexpr double kParts = 4294967296.0;
+  const double radians =
+      std::pow(10000.0, -static_cast<double>(pair) / static_cast<double>(dims.angles));
+  return static_cast<T>(std::round(radians / kTurn * kParts) / kParts * kTurn);
+}
+
 // Turns the pairs of one row by the angles of one head.
 template <class T>
 void ref_rotate(std::vector<T>& v, const T* angle, const Mamba3Dims& dims) {

@@ -198,7 +198,7 @@ void prepare_tokens_of(const ScanJob& job, std::int64_t begin, std::int64_t end)
     const std::int64_t from = t * columns.row_stride;
     const std::int64_t index = t - job.tokens.begin;
     double* half_tanh = job.tokens.half_tanh + index * dims.angles;
-    half_tanh_row(columns.angle_raw + from, dims.angles, half_tanh);
+    turn_rates(dims, columns.angle_raw, from, half_tanh);
     job.tokens.finite_angles[index] = std::all_of(
         half_tanh, half_tanh + dims.angles, [](double angle) { return std::isfinite(angle); });
     for (std::int64_t i = 0; i < shared_rows; ++i) {
@@ -243,7 +243,7 @@ void sum_chunk_turns_of(const ScanJob& job, const ScanPart& part, std::int64_t c
   std::uint32_t* turns = states.turns + (chunk * job.args.dims.heads + head) * s;
   std::fill_n(turns, s, 0u);
   for (std::int64_t t = 0; t < in.tokens; ++t) {
-    advance_turns(in.half_tanh + t * s, in.scalars[t].dt, s, turns);
+    advance_turns(in.half_tanh + t * s, in.scalars[t].turning, s, turns);
   }
 }
 

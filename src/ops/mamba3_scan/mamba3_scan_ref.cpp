@@ -47,7 +47,8 @@ class RefScan {
     constexpr double kPi = 3.14159265358979323846;
     for (std::int64_t i = 0; i < d_.angles; ++i) {
       state_.angle[h * d_.angles + i] +=
-          static_cast<T>(kPi) * std::tanh(in_.angle_raw[t * d_.angles + i]) * dt;
+          d_.fixed_steps ? ref_fixed_step<T>(i, d_)
+                         : static_cast<T>(kPi) * std::tanh(in_.angle_raw[t * d_.angles + i]) * dt;
     }
   }
 
@@ -129,7 +130,7 @@ void check_ref(const Mamba3RefInputs<T>& in, const Mamba3RefState<T>& state) {
   for (const auto* v : {&in.dt_raw, &in.decay_raw, &in.trap_raw}) {
     expect_size("dt, A or trap", *v, in.tokens * d.heads);
   }
-  expect_size("angle", in.angle_raw, in.tokens * d.angles);
+  expect_size("angle", in.angle_raw, in.tokens * d.angle_columns());
   for (const auto* v : {&in.dt_bias, &in.skip}) expect_size("dt_bias or D", *v, d.heads);
   for (const auto* v : {&in.in_b_bias, &in.out_c_bias}) {
     expect_size("B_bias or C_bias", *v, d.heads * d.rank * d.state);

@@ -23,7 +23,7 @@ struct Mamba3RefInputs {
   std::vector<T> x, z;                         // [t, h, p]
   std::vector<T> in_b, out_c;                  // [t, r, g, n]
   std::vector<T> dt_raw, decay_raw, trap_raw;  // [t, h]
-  std::vector<T> angle_raw;                    // [t, s]
+  std::vector<T> angle_raw;                    // [t, s]; none with fixed steps
   std::vector<T> dt_bias, skip;                // [h]
   std::vector<T> in_b_bias, out_c_bias;        // [h, r, n]
   std::vector<T> in_b_norm, out_c_norm;        // [n]

@@ -64,13 +64,13 @@ struct Turner {
     const int there = min(tokens, at.end - (chunk.begin + first));
     const std::int64_t angles = job.sizes.angles;
     const double* half_tanh = job.half_tanh + (chunk.begin + first) * angles + angle;
-    const double* dt = job.dt + at.head * job.tokens + chunk.begin + first;
+    const double* turning = job.turning + at.head * job.tokens + chunk.begin + first;
     std::uint32_t* to = &m.turns[first][angle];
     float broken = 0;
     std::uint32_t sum = 0;
 #pragma unroll 8
-    for (int t = 0; t < there; ++t, half_tanh += angles, ++dt, to += S::kPairs) {
-      const double half = __ldg(half_tanh), duration = __ldg(dt);
+    for (int t = 0; t < there; ++t, half_tanh += angles, ++turning, to += S::kPairs) {
+      const double half = __ldg(half_tanh), duration = __ldg(turning);
       bool finite;
       *to = sum += turns_moved(half, duration, finite);
       if (!finite) broken = nanf("");

@@ -36,7 +36,7 @@ struct MmaScanJob {
   // the precision of bf16. Pairs that are rotated stand side by side.
   __half* in_b;       // [g, t, r, n]
   __half* out_c;      // [g, t, r, n]
-  double* dt;         // [h, t]
+  double* turning;    // [h, t]
   double* log_decay;  // [h, t]
   float2* weights;    // [h, t]  gamma, and (1 - lam) dt
   double* half_tanh;  // [t, s]
@@ -106,7 +106,7 @@ __device__ void weigh_token(const MmaScanJob& job, std::int64_t token, int head)
   const TokenNumbers numbers =
       token_numbers(job.sizes, job.columns.dt_raw[from], job.params.dt_bias[head],
                     job.columns.decay_raw[from], job.columns.trap_raw[from]);
-  job.dt[to] = numbers.dt;
+  job.turning[to] = turning(job.sizes, numbers.dt);
   job.log_decay[to] = numbers.log_decay;
   job.weights[to] = make_float2(static_cast<float>(numbers.now), static_cast<float>(numbers.carry));
 }
@@ -129,7 +129,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
   if (i >= job.tokens * sizes.angles) return;
   const std::int64_t token = i / sizes.angles;
   const std::int64_t angle = i - token * sizes.angles;
-  job.half_tanh[i] = half_tanh(job.columns.angle_raw[token * job.columns.row_stride + angle]);
+  job.half_tanh[i] = turn_rate(sizes, job.columns.angle_raw, token * job.columns.row_stride,
+                               static_cast<int>(angle));
 }
 
 void take_mma_workspace(MmaScanJob& job, ArenaScope& scope) {
@@ -138,7 +139,7 @@ void take_mma_workspace(MmaScanJob& job, ArenaScope& scope) {
   const std::int64_t pairs = job.tokens * sizes.heads;
   job.in_b = scope.allocate<__half>(shared);
   job.out_c = scope.allocate<__half>(shared);
-  job.dt = scope.allocate<double>(pairs);
+  job.turning = scope.allocate<double>(pairs);
   job.log_decay = scope.allocate<double>(pairs);
   job.weights = scope.allocate<float2>(pairs);
   job.half_tanh = scope.allocate<double>(job.tokens * sizes.angles);

@@ -118,16 +118,16 @@ inline HWY_NOINLINE void chunk_phases(const Mamba3Dims& dims, const ChunkInputs&
                                       const ChunkScratch& scratch) {
   const std::int64_t s = dims.angles;
   for (std::int64_t t = 0; t < in.tokens; ++t) {
-    const double dt = in.scalars[t].dt;
+    const double turning = in.scalars[t].turning;
     const double* half_tanh = in.half_tanh + t * s;
     prefetch_token(dims, in, row_stride, t);
     float* cosine = scratch.cosine + t * s;
     float* sine = scratch.sine + t * s;
-    if (in.finite_angles[t] != 0 && std::isfinite(dt)) [[likely]] {
-      advance_turns(half_tanh, dt, s, turns);
+    if (in.finite_angles[t] != 0 && std::isfinite(turning)) [[likely]] {
+      advance_turns(half_tanh, turning, s, turns);
       cos_sin_row(turns, s, cosine, sine);
     } else {
-      advance_phases(half_tanh, dt, s, turns, cosine, sine);
+      advance_phases(half_tanh, turning, s, turns, cosine, sine);
     }
   }
 }

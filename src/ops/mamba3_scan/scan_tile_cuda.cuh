@@ -167,8 +167,8 @@ __device__ void move_phases(const ScanJob& job, const Place& at, const Tile& til
   for (int i = thread; i < tokens * sizes.angles; i += kScanThreads) {
     const std::int64_t t = i / sizes.angles;
     bool finite = true;
-    tile.moves[i] =
-        turns_moved(job.half_tanh[begin * sizes.angles + i], weights[t * sizes.heads].dt, finite);
+    tile.moves[i] = turns_moved(job.half_tanh[begin * sizes.angles + i],
+                                weights[t * sizes.heads].turning, finite);
     tile.cosine[i] = finite ? 0.0f : nanf("");
   }
 }

@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kScanThreads) token_numbers_kernel(const ScanJ
   } else if (i - pairs < job.tokens * sizes.angles) {
     const std::int64_t token = (i - pairs) / sizes.angles;
     const std::int64_t angle = (i - pairs) - token * sizes.angles;
-    job.half_tanh[i - pairs] = half_tanh(in.angle_raw[token * in.row_stride + angle]);
+    job.half_tanh[i - pairs] =
+        turn_rate(sizes, in.angle_raw, token * in.row_stride, static_cast<int>(angle));
   }
 }
 

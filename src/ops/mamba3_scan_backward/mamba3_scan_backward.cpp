@@ -272,7 +272,7 @@ void check_column_gradients(const Mamba3Dims& dims, const Mamba3ColumnGradients&
   check_gradient("dt column", grads.dt_raw);
   check_gradient("A column", grads.decay_raw);
   check_gradient("trap column", grads.trap_raw);
-  check_gradient("angle column", grads.angle_raw, dims.angles > 0);
+  check_gradient("angle column", grads.angle_raw, dims.angle_columns() > 0);
   const std::int64_t widest =
       std::max(dims.heads * dims.head_dim, dims.rank * dims.groups * dims.state);
   check_stride("the row stride of the columns' gradients", grads.row_stride, widest, rows);
@@ -355,7 +355,7 @@ Mamba3ColumnGradients split_column_gradients(float* rows, std::int64_t row_strid
   out.dt_raw = at(columns.dt_raw);
   out.decay_raw = at(columns.decay_raw);
   out.trap_raw = at(columns.trap_raw);
-  out.angle_raw = at(columns.angle_raw);
+  if (dims.angle_columns() > 0) out.angle_raw = at(columns.angle_raw);
   return out;
 }
 

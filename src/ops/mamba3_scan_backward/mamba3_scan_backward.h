@@ -27,7 +27,7 @@ struct Mamba3ColumnGradients {
   float* dt_raw = nullptr;     // [t, h]
   float* decay_raw = nullptr;  // [t, h]
   float* trap_raw = nullptr;   // [t, h]
-  float* angle_raw = nullptr;  // [t, s]
+  float* angle_raw = nullptr;  // [t, s]; null where there are no such columns
   Bf16* rows_bf16 = nullptr;   // [t, e]
 };
 

@@ -348,7 +348,7 @@ class HeadWalk {
       double source = t == last ? end_of(t) : to_end[t * sizes_.rank] * end_of(t);
       for (std::int64_t r = 0; r < sizes_.rank; ++r) source += scratch_.later[t * sizes_.rank + r];
       grads.now = scratch_.now[t] + source;
-      grads.dt = turn_back(in, index, t);
+      grads.turning = turn_back(in, index, t);
       finish_token(source);
       waits_ = true;
       waiting_ = grads;
@@ -363,7 +363,7 @@ class HeadWalk {
     return sum;
   }
 
-  // Turns one token's K and Q back. Returns the gradient of dt through the phases.
+  // Turns one token's K and Q back. Returns the gradient of what its phases move by.
   double turn_back(const ChunkInputs& in, std::int64_t index, std::int64_t t) {
     const float* cosine = chunk_.cosine + t * dims_.angles;
     const float* sine = chunk_.sine + t * dims_.angles;
@@ -375,7 +375,7 @@ class HeadWalk {
     const SlabBuffers& slab = job_.slab;
     float* out = slab.grad_phase + block() * slab.phase_stride +
                  (part_.offset + index * sizes_.tokens + t) * dims_.angles;
-    return phase_backward(in.half_tanh + t * dims_.angles, in.scalars[t].dt, dims_.angles,
+    return phase_backward(in.half_tanh + t * dims_.angles, in.scalars[t].turning, dims_.angles,
                           scratch_.phase, out, add_);
   }
 
@@ -528,7 +528,9 @@ void reduce_chunk_of(const BackwardJob& job, const BackwardPart& part, std::int6
                    job.args.params.out_c_norm, grads.out_c + to, c_sum);
       }
     }
-    reduce_angles(job, index, grads.angle_raw + t * grads.row_stride);
+    if (dims.angle_columns() > 0) {
+      reduce_angles(job, index, grads.angle_raw + t * grads.row_stride);
+    }
   }
 }
 

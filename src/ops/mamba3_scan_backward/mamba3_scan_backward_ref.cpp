@@ -294,7 +294,7 @@ class RefBackward {
     const std::int64_t at = t * d_.heads + h;
     const T grad_exponent = (grad_alpha + grad_beta * n.rest * n.dt) * n.alpha;  // of a * dt
     T grad_dt = grad_gamma * n.lam + grad_beta * n.rest * n.alpha + grad_exponent * n.a;
-    for (std::int64_t i = 0; i < d_.angles; ++i) {
+    for (std::int64_t i = 0; i < d_.angle_columns(); ++i) {
       const T tanh = std::tanh(in_.angle_raw[t * d_.angles + i]);
       const T grad_phase = out_.state.angle[h * d_.angles + i] * static_cast<T>(kPi);
       grad_dt += grad_phase * tanh;

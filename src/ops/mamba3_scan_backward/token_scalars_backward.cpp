@@ -43,8 +43,9 @@ RawScalarGradients token_scalars_backward(const Mamba3Dims& dims, float dt_raw, 
   const double floor = dims.a_floor;
   const bool floored = act.at < floor;
   const double a = -(floored ? floor : act.at);
+  const double turning = dims.fixed_steps ? 0 : grads.turning;
   const double grad_dt =
-      grads.dt + grads.now * lam.at + grads.carry * lam.rest + grads.log_decay * a;
+      turning + grads.now * lam.at + grads.carry * lam.rest + grads.log_decay * a;
   RawScalarGradients out;
   out.dt_raw = static_cast<float>(grad_dt * dt_slope.at);
   out.trap_raw = static_cast<float>((grads.now - grads.carry) * scalars.dt * lam.at * lam.rest);

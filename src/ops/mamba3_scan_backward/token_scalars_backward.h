@@ -8,7 +8,7 @@ namespace mamba3 {
 
 // With respect to the fields of TokenScalars, each as if the others did not hang on it.
 struct TokenScalarGradients {
-  double dt = 0;  // through the phases
+  double turning = 0;  // through the phases
   double log_decay = 0;
   double now = 0;
   double carry = 0;

@@ -194,7 +194,7 @@ void step_head(const Mamba3StepArgs& args, std::int64_t row, std::int64_t head,
                     in.decay_raw[from + head], in.trap_raw[from + head]);
   const double decay = std::exp(scalars.log_decay);
 
-  advance_phases(s.half_tanh, scalars.dt, dims.angles,
+  advance_phases(s.half_tanh, scalars.turning, dims.angles,
                  args.states.turns + slot * args.states.turns_stride + head * dims.angles, s.cosine,
                  s.sine);
   prepare_rows(args, head, args.states.k + slot * args.states.k_stride, s);
@@ -214,7 +214,7 @@ void step_heads(const Mamba3StepArgs& args, std::int64_t row, std::int64_t begin
   const Mamba3Dims& dims = args.dims;
   const std::int64_t from = row * args.columns.row_stride;
   const std::int64_t heads_per_group = dims.heads / dims.groups;
-  half_tanh_row(args.columns.angle_raw + from, dims.angles, s.half_tanh);
+  turn_rates(dims, args.columns.angle_raw, from, s.half_tanh);
   for (std::int64_t head = begin; head < end; ++head) {
     if (head == begin || head % heads_per_group == 0) {
       for (std::int64_t r = 0; r < dims.rank; ++r) {

@@ -114,7 +114,7 @@ __device__ void prepare_inputs(const StepJob& job, const Place& at, const Shared
   }
   for (int i = kThreads - 1 - thread; i < sizes.angles; i += kThreads) {
     s.turns[i] = at.turns[i];
-    s.half_tanh[i] = half_tanh(in.angle_raw[at.from + i]);
+    s.half_tanh[i] = turn_rate(sizes, in.angle_raw, at.from, i);
   }
   if (thread == 0) {
     const std::int64_t own = at.from + at.head;
@@ -151,7 +151,7 @@ __device__ void turn_and_weigh(const StepJob& job, const Place& at, const HeadGa
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < sizes.angles; i += kThreads) {
     bool finite = true;
-    const std::uint32_t turns = s.turns[i] + turns_moved(s.half_tanh[i], weights.dt, finite);
+    const std::uint32_t turns = s.turns[i] + turns_moved(s.half_tanh[i], weights.turning, finite);
     at.turns[i] = turns;
     cos_sin_of_turns(turns, finite, s.cosine[i], s.sine[i]);
   }

@@ -1,0 +1,245 @@
+#include "cli/train_sweep.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cli/options.h"
+#include "cli/sweep_cells.h"
+#include "cli/sweep_report.h"
+#include "cli/terminal.h"
+#include "core/check.h"
+#include "core/quote.h"
+#include "io/atomic_file.h"
+#include "io/bytes.h"
+#include "io/json.h"
+#include "io/mapped_file.h"
+
+namespace mamba3::cli {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int kJobsOnGpu = 8;  // small models: one alone leaves most of a card idle
+
+void write_text(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+class Sweep {
+ public:
+  explicit Sweep(const TrainCommand& command)
+      : command_(command),
+        record_(with_given(command, task_record(command.task))),
+        folder_(command.resume.empty() ? command.output : command.resume),
+        cells_(sweep_cells(command)),
+        results_(cells_.size()),
+        device_(training_device(command)),
+        bar_(command.common, "training", "steps") {}
+
+  // A result for each cell, in their order; null where it was interrupted.
+  const std::vector<Json>& run() {
+    prepare();
+    for (std::size_t i = 0; i < cells_.size(); ++i) read_result(i);
+    try {
+      train_all();
+    } catch (...) {
+      write_results();
+      throw;
+    }
+    write_results();
+    return results_;
+  }
+
+ private:
+  Task task() const { return record_.task->task; }
+  fs::path result_path(std::size_t i) const { return cells_[i].folder(folder_) / "result.json"; }
+
+  void prepare() {
+    std::error_code ec;
+    const bool there = fs::exists(folder_, ec) && !fs::is_empty(folder_, ec);
+    const bool begins = command_.resume.empty();
+    check_input(begins != there, quote(folder_.string()),
+                begins ? " is not empty; expected a new folder; continue a sweep with --resume, or "
+                         "choose another -o"
+                       : " holds no sweep; expected one to continue; begin it with -o");
+    fs::create_directories(folder_, ec);
+    check_input(!ec, "cannot make the folder ", quote(folder_.string()), ": ", ec.message(),
+                "; expected a place that can be written; choose another -o");
+    lock_.emplace(folder_);
+  }
+
+  // Of a training that an earlier call has ended.
+  void read_result(std::size_t i) {
+    const fs::path path = result_path(i);
+    if (!is_there(path)) return;
+    const auto file = MappedFile::open(path);
+    results_[i] = parse_json_limited(text_of(file->bytes()), quote(path.string()));
+    const Json wanted = to_json(*record_.task);
+    check_input(results_[i].value("training", Json()) == wanted, quote(path.string()),
+                " is of another training than ", wanted.dump(),
+                "; expected the same; give the options of the sweep's beginning, or choose another "
+                "folder");
+  }
+
+  int jobs() const {
+    const int most = static_cast<int>(cells_.size());
+    if (command_.sweep.jobs > 0) return std::min(most, command_.sweep.jobs);
+    if (device_.kind == DeviceKind::kCuda) return std::min(most, kJobsOnGpu);
+    const int there = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    return std::min(most, command_.common.threads > 0 ? command_.common.threads : there);
+  }
+
+  void train_all() {
+    std::atomic<std::size_t> next{0};
+    {
+      std::vector<std::jthread> workers;
+      for (int job = 0; job < jobs(); ++job) {
+        workers.emplace_back([&] {
+          for (std::size_t i = next++; i < cells_.size() && !stop_; i = next++) {
+            if (results_[i].is_null()) try_cell(i);
+          }
+        });
+      }
+    }
+    bar_.clear();
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+  void try_cell(std::size_t i) {
+    try {
+      keep(i, train(i));
+    } catch (...) {
+      const std::scoped_lock lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      stop_ = true;
+    }
+  }
+
+  // A training that diverges has a result too; anything else ends the sweep.
+  Json train(std::size_t i) {
+    const TrainCommand command = cell_command(command_, folder_, cells_[i]);
+    Context ctx = make_context(command.common, device_);
+    TrainStart start = find_start(command, ctx);
+    Json result = describe(i, start);
+    const auto hooks = [&](const Trainer& trainer) { return hooks_of(trainer); };
+    try {
+      const RunResult ended = run_training(command, start, hooks, ctx);
+      result["accuracy"] = scaled_accuracy(task(), ended.held_out->accuracy);
+      result["held_out"] = ended.held_out->loss;
+      result["seconds"] = ended.step_s;
+    } catch (const DivergedError& error) {
+      result["accuracy"] = 0.0;
+      result["diverged"] = error.what();
+    }
+    return result;
+  }
+
+  Json describe(std::size_t i, const TrainStart& start) const {
+    const SweepCell& cell = cells_[i];
+    return {{"name", str("state-tracking/", task_name(task()), "/", cell.name())},
+            {"rope", cell.rope},
+            {"width", cell.width},
+            {"rate", cell.rate},
+            {"seed", cell.seed},
+            {"layers", start.config.layers},
+            {"state", start.config.mixer.state},
+            {"parameters", start.config.parameters()},
+            {"steps", start.record.options.schedule.steps},
+            {"batch", start.record.options.batch},
+            {"training", to_json(*start.record.task)}};
+  }
+
+  RunHooks hooks_of(const Trainer& trainer) {
+    {
+      const std::scoped_lock lock(mutex_);
+      earlier_ += trainer.steps();
+    }
+    RunHooks hooks;
+    hooks.poll = [this] {
+      check_interrupt();
+      if (stop_) fail(ErrorCode::kInterrupted, "another training of the sweep has failed");
+    };
+    hooks.on_step = [this](const StepReport&, double) {
+      const std::scoped_lock lock(mutex_);
+      if (interrupted()) return;
+      const auto all = record_.options.schedule.steps * std::ssize(cells_);
+      bar_.update(++steps_, all - earlier_, str(ended_, " of ", cells_.size(), " trainings"));
+    };
+    return hooks;
+  }
+
+  void keep(std::size_t i, Json result) {
+    write_text(result_path(i), result.dump(1) + "\n");
+    const std::scoped_lock lock(mutex_);
+    ++ended_;
+    bar_.clear();
+    if (!command_.common.quiet) {
+      message(str(
+          "mamba3: ", cells_[i].name(), ": ",
+          result.contains("diverged") ? "diverged" : "scaled accuracy " + accuracy_text(result)));
+    }
+    results_[i] = std::move(result);
+  }
+
+  void write_results() const {
+    std::string lines;
+    for (const Json& result : results_) {
+      if (!result.is_null()) lines += result.dump() + "\n";
+    }
+    write_text(folder_ / "results.jsonl", lines);
+  }
+
+  TrainCommand command_;
+  TrainRecord record_;  // what all of them have in common
+  fs::path folder_;
+  std::optional<FolderLock> lock_;
+  std::vector<SweepCell> cells_;
+  std::vector<Json> results_;
+  Device device_;
+  std::mutex mutex_;  // of what follows
+  ProgressBar bar_;
+  std::int64_t steps_ = 0, earlier_ = 0;  // made now; made by an earlier call
+  std::int64_t ended_ = 0;
+  std::exception_ptr failure_;
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace
+
+void add_sweep_options(CLI::App& app, SweepCommand& command) {
+  const char* group = "Sweeps of a task: a training for each combination, in folders of their own";
+  const auto list = [&](const char* name, std::string& to, const char* help) {
+    app.add_option(name, to, help)->type_name("X,X,..")->group(group);
+  };
+  list("--rates", command.rates, "peaks of the learning rate");
+  list("--seeds", command.seeds, "seeds of weights and sequences");
+  list("--widths", command.widths, "widths of the model");
+  list("--ropes", command.ropes, "data-dependent, standard, none");
+  app.add_option("--jobs", command.jobs,
+                 "trainings at once (default: one for each processor; 8 on a GPU)")
+      ->type_name("N")
+      ->check(whole_number(1, 1024))
+      ->group(group);
+  app.add_option("--out", command.out, "write results as bench does")
+      ->type_name("FILE")
+      ->group(group);
+}
+
+int run_sweep(const TrainCommand& command) {
+  const std::vector<Json> results = Sweep(command).run();
+  if (!command.sweep.out.empty()) {
+    const Context ctx = make_context(command.common, training_device(command));
+    write_text(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
+  }
+  if (!command.common.json) write_out(sweep_table(results));
+  for (const Json& result : results) {
+    if (command.common.json) write_json(result);
+  }
+  return 0;
+}
+
+}  // namespace mamba3::cli

@@ -1,0 +1,137 @@
+#include "cli/train_task.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "cli/options.h"
+#include "core/check.h"
+#include "io/atomic_file.h"
+#include "io/config_file.h"
+
+namespace mamba3::cli {
+namespace {
+
+// Sequences of an evaluation: one in a hundred wrong is then known to within 0.5 points.
+constexpr std::int64_t kEvaluated = 2048;
+
+template <class T>
+void set(T& to, const std::optional<T>& given) {
+  if (given) to = *given;
+}
+
+}  // namespace
+
+void add_task_options(CLI::App& app, TaskCommand& command) {
+  const char* group = "State tracking";
+  const auto whole = [&](const char* name, std::optional<std::int64_t>& to, std::int64_t least,
+                         const char* help) {
+    app.add_option(name, to, help)
+        ->type_name("N")
+        ->check(whole_number(least, 1'000'000'000))
+        ->group(group);
+  };
+  app.add_option("--task", command.name,
+                 "train on sequences of a task that are generated, instead of --data: parity, "
+                 "modular-arithmetic or modular-arithmetic-brackets")
+      ->type_name("NAME")
+      ->check(one_of(task_names()))
+      ->group(group);
+  app.add_option("--stages", command.stages,
+                 "the longest sequence of each stage of the curriculum (default: 40,80,120,160)")
+      ->type_name("N,N,..")
+      ->group(group);
+  whole("--stage-steps", command.stage_steps, 1, "steps of a stage (default: 10000)");
+  whole("--min-length", command.min_length, 3, "the shortest sequence (default: 3)");
+  whole("--eval-length", command.eval_length, 3,
+        "length of the sequences of evaluations (default: 256)");
+  app.add_flag("--no-multiplication", command.no_multiplication,
+               "modular arithmetic with + and - only")
+      ->group(group);
+  whole("--width", command.width, 1, "d_model of a new model (default: 64)");
+  whole("--layers", command.layers, 1, "its layers (default: 1 for parity, otherwise 3)");
+  app.add_option("--rope", command.rope,
+                 "what rotates its B and C: data-dependent, standard (fixed steps) or none "
+                 "(default: data-dependent)")
+      ->type_name("NAME")
+      ->check(one_of(rope_names()))
+      ->group(group);
+}
+
+TrainRecord task_record(const TaskCommand& command) {
+  TrainRecord record;
+  record.task.emplace();
+  record.task->task = task_named(command.name);
+  give_task(command, record.task);
+  TrainOptions& options = record.options;
+  options.schedule.steps = record.task->steps();
+  options.batch = 256;
+  options.length = record.task->stages.back();
+  options.accumulate = 1 << 16;
+  record.rhythm.eval_every = 1000;
+  record.rhythm.eval_blocks = kEvaluated;
+  record.rhythm.save_every = 1000;
+  record.rhythm.keep = 1;
+  return record;
+}
+
+void give_task(const TaskCommand& command, std::optional<TaskOptions>& task) {
+  if (!task) {
+    const bool any = !command.stages.empty() || command.no_multiplication || command.stage_steps ||
+                     command.min_length || command.eval_length;
+    if (!any) return;
+    fail(ErrorCode::kUsage,
+         "options of a task are given to a training on texts; expected --task, to say which; add "
+         "it or leave them out");
+  }
+  if (!command.name.empty()) task->task = task_named(command.name);
+  if (command.no_multiplication) task->multiplication = false;
+  if (!command.stages.empty()) task->stages = parse_numbers("--stages", command.stages, 3);
+  set(task->stage_steps, command.stage_steps);
+  set(task->min_length, command.min_length);
+  set(task->eval_length, command.eval_length);
+  check_task_options(*task);
+}
+
+ModelConfig task_model(const TaskCommand& command, const std::string& file) {
+  const Task task = task_named(command.name);
+  ModelConfig config;
+  if (!file.empty()) {
+    config = read_config(file);
+  } else {
+    config.width = 64;
+    config.layers = task == Task::kParity ? 1 : 3;
+    config.mixer.state = 64;
+  }
+  set(config.width, command.width);
+  set(config.layers, command.layers);
+  if (file.empty()) config.mixer.head_dim = std::min(config.mixer.head_dim, config.inner());
+  if (!command.rope.empty()) config.mixer.rope = rope_named(command.rope);
+  config.vocab = std::ssize(task_symbols(task));
+  return config;
+}
+
+void write_task_tokenizer(Task task, const std::filesystem::path& folder) {
+  nlohmann::ordered_json vocab = nlohmann::ordered_json::object();
+  for (const char symbol : task_symbols(task)) vocab[std::string(1, symbol)] = vocab.size();
+  const nlohmann::ordered_json document{
+      {"version", "1.0"},
+      {"added_tokens", nlohmann::ordered_json::array()},
+      {"normalizer", nullptr},
+      {"pre_tokenizer",
+       {{"type", "ByteLevel"},
+        {"add_prefix_space", false},
+        {"trim_offsets", true},
+        {"use_regex", false}}},
+      {"post_processor", nullptr},
+      {"decoder",
+       {{"type", "ByteLevel"},
+        {"add_prefix_space", true},
+        {"trim_offsets", true},
+        {"use_regex", true}}},
+      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::ordered_json::array()}}}};
+  AtomicFile file(folder / "tokenizer.json");
+  file.write(document.dump(1) + "\n");
+  file.commit();
+}
+
+}  // namespace mamba3::cli

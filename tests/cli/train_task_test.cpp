@@ -1,0 +1,164 @@
+// train --task, as a user calls it: small models on generated sequences, alone and in sweeps.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "cli/program.h"
+
+namespace mamba3 {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+class TrainTask : public ::testing::Test {
+ protected:
+  TrainTask() {
+    json config{{"d_model", 16}, {"n_layer", 1}};
+    config["ssm_cfg"] = {{"layer", "Mamba3"}, {"d_state", 16}, {"headdim", 16}};
+    write_file(folder_ / "config.json", config.dump());
+  }
+  std::vector<std::string> fresh(const std::string& task, const std::string& output,
+                                 const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> arguments{"train",
+                                       "--task",
+                                       task,
+                                       "--config",
+                                       folder_ / "config.json",
+                                       "--batch",
+                                       "8",
+                                       "--stages",
+                                       "8,16",
+                                       "--stage-steps",
+                                       "6",
+                                       "--eval-length",
+                                       "20",
+                                       "--eval-blocks",
+                                       "32",
+                                       "-o",
+                                       folder_ / output};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  TestFolder folder_;
+};
+
+TEST_F(TrainTask, WritesAModelThatAnswers) {
+  const Outcome made =
+      run_mamba3(fresh("modular-arithmetic-brackets", "run", {"-s", "3", "--json"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_EQ(made.json()["steps"], 12);
+  EXPECT_EQ(made.json()["task"], "modular-arithmetic-brackets");
+  EXPECT_LE(made.json()["accuracy"], 100);
+  const Outcome asked = run_mamba3({"generate", "-m", folder_ / "run", "-p", "((-2)*(1+3))=", "-n",
+                                    "1", "--temp", "0", "--json"});
+  ASSERT_EQ(asked.code, 0) << asked.err;
+  EXPECT_EQ(asked.json()["prompt_ids"], (json{9, 9, 6, 2, 10, 7, 9, 1, 5, 3, 10, 10, 8}));
+}
+
+TEST_F(TrainTask, ContinuesBitForBitOverTheStages) {
+  for (const char* rope : {"data-dependent", "standard", "none"}) {
+    const std::string whole = std::string(rope) + "-whole", cut = std::string(rope) + "-cut";
+    const std::vector<std::string> more{"-s", "3", "--rope", rope, "--save-every", "4"};
+    ASSERT_EQ(run_mamba3(fresh("parity", whole, more)).code, 0);
+    auto kept = fresh("parity", cut, more);
+    kept.insert(kept.end(), {"--keep", "3"});
+    ASSERT_EQ(run_mamba3(kept).code, 0);
+    for (const char* later : {"8", "12"}) {
+      fs::remove_all(fs::path(folder_ / cut) / "checkpoints" / (std::string("step-") + later));
+    }
+    const Outcome rest = run_mamba3({"train", "--resume", folder_ / cut});
+    ASSERT_EQ(rest.code, 0) << rest.err;
+    EXPECT_NE(rest.err.find("going on after step 4"), std::string::npos) << rest.err;
+    for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+      const std::string at = std::string("/checkpoints/step-12/") + file;
+      EXPECT_TRUE(read_file(folder_ / whole + at) == read_file(folder_ / cut + at)) << rope;
+    }
+    expect_error(run_mamba3({"train", "-q", "--resume", folder_ / cut, "--stages", "8,17"}), 1,
+                 "they decide what its position means");
+  }
+}
+
+TEST_F(TrainTask, ASweepTrainsEveryCombinationAndGoesOn) {
+  const std::vector<std::string> lists{"--rates", "1e-3,1e-2",           "--seeds", "0,1",
+                                       "--ropes", "none,data-dependent", "--json"};
+  auto wanted = fresh("parity", "sweep", lists);
+  const Outcome made = run_mamba3(wanted);
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto lines = made.json_lines();
+  ASSERT_EQ(lines.size(), 8u);
+  EXPECT_EQ(lines[0]["name"], "state-tracking/parity/rope=none/width=16/rate=0.001/seed=0");
+  EXPECT_EQ(lines[7]["name"],
+            "state-tracking/parity/rope=data-dependent/width=16/rate=0.01/seed=1");
+  expect_error(run_mamba3(wanted), 1, "is not empty");
+
+  // What has ended stays; what is missing is made, to the same result; and more is added.
+  const std::string lost = "rope=none,width=16,rate=0.01,seed=1";
+  fs::remove_all(fs::path(folder_ / "sweep") / lost);
+  auto more = wanted;
+  *std::ranges::find(more, "-o") = "--resume";
+  *std::ranges::find(more, "1e-3,1e-2") = "1e-3,1e-2,2e-2";
+  more.insert(more.end(), {"--out", folder_ / "rows.json"});
+  const Outcome again = run_mamba3(more);
+  ASSERT_EQ(again.code, 0) << again.err;
+  ASSERT_EQ(again.json_lines().size(), 12u);
+  json before = lines[3], after = again.json_lines()[3];
+  before.erase("seconds"), after.erase("seconds");
+  EXPECT_EQ(before, after);
+  EXPECT_EQ(again.json_lines()[0], lines[0]);
+  EXPECT_EQ(json::parse(read_file(folder_ / "rows.json"))["rows"].size(), 12u);
+  EXPECT_EQ(read_file(fs::path(folder_ / "sweep") / "results.jsonl"), again.out);
+
+  more[6] = "9";  // sequences a step
+  ASSERT_EQ(more[5], "--batch");
+  expect_error(run_mamba3(more), 1, "of another training");
+}
+
+// As a training alone.
+TEST_F(TrainTask, ACellIsATraining) {
+  ASSERT_EQ(run_mamba3(fresh("parity", "sweep", {"--seeds", "5,6", "--jobs", "2"})).code, 0);
+  ASSERT_EQ(run_mamba3(fresh("parity", "one", {"-s", "6"})).code, 0);
+  const std::string cell = "rope=data-dependent,width=16,rate=0.003,seed=6/model.safetensors";
+  EXPECT_TRUE(read_file(fs::path(folder_ / "sweep") / cell) ==
+              read_file(fs::path(folder_ / "one") / "model.safetensors"));
+}
+
+TEST_F(TrainTask, ADivergedTrainingIsAResult) {
+  const Outcome made =
+      run_mamba3(fresh("parity", "sweep", {"--rates", "1e-3,1000", "--warmup", "0"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_NE(made.err.find("rate=1000/seed=0: diverged"), std::string::npos) << made.err;
+  EXPECT_NE(made.out.find("diverged"), std::string::npos);
+  EXPECT_EQ(read_file(fs::path(folder_ / "sweep") / "results.jsonl").find("nan"),
+            std::string::npos);
+}
+
+TEST_F(TrainTask, AnInterruptedSweepGoesOn) {
+  RunOptions options;
+  options.signal_after_ms = 700;  // of silence
+  auto endless = fresh("parity", "sweep", {"--seeds", "0,1,2", "--jobs", "2"});
+  *std::ranges::find(endless, "6") = "1000000";
+  const Outcome cut = run_mamba3(endless, options);
+  EXPECT_EQ(cut.code, 130) << cut.err;
+  EXPECT_TRUE(fs::exists(fs::path(folder_ / "sweep") /
+                         "rope=data-dependent,width=16,rate=0.003,seed=1/checkpoints"));
+  EXPECT_EQ(read_file(fs::path(folder_ / "sweep") / "results.jsonl"), "");
+}
+
+TEST_F(TrainTask, RefusesWhatContradicts) {
+  expect_error(run_mamba3(fresh("modular-aritmetic", "run")), 2, "perhaps modular-arithmetic");
+  expect_error(run_mamba3(fresh("parity", "run", {"--rope", "standart"})), 2, "perhaps standard");
+  expect_error(run_mamba3(fresh("parity", "run", {"--data", "x"})), 2, "beside --task");
+  expect_error(run_mamba3(fresh("parity", "run", {"--steps", "5"})), 2, "--stage-steps");
+  expect_error(run_mamba3(fresh("parity", "run", {"--stages", "8,2"})), 2, "from 3");
+  expect_error(run_mamba3(fresh("parity", "run", {"--min-length", "9"})), 1, "expected 9 to");
+  expect_error(run_mamba3(fresh("parity", "run", {"--rate", "1", "--rates", "1,2"})), 2,
+               "--rates are given");
+  expect_error(run_mamba3(fresh("parity", "run", {"--ropes", "none,nome"})), 2, "perhaps none");
+  expect_error(run_mamba3({"train", "--task", "parity"}), 2, "-o is missing");
+  expect_error(run_mamba3({"train", "--rates", "1,2", "--config", "c"}), 2, "without --task");
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
+}
+
+}  // namespace
+}  // namespace mamba3
