@@ -119,7 +119,8 @@ TEST(CudaRmsNormBackward, AgreesWithTheOracle) {
       }
     }
   }
-  // More rows than all blocks take at once.
+  // Wider than what a thread keeps, in whole vectors; more rows than all blocks take at once.
+  NormCase<Bf16>(2, 6144, 0).run_and_compare(ctx);
   NormCase<float>(5003, 384, 0).run_and_compare(ctx);
   NormCase<Bf16>(1501, 770, 0).run_and_compare(ctx);
 }
@@ -357,12 +358,13 @@ TEST(CudaGlobalNorm, IsTheNormOfAllTogether) {
   for (std::uint64_t i = 0; i < 300; ++i) {
     many.push_back(random_floats(static_cast<std::int64_t>(i * 37 % 1000), i));
   }
-  for (const auto& tensors : {std::vector<std::vector<float>>{},
-                              {random_floats(0, 3)},
-                              {random_floats(1, 1)},
-                              {random_floats(32768, 1), random_floats(0, 3)},
-                              {random_floats(200001, 1), random_floats(0, 3), random_floats(32769, 4)},
-                              many}) {
+  for (const auto& tensors :
+       {std::vector<std::vector<float>>{},
+        {random_floats(0, 3)},
+        {random_floats(1, 1)},
+        {random_floats(32768, 1), random_floats(0, 3)},
+        {random_floats(200001, 1), random_floats(0, 3), random_floats(32769, 4)},
+        many}) {
     // One element behind an aligned address, too.
     for (const std::size_t skip : {0, 1}) {
       std::vector<std::span<const float>> spans;

@@ -23,7 +23,9 @@ TEST(RoundBf16, RoundsEachNumber) {
 
 TEST(RoundBf16, RefusesMissingMemory) {
   Context ctx(with_threads(1));
-  EXPECT_NE(error_of([&] { round_bf16({3, nullptr, nullptr}, ctx); }).find("expected 3 of each"),
+  EXPECT_NE(error_of([&] {
+              round_bf16({3, nullptr, nullptr}, ctx);
+            }).find("expected 3 of each"),
             std::string::npos);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/arena.h"
+#include "device/bulk_copy.cuh"
 #include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
 #include "ops/cuda_ops.h"
@@ -15,8 +16,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpLanes;
-// Vectors of a row that a thread keeps; those of wider rows are read twice.
-constexpr int kHeld = 4;
+// Vectors of a row that a thread keeps at most; those of wider rows are read twice.
+constexpr int kMostHeld = 4;
 constexpr int kBlocksPerMultiprocessor = 2;
 // As many as an H100 has room for at once.
 constexpr std::int64_t kMostBlocks = 132 * kBlocksPerMultiprocessor;
@@ -29,6 +30,7 @@ struct RmsNormBackwardJob {
   std::int64_t residual_stride;
   const float* weight;
   double eps;
+  double over_d;  // 1 / d
   const void* grad_y;
   std::int64_t grad_y_stride;
   float* grad_residual;
@@ -45,11 +47,17 @@ struct RmsNormBackwardJob {
 template <class G>
 struct Row {
   const float* residual;
-  const float* weight;
   const G* grad_y;
   float* grad_residual;
   __nv_bfloat16* rounded;
   float* weight_sums;  // the team's, in shared memory
+
+  __device__ __forceinline__ Row(const RmsNormBackwardJob& job, std::int64_t at, float* sums)
+      : residual(job.residual + at * job.residual_stride),
+        grad_y(static_cast<const G*>(job.grad_y) + at * job.grad_y_stride),
+        grad_residual(job.grad_residual + at * job.grad_residual_stride),
+        rounded(job.rounded == nullptr ? nullptr : job.rounded + at * job.rounded_stride),
+        weight_sums(sums) {}
 };
 
 template <int V>
@@ -76,10 +84,16 @@ __device__ __forceinline__ void load(const Row<G>& row, int i, Part<V>& part) {
   load_vector<V>(row.grad_residual + i, part.grad_residual);
 }
 
-template <int V, class G>
-__device__ __forceinline__ void add_up(const Row<G>& row, int i, const Part<V>& part, Sums& sums) {
-  float weight[V];
-  load_vector<V>(row.weight + i, weight);
+// All that is read of a row comes near while the team works on the one before. d: a multiple of 8.
+template <class G>
+__device__ __forceinline__ void prefetch(const Row<G>& row, int d) {
+  prefetch_l2(row.residual, d * static_cast<int>(sizeof(float)));
+  prefetch_l2(row.grad_y, d * static_cast<int>(sizeof(G)));
+  prefetch_l2(row.grad_residual, d * static_cast<int>(sizeof(float)));
+}
+
+template <int V>
+__device__ __forceinline__ void add_up(const Part<V>& part, const float (&weight)[V], Sums& sums) {
   for (int v = 0; v < V; ++v) {
     const double r = part.residual[v];
     sums.squares = fma(r, r, sums.squares);
@@ -89,9 +103,7 @@ __device__ __forceinline__ void add_up(const Row<G>& row, int i, const Part<V>& 
 
 template <int V, class G>
 __device__ __forceinline__ void finish(const Row<G>& row, int i, const RowFactors& by,
-                                       const Part<V>& part) {
-  float weight[V];
-  load_vector<V>(row.weight + i, weight);
+                                       const Part<V>& part, const float (&weight)[V]) {
   float normed[V];
   float out[V];
   for (int v = 0; v < V; ++v) {
@@ -120,6 +132,7 @@ __device__ __forceinline__ Sums team_sum(Sums sums, int team, Sums (&slots)[kWar
   sync_threads(1 + number, team);
   const int warps = team / kWarpLanes;
   Sums out;
+#pragma unroll 2
   for (int i = 0; i < warps; ++i) {
     out.squares += slots[number * warps + i].squares;
     out.products += slots[number * warps + i].products;
@@ -127,40 +140,68 @@ __device__ __forceinline__ Sums team_sum(Sums sums, int team, Sums (&slots)[kWar
   return out;
 }
 
-template <int V, class G>
+// A thread's vectors of a row are `first`, `first` + `step` and so on: kHeld of them, which it
+// keeps, and whatever follows. kWhole: nothing follows, and no row is shorter.
+template <int V, int kHeld, bool kWhole>
+struct Place {
+  int first, step, d;
+  float weight[kHeld][V] = {};  // of the vectors that are kept
+
+  __device__ __forceinline__ Place(const RmsNormBackwardJob& job)
+      : first(static_cast<int>(threadIdx.x) % job.team * V), step(job.team * V), d(job.d) {
+#pragma unroll
+    for (int c = 0; c < kHeld; ++c) {
+      if (has(c)) load_vector<V>(job.weight + at(c), weight[c]);
+    }
+  }
+  __device__ __forceinline__ int at(int c) const {
+    return first + c * step;
+  }
+  __device__ __forceinline__ bool has(int c) const {
+    return kWhole || at(c) < d;
+  }
+  __device__ __forceinline__ int end_of_held() const {
+    return kWhole ? d : at(kHeld);
+  }
+};
+
+template <int V, int kHeld, bool kWhole, class G>
 __device__ __forceinline__ void take_row(const Row<G>& row, const RmsNormBackwardJob& job,
-                                         int first, int step, Sums (&slots)[kWarps]) {
+                                         const Place<V, kHeld, kWhole>& place,
+                                         Sums (&slots)[kWarps]) {
   Part<V> held[kHeld];
+  Part<V> part;
+  float weight[V];
   Sums sums;
 #pragma unroll
   for (int c = 0; c < kHeld; ++c) {
-    if (first + c * step < job.d) load<V>(row, first + c * step, held[c]);
+    if (place.has(c)) load<V>(row, place.at(c), held[c]);
   }
 #pragma unroll
   for (int c = 0; c < kHeld; ++c) {
-    if (first + c * step < job.d) add_up<V>(row, first + c * step, held[c], sums);
+    if (place.has(c)) add_up<V>(held[c], place.weight[c], sums);
   }
-  for (int i = first + kHeld * step; i < job.d; i += step) {
-    Part<V> part;
+  for (int i = place.end_of_held(); i < job.d; i += place.step) {
     load<V>(row, i, part);
-    add_up<V>(row, i, part, sums);
+    load_vector<V>(job.weight + i, weight);
+    add_up<V>(part, weight, sums);
   }
   sums = team_sum(sums, job.team, slots);
-  const double rstd = 1.0 / sqrt(sums.squares / static_cast<double>(job.d) + job.eps);
+  const double rstd = rsqrt(sums.squares * job.over_d + job.eps);
   const RowFactors by{static_cast<float>(rstd),
-                      static_cast<float>(sums.products * rstd / static_cast<double>(job.d))};
+                      static_cast<float>(sums.products * rstd * job.over_d)};
 #pragma unroll
   for (int c = 0; c < kHeld; ++c) {
-    if (first + c * step < job.d) finish<V>(row, first + c * step, by, held[c]);
+    if (place.has(c)) finish<V>(row, place.at(c), by, held[c], place.weight[c]);
   }
-  for (int i = first + kHeld * step; i < job.d; i += step) {
-    Part<V> part;
+  for (int i = place.end_of_held(); i < job.d; i += place.step) {
     load<V>(row, i, part);
-    finish<V>(row, i, by, part);
+    load_vector<V>(job.weight + i, weight);
+    finish<V>(row, i, by, part, weight);
   }
 }
 
-template <int V, class G>
+template <int V, int kHeld, bool kWhole, class G>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     rms_norm_backward_kernel(const RmsNormBackwardJob job) {
   extern __shared__ float4 shared[];  // [teams, d] floats
@@ -169,23 +210,19 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   wait_for_predecessor();
   const int teams = kThreads / job.team;
   const int number = static_cast<int>(threadIdx.x) / job.team;
-  const int first = static_cast<int>(threadIdx.x) % job.team * V;
-  const int step = job.team * V;
+  const Place<V, kHeld, kWhole> place(job);
   float* sums = nullptr;
   if (job.weight_sums != nullptr) {
     sums = reinterpret_cast<float*>(shared) + number * job.d;
-    for (int i = first; i < job.d; i += step) store_vector<V>({}, sums + i);
+    for (int i = place.first; i < job.d; i += place.step) store_vector<V>({}, sums + i);
   }
   int turn = 0;
-  for (std::int64_t at = std::int64_t{blockIdx.x} * teams + number; at < job.rows;
-       at += std::int64_t{gridDim.x} * teams) {
-    const Row<G> row{job.residual + at * job.residual_stride,
-                     job.weight,
-                     static_cast<const G*>(job.grad_y) + at * job.grad_y_stride,
-                     job.grad_residual + at * job.grad_residual_stride,
-                     job.rounded == nullptr ? nullptr : job.rounded + at * job.rounded_stride,
-                     sums};
-    take_row<V, G>(row, job, first, step, slots[turn]);
+  const std::int64_t stride = std::int64_t{gridDim.x} * teams;
+  for (std::int64_t at = std::int64_t{blockIdx.x} * teams + number; at < job.rows; at += stride) {
+    if (V > 1 && job.d % 8 == 0 && place.first == 0 && at + stride < job.rows) {
+      prefetch(Row<G>(job, at + stride, sums), job.d);
+    }
+    take_row(Row<G>(job, at, sums), job, place, slots[turn]);
     turn ^= 1;
   }
   if (sums == nullptr) return;
@@ -225,12 +262,17 @@ __global__ void __launch_bounds__(kWarpLanes* kWarpLanes)
 // How a shape is shared out.
 struct Plan {
   Plan(std::int64_t rows, std::int64_t d, int vector) : team(kWarpLanes) {
-    while (team < kThreads && std::int64_t{team} * vector * kHeld < d) team *= 2;
+    while (team < kThreads && std::int64_t{team} * vector * kMostHeld < d) team *= 2;
+    held = static_cast<int>(d / (std::int64_t{team} * vector));
+    whole = std::int64_t{team} * vector * held == d && vector == 4 &&
+            (held == kMostHeld || held == kMostHeld - 1);
     const int teams = kThreads / team;
     blocks = std::min(kMostBlocks, (rows + teams - 1) / teams);
     shared_bytes = static_cast<std::size_t>(teams * d) * sizeof(float);
   }
   int team;  // threads
+  int held;
+  bool whole;
   std::int64_t blocks;
   std::size_t shared_bytes;  // of the sums for the weight
 };
@@ -241,15 +283,11 @@ bool grad_y_takes_vectors(const RmsNormBackwardJob& job) {
 }
 
 template <class G>
-void launch(const RmsNormBackwardJob& job, bool vectors, unsigned blocks, std::size_t shared_bytes,
-            Context& ctx) {
-  const auto kernel = vectors ? rms_norm_backward_kernel<4, G> : rms_norm_backward_kernel<1, G>;
-  check_input(shared_bytes <= kMostBytes, "rms_norm_backward: rows of ", job.d,
-              " numbers; expected at most ", kMostBytes / sizeof(float), " on a GPU");
-  if (shared_bytes > kPlainBytes) {
-    allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes, "rms_norm_backward");
-  }
-  launch_dependent("rms_norm_backward", kernel, {blocks, kThreads, shared_bytes}, ctx, job);
+auto kernel_for(const Plan& plan, bool vectors) {
+  if (!vectors) return rms_norm_backward_kernel<1, kMostHeld, false, G>;
+  if (!plan.whole) return rms_norm_backward_kernel<4, kMostHeld - 1, false, G>;
+  return plan.held == kMostHeld ? rms_norm_backward_kernel<4, kMostHeld, true, G>
+                                : rms_norm_backward_kernel<4, kMostHeld - 1, true, G>;
 }
 
 }  // namespace
@@ -267,6 +305,7 @@ void rms_norm_backward_cuda(const RmsNormBackwardArgs& args, Context& ctx) {
   job.residual_stride = args.residual.stride[0];
   job.weight = args.weight;
   job.eps = args.eps;
+  job.over_d = 1.0 / static_cast<double>(args.residual.shape[1]);
   job.grad_y = args.grad_y.data;
   job.grad_y_stride = args.grad_y.stride[0];
   job.grad_residual = args.grad_residual.data;
@@ -284,10 +323,16 @@ void rms_norm_backward_cuda(const RmsNormBackwardArgs& args, Context& ctx) {
   job.team = plan.team;
   ArenaScope scope(ctx.workspace());
   if (args.grad_weight != nullptr) job.weight_sums = scope.allocate<float>(plan.blocks * job.d);
-  const unsigned blocks = grid_blocks(plan.blocks);
+  const auto kernel =
+      bf16 ? kernel_for<__nv_bfloat16>(plan, vectors) : kernel_for<float>(plan, vectors);
   const std::size_t shared_bytes = args.grad_weight == nullptr ? 0 : plan.shared_bytes;
-  bf16 ? launch<__nv_bfloat16>(job, vectors, blocks, shared_bytes, ctx)
-       : launch<float>(job, vectors, blocks, shared_bytes, ctx);
+  check_input(shared_bytes <= kMostBytes, "rms_norm_backward: rows of ", job.d,
+              " numbers; expected at most ", kMostBytes / sizeof(float), " on a GPU");
+  if (shared_bytes > kPlainBytes) {
+    allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes, "rms_norm_backward");
+  }
+  launch_dependent("rms_norm_backward", kernel, {grid_blocks(plan.blocks), kThreads, shared_bytes},
+                   ctx, job);
   if (args.grad_weight == nullptr) return;
   launch_dependent("rms_norm_backward: weight", add_weight_sums,
                    {grid_blocks(job.d, kWarpLanes), kWarpLanes * kWarpLanes}, ctx, job.weight_sums,

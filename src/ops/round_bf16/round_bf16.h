@@ -1,5 +1,5 @@
-// Contiguous fp32 numbers rounded to bf16, to nearest and ties to even: the copy of the weights that
-// a training computes with, before the optimizer's first step keeps it.
+// Contiguous fp32 numbers rounded to bf16, to nearest and ties to even: the copy of the weights
+// that a training computes with, before the optimizer's first step keeps it.
 #pragma once
 
 #include <cstdint>

@@ -22,6 +22,7 @@ struct SwigluBackwardJob {
   std::int64_t rows;
   std::int64_t f;
   int lanes;  // threads side by side on a row, a power of two
+  unsigned blocks_per_row;
 };
 
 // silu(gate), in the forward op's order of roundings, and its slope s (1 + gate (1 - s)). Neither s
@@ -38,15 +39,17 @@ struct Gate {
   float slope;
 };
 
-// A thread takes a vector of a row, blocks of threads lie on it along y of the grid.
+// A thread takes a vector of a row. Blocks side by side take pieces of the same rows.
 template <int V, class T>
 __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const SwigluBackwardJob job) {
   start_successor();
   wait_for_predecessor();
+  const unsigned rows_each = kThreads / job.lanes;
   const std::int64_t row =
-      std::int64_t{blockIdx.x} * (kThreads / job.lanes) + threadIdx.x / job.lanes;
-  const std::int64_t i =
-      (std::int64_t{blockIdx.y} * job.lanes + (threadIdx.x & (job.lanes - 1))) * V;
+      std::int64_t{blockIdx.x / job.blocks_per_row} * rows_each + threadIdx.x / job.lanes;
+  const std::int64_t i = (std::int64_t{blockIdx.x % job.blocks_per_row} * job.lanes +
+                          (threadIdx.x & (job.lanes - 1))) *
+                         V;
   if (row >= job.rows || i >= job.f) return;
   const T* h = static_cast<const T*>(job.h) + row * job.h_stride + i;
   float up[V];
@@ -74,8 +77,10 @@ void launch(SwigluBackwardJob job, Context& ctx) {
   // As many threads as fill rows to their ends; a warp at least.
   job.lanes = kThreads;
   while (job.lanes > kWarpLanes && vectors % job.lanes != 0) job.lanes /= 2;
-  const dim3 grid(grid_blocks(job.rows, kThreads / job.lanes), grid_blocks(vectors, job.lanes));
-  launch_dependent("swiglu_backward", swiglu_backward_kernel<V, T>, {grid, kThreads}, ctx, job);
+  job.blocks_per_row = grid_blocks(vectors, job.lanes);
+  const std::int64_t row_blocks = grid_blocks(job.rows, kThreads / job.lanes);
+  launch_dependent("swiglu_backward", swiglu_backward_kernel<V, T>,
+                   {grid_blocks(row_blocks * job.blocks_per_row), kThreads}, ctx, job);
 }
 
 // Accesses of 16 bytes where all rows allow them.
@@ -93,17 +98,10 @@ void launch_typed(const SwigluBackwardJob& job, Context& ctx) {
 }  // namespace
 
 void swiglu_backward_cuda(const SwigluBackwardArgs& args, Context& ctx) {
-  const SwigluBackwardJob job{args.h.data,
-                              args.h.stride[0],
-                              args.grad_y.data,
-                              args.grad_y.stride[0],
-                              args.grad_h.data,
-                              args.grad_h.stride[0],
-                              args.y.data,
-                              args.y.stride[0],
-                              args.grad_y.shape[0],
-                              args.grad_y.shape[1],
-                              1};
+  const SwigluBackwardJob job{args.h.data,           args.h.stride[0], args.grad_y.data,
+                              args.grad_y.stride[0], args.grad_h.data, args.grad_h.stride[0],
+                              args.y.data,           args.y.stride[0], args.grad_y.shape[0],
+                              args.grad_y.shape[1],  kWarpLanes,       1};
   args.h.is_bf16() ? launch_typed<__nv_bfloat16>(job, ctx) : launch_typed<float>(job, ctx);
 }
 
