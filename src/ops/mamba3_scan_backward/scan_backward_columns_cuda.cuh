@@ -17,7 +17,7 @@ struct InputColumn {
 
   __device__ __forceinline__ float at(std::int64_t token, std::int64_t j) const {
     const std::int64_t i = token * stride + j;
-    return bf16 != nullptr ? __bfloat162float(bf16[i]) : fp32[i];
+    return bf16 != nullptr ? __bfloat162float(__ldg(bf16 + i)) : __ldg(fp32 + i);
   }
 };
 

@@ -201,10 +201,10 @@ __global__ void __launch_bounds__(kSumThreads)
   const int count = pieces.first[blockIdx.y + 1] - first;
   if (i >= elements || count < 2) return;
   float* at = sums + std::int64_t{first} * elements + i;
-  float sum = *at;
+  double sum = *at;
 #pragma unroll 8
   for (int piece = 1; piece < count; ++piece) sum += at[std::int64_t{piece} * elements];
-  *at = sum;
+  *at = static_cast<float>(sum);
 }
 
 // Where an element of a piece's sums goes.
