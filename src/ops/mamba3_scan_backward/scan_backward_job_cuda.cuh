@@ -14,6 +14,9 @@
 
 namespace mamba3 {
 
+// Numbers, or sets of them, that a thread asks for before it uses the first.
+constexpr int kBatch = 4;
+
 // What the recurrence makes of a token of one head.
 struct ChunkTerms {
   double sum;    // of log decays since the chunk's start, its own included

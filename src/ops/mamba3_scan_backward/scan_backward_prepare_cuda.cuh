@@ -126,15 +126,15 @@ __global__ void __launch_bounds__(kPrepareThreads) sum_phases_kernel(const Backw
   std::uint32_t turns = job.states.turns[job.slots[at.of] * job.states.turns_stride +
                                          std::int64_t{head} * job.sizes.angles + at.angle];
   const int end = job.chunks.first[at.of + 1];
-  for (int chunk = job.chunks.first[at.of]; chunk < end; chunk += 8) {
+  for (int chunk = job.chunks.first[at.of]; chunk < end; chunk += 2 * kBatch) {
     const auto place = [&](int j) -> std::uint32_t& {
       return job.turns[job.chunk_at(chunk + j, at.h) * job.sizes.angles + at.angle];
     };
-    std::uint32_t moved[8];  // all asked for before the first is used
+    std::uint32_t moved[2 * kBatch];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) moved[j] = chunk + j < end ? place(j) : 0;
+    for (int j = 0; j < 2 * kBatch; ++j) moved[j] = chunk + j < end ? place(j) : 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < 2 * kBatch; ++j) {
       if (chunk + j >= end) continue;
       place(j) = turns;
       turns += moved[j];

@@ -61,9 +61,6 @@ __device__ __forceinline__ void clear_behind(int rows, int width, int all_rows, 
   for (int i = rows * pitch + thread; i < all_rows * pitch; i += threads) out[i] = 0;
 }
 
-// What a thread asks for before it uses the first of it.
-constexpr int kBatch = 4;
-
 // Rot(normed + bias): rows [rows, pitch] of K or Q, which are left in `kept` [h, t, r, n], too.
 struct TurnedRows {
   const BackwardJobCuda& job;

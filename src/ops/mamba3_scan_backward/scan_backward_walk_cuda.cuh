@@ -11,19 +11,19 @@ namespace {
 
 constexpr int kMostRank = 8;
 
+static_assert(kWarpLanes * odd_pitch(kWarpLanes) <= kTileFloats);  // scores in the tile
+
 struct ChunkWalkMemory {
   int k_pitch;
   int x_pitch;
   int score_pitch;
   int temp_pitch;
-  ChunkTerms* terms;   // [t]
-  float* q;            // [rows, n]
-  float* k;            // [rows, n]
-  float* x;            // [rows, p]
-  float* grad_o;       // [rows, p]
-  float* temp;         // [rows, the widest of the others]
-  float* scores;       // [rows, rows] weighted
-  float* grad_scores;  // [rows, rows] with respect to the raw ones
+  ChunkTerms* terms;  // [t]
+  float* q;           // [rows, n]
+  float* k;           // [rows, n]
+  float* grad_o;      // [rows, p]; then, x again
+  float* temp;        // [rows, the widest of the others]; at first, x [rows, p]
+  float* scores;      // [rows, rows] weighted; then, the gradients of the raw ones
   float* tile;
   // Parts of the gradients of what belongs to tokens, by rows.
   float* own;      // [rows, r] of `now`: pairs of the token's own rows
@@ -39,15 +39,12 @@ struct ChunkWalkMemory {
     x_pitch = odd_pitch(sizes.head_dim);
     score_pitch = odd_pitch(rows);
     temp_pitch = k_pitch > x_pitch ? k_pitch : x_pitch;
-    if (temp_pitch < score_pitch) temp_pitch = score_pitch;
     terms = parts.take<ChunkTerms>(rows);
     q = parts.take<float>(rows * k_pitch);
     k = parts.take<float>(rows * k_pitch);
-    x = parts.take<float>(rows * x_pitch);
     grad_o = parts.take<float>(rows * x_pitch);
     temp = parts.take<float>(rows * temp_pitch);
     scores = parts.take<float>(rows * score_pitch);
-    grad_scores = parts.take<float>(rows * score_pitch);
     tile = parts.take<float>(kTileFloats);
     own = parts.take<float>(rows * sizes.rank);
     skip = parts.take<float>(rows);
@@ -88,7 +85,7 @@ struct ChunkWalk {
     request_rows(job, at, job.grad_b, n, kRows, m.k_pitch, m.k);
     request_rows(job, at, job.grad_c, n, kRows, m.k_pitch, m.q);
     request_rows(job, at, job.grad_o, job.p_stride, kRows, m.x_pitch, m.grad_o);
-    load_spread(job, at, kRows, m.x_pitch, m.x, [](int) { return 1.0f; });
+    load_x(m.temp);
     __pipeline_wait_prior(0);
     if (thread >= kWarpLanes) return;
     double product = 0;
@@ -98,35 +95,49 @@ struct ChunkWalk {
     if (thread == 0) *m.at_end = product;
   }
 
-  // Scores and their gradients. temp: what each score loses to the decays it lies between, without
-  // the source's weight.
-  __device__ void score_rows() const {
-    constexpr int kColumns = kRows / kAcross;
-    Sums<kColumns> raw, grad;
+  __device__ void load_x(float* to) const {
+    load_spread(job, at, kRows, m.x_pitch, to, [](int) { return 1.0f; });
+  }
+
+  // Scores, and the gradients of the raw ones, which wait for the place of the scores. tile: what
+  // each score loses to the decays it lies between, without the source's weight.
+  using Scores = Sums<kRows / kAcross>;
+  __device__ Scores score_rows() const {
+    Scores raw, grad;
     add_product_of_rows(raw, m.q + own.row * m.k_pitch, m.k_pitch, m.k + own.across * m.k_pitch,
                         m.k_pitch, whole_vectors(n));
     add_product_of_rows(grad, m.grad_o + own.row * m.x_pitch, m.x_pitch,
-                        m.x + own.across * m.x_pitch, m.x_pitch, whole_vectors(p));
+                        m.temp + own.across * m.x_pitch, m.x_pitch, whole_vectors(p));
+    each_score([&](int i, int j, int row, int column) {
+      const int reader = row / rank;
+      const int source = column / rank;
+      const bool is_inside = row < at.rows && column < at.rows;
+      const ScoreWeight weight =
+          is_inside ? score_weight(m.terms, reader, source) : ScoreWeight{0, 0};
+      const float product = raw.at[i][j] * grad.at[i][j];
+      m.scores[row * m.score_pitch + column] = weight.weight * raw.at[i][j];
+      m.tile[row * m.score_pitch + column] = weight.decay * product;
+      if (reader == source) m.own[row * rank + (column - source * rank)] = product;
+      if (row == column) m.skip[row] = grad.at[i][j];
+      grad.at[i][j] *= weight.weight;
+    });
+    return grad;
+  }
+
+  __device__ void store_score_gradients(const Scores& grads) const {
+    each_score([&](int i, int j, int row, int column) {
+      m.scores[row * m.score_pitch + column] = grads.at[i][j];
+    });
+  }
+
+  // body(i, j, row, column) for this thread's scores.
+  template <class Body>
+  __device__ __forceinline__ void each_score(const Body& body) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        const int row = own.row + i;
-        const int column = own.across + j * kAcross;
-        const int reader = row / rank;
-        const int source = column / rank;
-        const bool is_inside = row < at.rows && column < at.rows;
-        const ScoreWeight weight =
-            is_inside ? score_weight(m.terms, reader, source) : ScoreWeight{0, 0};
-        // What is not to be read may be anything.
-        const float score = is_inside ? raw.at[i][j] : 0;
-        const float product = score * grad.at[i][j];
-        const int place = row * m.score_pitch + column;
-        m.scores[place] = weight.weight * score;
-        m.grad_scores[place] = is_inside ? weight.weight * grad.at[i][j] : 0;
-        m.temp[row * m.temp_pitch + column] = weight.decay * product;
-        if (reader == source) m.own[row * rank + (column - source * rank)] = product;
-        if (row == column) m.skip[row] = grad.at[i][j];
+      for (int j = 0; j < kRows / kAcross; ++j) {
+        body(i, j, own.row + i, own.across + j * kAcross);
       }
     }
   }
@@ -138,7 +149,7 @@ struct ChunkWalk {
     const int lane = thread % kWarpLanes;
     const float source = lane < at.rows ? m.terms[lane / rank].source : 0.0f;
     for (int t = thread / kWarpLanes; t < at.tokens; t += kThreads / kWarpLanes) {
-      float sum = lane < t * rank ? m.temp[t * rank * m.temp_pitch + lane] * source : 0.0f;
+      float sum = lane < t * rank ? m.tile[t * rank * m.score_pitch + lane] * source : 0.0f;
       for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
       }
@@ -149,19 +160,19 @@ struct ChunkWalk {
     if (thread == 0) sums()[job.places.skip] = static_cast<float>(skip);
   }
 
-  // Each number of temp becomes the sum of those from its row on.
+  // Each number of the tile becomes the sum of those from its row on.
   __device__ void sum_columns() const {
     if (thread >= at.rows) return;
     float sum = 0;
     for (int end = kRows; end > 0; end -= 2 * kBatch) {
       float values[2 * kBatch];
-      float* from = m.temp + (end - 2 * kBatch) * m.temp_pitch + thread;
+      float* from = m.tile + (end - 2 * kBatch) * m.score_pitch + thread;
 #pragma unroll
-      for (int i = 0; i < 2 * kBatch; ++i) values[i] = from[i * m.temp_pitch];
+      for (int i = 0; i < 2 * kBatch; ++i) values[i] = from[i * m.score_pitch];
 #pragma unroll
       for (int i = 2 * kBatch - 1; i >= 0; --i) {
         sum += values[i];
-        from[i * m.temp_pitch] = sum;
+        from[i * m.score_pitch] = sum;
       }
     }
     m.later[thread] = sum;
@@ -261,8 +272,8 @@ struct ChunkWalk {
   __device__ void q_rows() const {
     for (int column = 4 * own.across; column < n; column += kPanel) {
       Sums<4> sums;
-      add_product(sums, m.grad_scores + own.row * m.score_pitch, m.score_pitch, m.k + column,
-                  m.k_pitch, kRows);
+      add_product(sums, m.scores + own.row * m.score_pitch, m.score_pitch, m.k + column, m.k_pitch,
+                  kRows);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         store_vector<4>(sums.at[i], m.temp + (own.row + i) * m.temp_pitch + column);
@@ -272,18 +283,18 @@ struct ChunkWalk {
                    [&](int row) { return row < at.rows ? m.terms[row / rank].decay : 0.0f; });
   }
 
-  // grad K = grad_scores^T Q + to_end source X E^T, in temp.
+  // grad K = grad_scores^T Q + to_end source X E^T, in temp. x stands where grad_o was.
   __device__ void k_rows() const {
     for (int column = 4 * own.across; column < n; column += kPanel) {
       Sums<4> sums;
-      add_transposed_product(sums, m.grad_scores + own.row, m.score_pitch, m.q + column, m.k_pitch,
+      add_transposed_product(sums, m.scores + own.row, m.score_pitch, m.q + column, m.k_pitch,
                              own.row / rank * rank, at.rows);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         store_vector<4>(sums.at[i], m.temp + (own.row + i) * m.temp_pitch + column);
       }
     }
-    add_state_part(m.x, at.state(job, job.ends), m.k, m.end,
+    add_state_part(m.grad_o, at.state(job, job.ends), m.k, m.end,
                    [&](int row) { return end_weight(row); });
     if (!at.is_last) return;  // the state's K is the last token's
     __syncthreads();
@@ -431,15 +442,17 @@ __global__ void __launch_bounds__(kChunkThreads<kRows>)
   const ChunkWalk<kRows> walk(job, at, m);
   walk.load();
   __syncthreads();
-  walk.score_rows();
+  const auto grad_scores = walk.score_rows();
   __syncthreads();
   walk.sum_scores();
   walk.x_rows();
   __syncthreads();
+  walk.store_score_gradients(grad_scores);
   walk.store_x();
   __syncthreads();
   walk.q_rows();
   __syncthreads();
+  walk.load_x(m.grad_o);
   walk.turn_back(m.q, false, job.grad_c, walk.sums() + job.places.out_c_bias);
   walk.k_rows();
   __syncthreads();
