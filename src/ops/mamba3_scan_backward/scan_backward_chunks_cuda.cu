@@ -52,6 +52,12 @@ BackwardJobCuda make_job(const Mamba3ScanBackwardArgs& args) {
   const std::int64_t vectors = job.matrix() / 4;
   job.end_parts =
       static_cast<int>((vectors + kWalkThreads - 1) / kWalkThreads) * (kWalkThreads / kWarpLanes);
+  job.by_rank = Divisor(job.sizes.rank);
+  job.by_half = Divisor(job.sizes.state / 2);
+  job.by_pairs = Divisor((job.sizes.state + 1) / 2);
+  job.by_head_dim = Divisor(job.sizes.head_dim);
+  job.by_p_stride = Divisor(job.p_stride);
+  job.by_x_pitch = Divisor(odd_pitch(job.sizes.head_dim));
   check_input(job.tokens < kMostTokens, "mamba3_scan_backward: ", job.tokens,
               " tokens in one call; expected fewer than 2^30; lower the batch");
   return job;

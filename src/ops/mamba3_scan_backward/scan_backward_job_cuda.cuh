@@ -17,6 +17,22 @@ namespace mamba3 {
 // Numbers, or sets of them, that a thread asks for before it uses the first.
 constexpr int kBatch = 4;
 
+// Quotients of numbers in a chunk by one that stays, by multiplication: exact while the product of
+// both is below 2^32. A division takes ten times as many instructions.
+class Divisor {
+ public:
+  Divisor() = default;
+  explicit Divisor(int by) {
+    if (by > 1) factor_ = static_cast<std::uint32_t>(((std::uint64_t{1} << 32) + by - 1) / by);
+  }
+  __device__ __forceinline__ int quotient(int of) const {
+    return factor_ == 0 ? of : static_cast<int>(__umulhi(static_cast<unsigned>(of), factor_));
+  }
+
+ private:
+  std::uint32_t factor_ = 0;  // by one
+};
+
 // What the recurrence makes of a token of one head.
 struct ChunkTerms {
   double sum;    // of log decays since the chunk's start, its own included
@@ -55,6 +71,12 @@ struct BackwardJobCuda {
   int first_head;
   int heads;
   int end_parts;
+  Divisor by_rank;
+  Divisor by_half;      // whole pairs of a row of K
+  Divisor by_pairs;     // likewise, and what is left alone
+  Divisor by_head_dim;  // p
+  Divisor by_p_stride;
+  Divisor by_x_pitch;
 
   double* half_tanh;  // [t, s]
   float* normed_b;    // [t, r, g, n]
@@ -79,7 +101,6 @@ struct BackwardJobCuda {
   __device__ std::int64_t token_at(int h, std::int64_t token) const { return h * tokens + token; }
   __device__ std::int64_t chunk_at(std::int64_t chunk, int h) const { return chunk * heads + h; }
   __host__ __device__ std::int64_t matrix() const { return std::int64_t{sizes.state} * p_stride; }
-  __device__ int group_of(int h) const { return (first_head + h) / (sizes.heads / sizes.groups); }
   __device__ float* sums_of(std::int64_t chunk, int h) const {
     return head_sums + chunk_at(chunk, h) * places.elements;
   }

@@ -54,9 +54,10 @@ __device__ __forceinline__ void score_rows(const BackwardJobCuda& job, const Chu
       const int row = own.row + i;
       const int column = own.across + j * kAcross;
       const bool is_inside = row < at.rows && column < at.rows;
-      const int rank = job.sizes.rank;
+      const int reader = job.by_rank.quotient(row);
+      const int source = job.by_rank.quotient(column);
       m.scores[row * m.score_pitch + column] =
-          is_inside ? sums.at[i][j] * score_weight(m.terms, row / rank, column / rank).weight : 0;
+          is_inside ? sums.at[i][j] * score_weight(m.terms, reader, source).weight : 0;
     }
   }
 }
@@ -74,7 +75,7 @@ __device__ __forceinline__ void read_out(const BackwardJobCuda& job, const Chunk
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = own.row + i;
-      const float decay = row < at.rows ? m.terms[row / job.sizes.rank].decay : 0.0f;
+      const float decay = row < at.rows ? m.terms[job.by_rank.quotient(row)].decay : 0.0f;
       for (float& v : sums.at[i]) v *= decay;
     }
     add_product(sums, m.scores + own.row * m.score_pitch, m.score_pitch, m.x + column, m.x_pitch,
@@ -172,7 +173,7 @@ struct ChunkGate {
       if (lane == 0) m.scales[row] = scale;
       __syncwarp();
       double along = 0;
-      const int t = row / job.sizes.rank;
+      const int t = job.by_rank.quotient(row);
       for (int j = lane; j < p; j += kWarpLanes) {
         const float grad = backward(t, row - t * job.sizes.rank, j, inputs(t, j)).normed;
         along = fma(double{grad} * norm_weight(j), double{o[j]}, along);
@@ -204,7 +205,7 @@ struct ChunkGate {
          column += static_cast<int>(blockDim.x)) {
       float sum = 0;
       for (int row = 0; row < at.rows; ++row) {
-        const int t = row / rank;
+        const int t = job.by_rank.quotient(row);
         const GateGradients grads = backward(t, row - t * rank, column, inputs(t, column));
         sum = fmaf(grads.normed, grads.unit, sum);
       }
@@ -220,14 +221,14 @@ struct ChunkGate {
       Inputs in[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int t = (first + i * threads) / job.p_stride;
+        const int t = job.by_p_stride.quotient(first + i * threads);
         const int column = first + i * threads - t * job.p_stride;
         in[i] = {0, 0};
         if (t < at.tokens && column < job.sizes.head_dim) in[i] = inputs(t, column);
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int t = (first + i * threads) / job.p_stride;
+        const int t = job.by_p_stride.quotient(first + i * threads);
         const int column = first + i * threads - t * job.p_stride;
         if (t < at.tokens) store_gradients(t, column, in[i]);
       }
@@ -274,8 +275,8 @@ __global__ void __launch_bounds__(kChunkThreads<kRows>)
   const ChunkOutputMemory m(job.sizes, kRows, parts);
   load_terms(job, at, m.terms);
   request_rows(job, at, job.grad_b, job.sizes.state, kRows, m.k_pitch, m.k);
-  TurnedRows{job, at, job.normed_c, job.params.out_c_bias, m.q, m.k_pitch, job.grad_c}.load(kRows);
-  load_spread(job, at, kRows, m.x_pitch, m.x, [](int) { return 1.0f; });
+  TurnedRows(job, at, job.normed_c, job.params.out_c_bias, job.grad_c).load(kRows, m.k_pitch, m.q);
+  load_spread(job, at, kRows, m.x, [](int) { return 1.0f; });
   __pipeline_wait_prior(0);
   __syncthreads();
   score_rows<kRows>(job, at, own, m);

@@ -62,35 +62,41 @@ __device__ __forceinline__ void clear_behind(int rows, int width, int all_rows, 
 }
 
 // Rot(normed + bias): rows [rows, pitch] of K or Q, which are left in `kept` [h, t, r, n], too.
-struct TurnedRows {
-  const BackwardJobCuda& job;
-  const ChunkPlace& at;
-  const float* normed;
-  const float* bias;
-  float* out;
-  int pitch;
-  float* kept;
+class TurnedRows {
+ public:
+  __device__ TurnedRows(const BackwardJobCuda& job, const ChunkPlace& at, const float* normed,
+                        const float* bias, float* kept)
+      : job_(job), rows_(at.rows), stride_(job.sizes.groups * job.sizes.state) {
+    const TokenSizes& sizes = job.sizes;
+    const std::int64_t first = std::int64_t{at.piece.begin} * sizes.rank;
+    const int group = at.head / (sizes.heads / sizes.groups);
+    normed_ = normed + (first * sizes.groups + group) * sizes.state;
+    bias_ = bias + std::int64_t{at.head} * sizes.rank * sizes.state;
+    rotations_ = job.rotations + at.token_at(job, 0) * 2 * sizes.angles;
+    kept_ = kept + at.token_at(job, 0) * sizes.rank * sizes.state;
+  }
 
-  __device__ void load(int all_rows) const {
-    const int half = job.sizes.state / 2;
-    const int count = at.rows * half;
+  __device__ void load(int all_rows, int pitch, float* out) const {
+    const int count = rows_ * (job_.sizes.state / 2);
     const auto threads = static_cast<int>(blockDim.x);
     for (int first = static_cast<int>(threadIdx.x); first < count; first += kBatch * threads) {
       Pair pairs[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (first + i * threads < count) load_pair((first + i * threads), half, pairs[i]);
+        if (first + i * threads < count) load_pair(first + i * threads, pairs[i]);
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (first + i * threads < count) store_pair(pairs[i]);
+        if (first + i * threads < count) store_pair(pairs[i], pitch, out);
       }
     }
-    const int last = job.sizes.state - 1;
-    for (int row = static_cast<int>(threadIdx.x); last % 2 == 0 && row < at.rows; row += threads) {
-      store(row, last, __fadd_rn(normed_row(row)[last], bias_row(row)[last]));
+    const int last = job_.sizes.state - 1;
+    for (int row = static_cast<int>(threadIdx.x); last % 2 == 0 && row < rows_; row += threads) {
+      const int r = row % job_.sizes.rank;
+      store(row, last, __fadd_rn(normed_[row * stride_ + last], bias_[r * (last + 1) + last]),
+            pitch, out);
     }
-    clear_behind(at.rows, job.sizes.state, all_rows, pitch, out);
+    clear_behind(rows_, job_.sizes.state, all_rows, pitch, out);
   }
 
  private:
@@ -100,89 +106,109 @@ struct TurnedRows {
     float value_a, value_b, bias_a, bias_b, cosine, sine;
   };
 
-  __device__ const float* normed_row(int row) const {
-    const TokenSizes& sizes = job.sizes;
-    const std::int64_t from = std::int64_t{at.piece.begin} * sizes.rank + row;
-    return normed + (from * sizes.groups + job.group_of(at.h)) * sizes.state;
-  }
-  __device__ const float* bias_row(int row) const {
-    return bias + (std::int64_t{at.head} * job.sizes.rank + row % job.sizes.rank) * job.sizes.state;
-  }
-  __device__ __forceinline__ void load_pair(int place, int half, Pair& to) const {
-    to.row = place / half;
+  __device__ __forceinline__ void load_pair(int place, Pair& to) const {
+    const TokenSizes& sizes = job_.sizes;
+    const int half = sizes.state / 2;
+    to.row = job_.by_half.quotient(place);
     const int pair = place - to.row * half;
-    to.a = job.sizes.mimo ? pair : 2 * pair;
-    to.b = job.sizes.mimo ? half + pair : 2 * pair + 1;
-    const float* from = normed_row(to.row);
-    const float* add = bias_row(to.row);
+    to.a = sizes.mimo ? pair : 2 * pair;
+    to.b = sizes.mimo ? half + pair : 2 * pair + 1;
+    const int t = job_.by_rank.quotient(to.row);
+    const float* from = normed_ + to.row * stride_;
+    const float* add = bias_ + (to.row - t * sizes.rank) * sizes.state;
     to.value_a = __ldg(from + to.a);
     to.value_b = __ldg(from + to.b);
     to.bias_a = __ldg(add + to.a);
     to.bias_b = __ldg(add + to.b);
-    to.turns = pair < job.sizes.angles;
+    to.turns = pair < sizes.angles;
     if (!to.turns) return;
-    const float* cosine =
-        job.rotations + at.token_at(job, to.row / job.sizes.rank) * 2 * job.sizes.angles + pair;
+    const float* cosine = rotations_ + t * 2 * sizes.angles + pair;
     to.cosine = __ldg(cosine);
-    to.sine = __ldg(cosine + job.sizes.angles);
+    to.sine = __ldg(cosine + sizes.angles);
   }
   // As rotate_row().
-  __device__ __forceinline__ void store_pair(const Pair& from) const {
+  __device__ __forceinline__ void store_pair(const Pair& from, int pitch, float* out) const {
     const float a = __fadd_rn(from.value_a, from.bias_a);
     const float b = __fadd_rn(from.value_b, from.bias_b);
-    store(from.row, from.a, from.turns ? __fmaf_rn(-b, from.sine, __fmul_rn(a, from.cosine)) : a);
-    store(from.row, from.b, from.turns ? __fmaf_rn(b, from.cosine, __fmul_rn(a, from.sine)) : b);
+    store(from.row, from.a, from.turns ? __fmaf_rn(-b, from.sine, __fmul_rn(a, from.cosine)) : a,
+          pitch, out);
+    store(from.row, from.b, from.turns ? __fmaf_rn(b, from.cosine, __fmul_rn(a, from.sine)) : b,
+          pitch, out);
   }
-  __device__ __forceinline__ void store(int row, int j, float value) const {
+  __device__ __forceinline__ void store(int row, int j, float value, int pitch, float* out) const {
     out[row * pitch + j] = value;
-    kept[(at.token_at(job, 0) * job.sizes.rank + row) * job.sizes.state + j] = value;
+    kept_[row * job_.sizes.state + j] = value;
   }
+
+  const BackwardJobCuda& job_;
+  int rows_;
+  int stride_;  // from row to row
+  const float* normed_;
+  const float* bias_;
+  const float* rotations_;
+  float* kept_;
 };
 
 // The chunk's rows of a matrix [h, t, r, width] of the workspace, asked for: they are there after
-// __pipeline_wait_prior(0) and a barrier.
+// __pipeline_wait_prior(0) and a barrier. A warp takes a row.
 __device__ __forceinline__ void request_rows(const BackwardJobCuda& job, const ChunkPlace& at,
                                              const float* matrix, int width, int all_rows,
                                              int pitch, float* out) {
   const float* from = matrix + at.token_at(job, 0) * job.sizes.rank * width;
-  const auto thread = static_cast<int>(threadIdx.x);
-  const auto threads = static_cast<int>(blockDim.x);
-  if (width % 4 == 0) {
-    for (int i = thread; i < at.rows * (width / 4); i += threads) {
-      const int row = i / (width / 4);
-      __pipeline_memcpy_async(out + row * pitch + 4 * i - row * width, from + 4 * i,
-                              4 * sizeof(float));
-    }
-  } else {
-    for (int i = thread; i < at.rows * width; i += threads) {
-      const int row = i / width;
-      __pipeline_memcpy_async(out + row * pitch + i - row * width, from + i, sizeof(float));
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int step = width % 4 == 0 ? 4 : 1;
+  for (int row = static_cast<int>(threadIdx.x) / kWarpLanes; row < at.rows;
+       row += static_cast<int>(blockDim.x) / kWarpLanes) {
+    for (int j = step * lane; j < width; j += step * kWarpLanes) {
+      const float* number = from + row * width + j;
+      if (step == 4) {
+        __pipeline_memcpy_async(out + row * pitch + j, number, 4 * sizeof(float));
+      } else {
+        __pipeline_memcpy_async(out + row * pitch + j, number, sizeof(float));
+      }
     }
   }
   __pipeline_commit();
   clear_behind(at.rows, width, all_rows, pitch, out);
 }
 
-// x, with each rank's weights, times weight(t): rows [rows, pitch].
+// x, with each rank's weights, times weight(t): rows [rows, p].
 template <class Weight>
 __device__ __forceinline__ void load_spread(const BackwardJobCuda& job, const ChunkPlace& at,
-                                            int all_rows, int pitch, float* __restrict__ out,
+                                            int all_rows, float* __restrict__ out,
                                             const Weight& weight) {
   const TokenSizes& sizes = job.sizes;
   const HeadGate gate = head_gate(sizes, job.params, at.head);
   const std::int64_t own = std::int64_t{at.head} * sizes.head_dim;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < all_rows * pitch;
-       i += static_cast<int>(blockDim.x)) {
-    const int row = i / pitch;
-    const int column = i - row * pitch;
-    float value = 0;
-    if (row < at.rows && column < sizes.head_dim) {
-      const int t = row / sizes.rank;
-      const float x = job.x.at(at.piece.begin + t, own + column);
-      value = weight(t) * own_x(gate, row - t * sizes.rank, column, x);
+  const int pitch = odd_pitch(sizes.head_dim);
+  const int count = at.rows * pitch;
+  const auto threads = static_cast<int>(blockDim.x);
+  for (int first = static_cast<int>(threadIdx.x); first < count; first += kBatch * threads) {
+    float x[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = job.by_x_pitch.quotient(first + i * threads);
+      const int column = first + i * threads - row * pitch;
+      x[i] = 0;
+      if (row < at.rows && column < sizes.head_dim) {
+        x[i] = job.x.at(at.piece.begin + job.by_rank.quotient(row), own + column);
+      }
     }
-    out[i] = value;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = job.by_x_pitch.quotient(first + i * threads);
+      const int column = first + i * threads - row * pitch;
+      if (row >= at.rows) continue;
+      const int t = job.by_rank.quotient(row);
+      float value = 0;
+      if (column < sizes.head_dim) {
+        value = weight(t) * own_x(gate, row - t * sizes.rank, column, x[i]);
+      }
+      out[first + i * threads] = value;
+    }
+  }
+  for (int i = count + static_cast<int>(threadIdx.x); i < all_rows * pitch; i += threads) {
+    out[i] = 0;
   }
 }
 

@@ -36,10 +36,9 @@ __global__ void __launch_bounds__(kChunkThreads<kRows>)
   SharedParts parts(reinterpret_cast<float*>(memory));
   const ChunkStateMemory m(job.sizes, kRows, parts);
   load_terms(job, at, m.terms);
-  TurnedRows{job, at, job.normed_b, job.params.in_b_bias, m.k, m.k_pitch, job.grad_b}.load(kRows);
+  TurnedRows(job, at, job.normed_b, job.params.in_b_bias, job.grad_b).load(kRows, m.k_pitch, m.k);
   __syncthreads();
-  load_spread(job, at, kRows, m.x_pitch, m.x,
-              [&](int t) { return m.terms[t].to_end * m.terms[t].source; });
+  load_spread(job, at, kRows, m.x, [&](int t) { return m.terms[t].to_end * m.terms[t].source; });
   __syncthreads();
   store_transposed_product<kRows>(ThreadPlace(), m.k, m.k_pitch, job.sizes.state, m.x, m.x_pitch,
                                   job.p_stride, at.rows, job.starts + at.matrix_at(job));

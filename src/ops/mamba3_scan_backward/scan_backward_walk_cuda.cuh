@@ -96,7 +96,7 @@ struct ChunkWalk {
   }
 
   __device__ void load_x(float* to) const {
-    load_spread(job, at, kRows, m.x_pitch, to, [](int) { return 1.0f; });
+    load_spread(job, at, kRows, to, [](int) { return 1.0f; });
   }
 
   // Scores, and the gradients of the raw ones, which wait for the place of the scores. tile: what
@@ -109,8 +109,8 @@ struct ChunkWalk {
     add_product_of_rows(grad, m.grad_o + own.row * m.x_pitch, m.x_pitch,
                         m.temp + own.across * m.x_pitch, m.x_pitch, whole_vectors(p));
     each_score([&](int i, int j, int row, int column) {
-      const int reader = row / rank;
-      const int source = column / rank;
+      const int reader = token_of(row);
+      const int source = token_of(column);
       const bool is_inside = row < at.rows && column < at.rows;
       const ScoreWeight weight =
           is_inside ? score_weight(m.terms, reader, source) : ScoreWeight{0, 0};
@@ -147,7 +147,7 @@ struct ChunkWalk {
     sum_columns();
     __syncthreads();
     const int lane = thread % kWarpLanes;
-    const float source = lane < at.rows ? m.terms[lane / rank].source : 0.0f;
+    const float source = lane < at.rows ? m.terms[token_of(lane)].source : 0.0f;
     for (int t = thread / kWarpLanes; t < at.tokens; t += kThreads / kWarpLanes) {
       float sum = lane < t * rank ? m.tile[t * rank * m.score_pitch + lane] * source : 0.0f;
       for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
@@ -195,7 +195,7 @@ struct ChunkWalk {
         }
       }
       add_transposed_product(sums, m.scores + own.row, m.score_pitch, m.grad_o + column, m.x_pitch,
-                             own.row / rank * rank, at.rows);
+                             token_of(own.row) * rank, at.rows);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         store_vector<4>(sums.at[i], m.temp + (own.row + i) * m.temp_pitch + column);
@@ -203,10 +203,14 @@ struct ChunkWalk {
     }
   }
 
+  __device__ int token_of(int row) const {
+    return job.by_rank.quotient(row);
+  }
+
   // The weight of a row's product in the state behind the chunk.
   __device__ float end_weight(int row) const {
     if (row >= at.rows) return 0;
-    const ChunkTerms& terms = m.terms[row / rank];
+    const ChunkTerms& terms = m.terms[token_of(row)];
     return terms.to_end * terms.source;
   }
 
@@ -217,7 +221,7 @@ struct ChunkWalk {
       grad_v = job.grad_states.v + job.slots[at.piece.sequence] * job.grad_states.v_stride + in_row;
     }
     for (int i = thread; i < at.tokens * p; i += kThreads) {
-      const int t = i / p;
+      const int t = job.by_head_dim.quotient(i);
       const int column = i - t * p;
       float grad = grad_v != nullptr && t + 1 == at.tokens ? grad_v[column] : 0.0f;
       for (int r = 0; r < rank; ++r) {
@@ -280,7 +284,7 @@ struct ChunkWalk {
       }
     }
     add_state_part(m.grad_o, at.state(job, job.starts), m.q, m.start,
-                   [&](int row) { return row < at.rows ? m.terms[row / rank].decay : 0.0f; });
+                   [&](int row) { return row < at.rows ? m.terms[token_of(row)].decay : 0.0f; });
   }
 
   // grad K = grad_scores^T Q + to_end source X E^T, in temp. x stands where grad_o was.
@@ -288,7 +292,7 @@ struct ChunkWalk {
     for (int column = 4 * own.across; column < n; column += kPanel) {
       Sums<4> sums;
       add_transposed_product(sums, m.scores + own.row, m.score_pitch, m.q + column, m.k_pitch,
-                             own.row / rank * rank, at.rows);
+                             token_of(own.row) * rank, at.rows);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         store_vector<4>(sums.at[i], m.temp + (own.row + i) * m.temp_pitch + column);
@@ -313,21 +317,24 @@ struct ChunkWalk {
     const int angles = job.sizes.angles;
     const int half = (n + 1) / 2;
     const int count = at.tokens * half;
+    const float* rotations = job.rotations + at.token_at(job, 0) * 2 * angles;
+    const float* phases = job.grad_phase + at.token_at(job, 0) * angles;
+    out += at.token_at(job, 0) * rank * n;
     for (int first = thread; first < count; first += kBatch * kThreads) {
       Turn turns[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int t = (first + i * kThreads) / half;
+        const int t = job.by_pairs.quotient(first + i * kThreads);
         const int pair = first + i * kThreads - t * half;
         turns[i] = {0, 0, 0};
         if (t >= at.tokens || pair >= angles) continue;
-        const float* cosine = job.rotations + at.token_at(job, t) * 2 * angles + pair;
+        const float* cosine = rotations + t * 2 * angles + pair;
         turns[i] = {cosine[0], cosine[angles], 0};
-        if (add) turns[i].phase = job.grad_phase[at.token_at(job, t) * angles + pair];
+        if (add) turns[i].phase = phases[t * angles + pair];
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int t = (first + i * kThreads) / half;
+        const int t = job.by_pairs.quotient(first + i * kThreads);
         if (t < at.tokens) turn_back(rows, t, first + i * kThreads - t * half, turns[i], out);
       }
     }
@@ -348,7 +355,7 @@ struct ChunkWalk {
     float phase;
   };
 
-  // One pair of a token's rows.
+  // One pair of a token's rows. out: the chunk's.
   __device__ __forceinline__ void turn_back(const float* rows, int t, int pair, const Turn& turn,
                                             float* out) const {
     const int angles = job.sizes.angles;
@@ -356,7 +363,7 @@ struct ChunkWalk {
     const int b = job.sizes.mimo ? n / 2 + pair : 2 * pair + 1;
     float phase = turn.phase;
     for (int row = t * rank; row < (t + 1) * rank; ++row) {
-      float* to = out + (at.token_at(job, 0) * rank + row) * n;
+      float* to = out + row * n;
       float* grad = m.temp + row * m.temp_pitch;
       if (pair < angles) {
         const float grad_a = grad[a], grad_b = grad[b];
