@@ -46,7 +46,7 @@ inline std::vector<std::pair<const char*, std::int64_t>> column_widths(const Mam
   const std::int64_t inner = d.heads * d.head_dim;
   const std::int64_t shared = d.rank * d.groups * d.state;
   return {{"z", inner},    {"x", inner},   {"B", shared},     {"C", shared},
-          {"dt", d.heads}, {"A", d.heads}, {"trap", d.heads}, {"angle", d.angles}};
+          {"dt", d.heads}, {"A", d.heads}, {"trap", d.heads}, {"angle", d.angle_columns()}};
 }
 
 template <class T>

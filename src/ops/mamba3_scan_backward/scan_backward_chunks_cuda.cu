@@ -94,7 +94,7 @@ struct BackwardWorkspace {
     const TokenSizes& sizes = job.sizes;
     job.chunks = take_pieces(args, chunk_rows(sizes) / sizes.rank, carver);
     const std::int64_t shared = job.tokens * sizes.rank * sizes.groups * sizes.state;
-    job.half_tanh = carver.take<double>(job.tokens * sizes.angles);
+    job.turn_rates = carver.take<double>(job.tokens * sizes.angles);
     job.normed_b = carver.take<float>(shared);
     job.normed_c = carver.take<float>(shared);
     totals = take_head_totals(args, carver);

@@ -77,7 +77,7 @@ inline GradientColumns gradient_columns(const Mamba3Dims& dims,
   out.dt_raw = take(grads.dt_raw, dims.heads);
   out.decay_raw = take(grads.decay_raw, dims.heads);
   out.trap_raw = take(grads.trap_raw, dims.heads);
-  out.angle_raw = take(grads.angle_raw, dims.angles);
+  out.angle_raw = take(grads.angle_raw, dims.angle_columns());
   return out;
 }
 

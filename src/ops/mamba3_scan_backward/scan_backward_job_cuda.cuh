@@ -78,9 +78,9 @@ struct BackwardJobCuda {
   Divisor by_p_stride;
   Divisor by_x_pitch;
 
-  double* half_tanh;  // [t, s]
-  float* normed_b;    // [t, r, g, n]
-  float* normed_c;    // [t, r, g, n]
+  double* turn_rates;  // [t, s] phases move by so much of it
+  float* normed_b;     // [t, r, g, n]
+  float* normed_c;     // [t, r, g, n]
 
   ChunkTerms* terms;               // [h, t]
   float* rotations;                // [h, t, 2, s] cosines, sines

@@ -98,14 +98,15 @@ __device__ __forceinline__ void finish_phases(const BackwardJobCuda& job, const 
   const float* behind = job.phases + job.chunk_at(at.chunk, at.h) * angles;
   const auto token = [&](int j) { return first + j * kTermWarps; };
   double sums[kBatch] = {};
-  for (int i = lane; i < angles; i += kWarpLanes) {
+  const int moved = job.sizes.fixed_steps ? 0 : angles;  // fixed steps hang on nothing
+  for (int i = lane; i < moved; i += kWarpLanes) {
     float grads[kBatch];
     double rates[kBatch], dt[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int t = min(token(j), at.tokens - 1);
       grads[j] = job.grad_phase[at.token_at(job, t) * angles + i] + behind[i];
-      rates[j] = job.half_tanh[(at.piece.begin + std::int64_t{t}) * angles + i];
+      rates[j] = job.turn_rates[(at.piece.begin + std::int64_t{t}) * angles + i];
       dt[j] = job.terms[at.token_at(job, t)].dt;
     }
 #pragma unroll

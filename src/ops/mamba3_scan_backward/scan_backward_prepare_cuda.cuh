@@ -34,12 +34,13 @@ __global__ void __launch_bounds__(kPrepareThreads)
 }
 
 __global__ void __launch_bounds__(kPrepareThreads)
-    backward_half_tanh_kernel(const BackwardJobCuda job) {
+    backward_turn_rates_kernel(const BackwardJobCuda job) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
   if (i >= job.tokens * job.sizes.angles) return;
   const std::int64_t token = i / job.sizes.angles;
   const std::int64_t angle = i - token * job.sizes.angles;
-  job.half_tanh[i] = half_tanh(job.columns.angle_raw[token * job.columns.row_stride + angle]);
+  job.turn_rates[i] = turn_rate(job.sizes, job.columns.angle_raw, token * job.columns.row_stride,
+                                static_cast<int>(angle));
 }
 
 __device__ __forceinline__ TokenNumbers numbers_of(const BackwardJobCuda& job, int h,
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(kPrepareThreads) move_phases_kernel(const Back
   std::uint32_t turns = 0;
   for (std::int64_t token = piece.begin; token < piece.end; ++token) {
     bool finite = true;
-    turns += turns_moved(job.half_tanh[token * job.sizes.angles + at.angle],
-                         job.terms[job.token_at(at.h, token)].dt, finite);
+    turns += turns_moved(job.turn_rates[token * job.sizes.angles + at.angle],
+                         turning(job.sizes, job.terms[job.token_at(at.h, token)].dt), finite);
   }
   job.turns[job.chunk_at(at.of, at.h) * job.sizes.angles + at.angle] = turns;
 }
@@ -150,8 +151,8 @@ __global__ void __launch_bounds__(kPrepareThreads) rotations_kernel(const Backwa
   std::uint32_t turns = job.turns[job.chunk_at(at.of, at.h) * angles + at.angle];
   for (std::int64_t token = piece.begin; token < piece.end; ++token) {
     bool finite = true;
-    turns += turns_moved(job.half_tanh[token * angles + at.angle],
-                         job.terms[job.token_at(at.h, token)].dt, finite);
+    turns += turns_moved(job.turn_rates[token * angles + at.angle],
+                         turning(job.sizes, job.terms[job.token_at(at.h, token)].dt), finite);
     float* to = job.rotations + job.token_at(at.h, token) * 2 * angles + at.angle;
     cos_sin_of_turns(turns, finite, to[0], to[angles]);
   }
@@ -164,9 +165,9 @@ void prepare_tokens(const BackwardJobCuda& job, cudaStream_t stream) {
   backward_norm_rows_kernel<<<grid, kPrepareThreads, 0, stream>>>(job);
   check_launch("mamba3_scan_backward: rows of B and C");
   if (sizes.angles == 0) return;
-  backward_half_tanh_kernel<<<grid_blocks(job.tokens * sizes.angles, kPrepareThreads),
-                              kPrepareThreads, 0, stream>>>(job);
-  check_launch("mamba3_scan_backward: tanh");
+  backward_turn_rates_kernel<<<grid_blocks(job.tokens * sizes.angles, kPrepareThreads),
+                               kPrepareThreads, 0, stream>>>(job);
+  check_launch("mamba3_scan_backward: rates of phases");
 }
 
 // For the heads in hand.

@@ -308,7 +308,7 @@ HeadTotals take_head_totals(const Mamba3ScanBackwardArgs& args, Carver& carver) 
   HeadTotals out{};
   out.grad_b = carver.take<float>(tokens * shared);
   out.grad_c = carver.take<float>(tokens * shared);
-  out.grad_phase = carver.take<float>(tokens * args.dims.angles);
+  out.grad_phase = carver.take<float>(tokens * args.dims.angle_columns());
   return out;
 }
 
@@ -330,7 +330,7 @@ void add_head_partials(const Mamba3ScanBackwardArgs& args, const HeadPartials& p
   job.to = totals.grad_c;
   add_rows(job, stream);
   job.rows = args.grad_y.shape[0];
-  job.width = static_cast<int>(dims.angles);
+  job.width = static_cast<int>(dims.angle_columns());
   job.groups = 1;
   job.heads_per_group = static_cast<int>(dims.heads);
   job.from = partials.grad_phase;
@@ -353,11 +353,12 @@ void finish_shared_columns(const Mamba3ScanBackwardArgs& args, const BackwardPie
   const dim3 grid(grid_blocks(pieces.count), 2);
   finish_rows_kernel<<<grid, kSumThreads, 0, stream>>>(job);
   check_launch("mamba3_scan_backward: norms");
-  if (args.dims.angles == 0) return;
+  const std::int64_t angles = args.dims.angle_columns();
+  if (angles == 0) return;
   const std::int64_t tokens = args.grad_y.shape[0];
-  finish_angles_kernel<<<grid_blocks(tokens * args.dims.angles, kSumThreads), kSumThreads, 0,
-                         stream>>>(totals.grad_phase, in.angle_raw, in.row_stride, tokens,
-                                   static_cast<int>(args.dims.angles), out.angle_raw);
+  finish_angles_kernel<<<grid_blocks(tokens * angles, kSumThreads), kSumThreads, 0, stream>>>(
+      totals.grad_phase, in.angle_raw, in.row_stride, tokens, static_cast<int>(angles),
+      out.angle_raw);
   check_launch("mamba3_scan_backward: angles");
 }
 
