@@ -77,12 +77,15 @@ class Sweep {
     const fs::path path = result_path(i);
     if (!is_there(path)) return;
     const auto file = MappedFile::open(path);
-    results_[i] = parse_json_limited(text_of(file->bytes()), quote(path.string()));
-    const Json wanted = to_json(*record_.task);
-    check_input(results_[i].value("training", Json()) == wanted, quote(path.string()),
-                " is of another training than ", wanted.dump(),
+    const std::string_view text = text_of(file->bytes());
+    const nlohmann::json found = parse_json_limited(text, quote(path.string()));
+    const nlohmann::json wanted = to_json(*record_.task);
+    check_input(found.value("training", nlohmann::json()) == wanted &&
+                    found.value("batch", 0) == record_.options.batch,
+                quote(path.string()), " is of another training than ", wanted.dump(),
                 "; expected the same; give the options of the sweep's beginning, or choose another "
                 "folder");
+    results_[i] = Json::parse(text);  // in the order of its keys
   }
 
   int jobs() const {

@@ -177,7 +177,8 @@ TEST(Convert, EveryFormatHoldsTheSameModel) {
 TEST(Convert, WhatIsNotTheAuthorsFormatIsNotWrittenAsIt) {
   TestFolder folder;
   for (const char* rope : {"standard", "none"}) {
-    const std::string model = changed_model(folder.path() / rope, {{"ssm_cfg", {{"rope", rope}}}});
+    fs::create_directory(folder / rope);
+    const std::string model = changed_model(folder / rope, {{"ssm_cfg", {{"rope", rope}}}});
     expect_error(
         run_mamba3({"convert", "-q", "-m", model, "-o", folder / "bin", "--format", "bin"}), 1,
         "which the authors' package does not have");

@@ -172,7 +172,8 @@ TEST_F(Train, RefusesWhatCannotBeTrained) {
   expect_error(run_mamba3(fresh("run", {"--schedule", "square"})), 2, "wsd");
   expect_error(run_mamba3(fresh("run", {"--warmup", "13"})), 1, "warm-up");
   expect_error(run_mamba3(fresh("run", {"--data", folder_ / "missing"})), 1, "missing");
-  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "nothing"}), 1, "tokenizer");
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "nothing"}), 1,
+               "holds no checkpoint");
   write_file(folder_ / "empty.txt", "");
   auto empty = fresh("run");
   empty[6] = folder_ / "empty.txt";
