@@ -64,6 +64,8 @@ TrainRecord task_record(const TaskCommand& command) {
   give_task(command, record.task);
   TrainOptions& options = record.options;
   options.schedule.steps = record.task->steps();
+  options.schedule.kind = ScheduleKind::kCosine;  // and no weight decay, as Grazzi et al. train
+  options.optimizer.decay = 0;
   options.batch = 256;
   options.length = record.task->stages.back();
   options.accumulate = 1 << 16;

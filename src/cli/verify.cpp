@@ -123,8 +123,8 @@ Run add_verify(CLI::App& app) {
       ->type_name("PATH")
       ->required();
   app.add_flag("--grad", command->gradients,
-               "the gradients that files hold, too: of the oracle and, in fp32 on a CPU, of the "
-               "backward pass");
+               "the gradients that files hold, too: of the oracle and, in fp32, of the backward "
+               "pass");
   add_common_options(app, command->common);
   return [command] { return run_verify(*command); };
 }

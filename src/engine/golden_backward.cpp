@@ -1,4 +1,7 @@
 // The backward pass of the scan on a golden's tokens.
+#include <optional>
+
+#include "core/mirror.h"
 #include "engine/golden_gradients.h"
 #include "engine/golden_inputs.h"
 #include "ops/mamba3_common/turns.h"
@@ -25,6 +28,40 @@ struct Slots {
   Floats ssm, k, v;
 };
 
+// The same where the ops find it.
+struct SlotsThere {
+  SlotsThere(Slots& slots, const Context& ctx)
+      : ssm(slots.ssm, ctx), k(slots.k, ctx), v(slots.v, ctx) {}
+  void read_back() const {
+    ssm.read_back();
+    k.read_back();
+    v.read_back();
+  }
+
+  Mirror<float> ssm, k, v;
+};
+
+// Gradients of parameters there, from zeros.
+struct ParamsThere {
+  ParamsThere(Mamba3RefInputs<float>& sums, const Context& ctx) {
+    for (Floats* part :
+         {&sums.dt_bias, &sums.skip, &sums.in_b_bias, &sums.out_c_bias, &sums.in_b_norm,
+          &sums.out_c_norm, &sums.mimo_x, &sums.mimo_z, &sums.mimo_o, &sums.out_norm}) {
+      std::fill(part->begin(), part->end(), 0.0f);
+      parts.emplace_back(*part, ctx);
+    }
+  }
+  Mamba3ParamGradients gradients() const {
+    const auto at = [this](std::size_t i) { return parts[i].data(); };
+    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9)};
+  }
+  void read_back() const {
+    for (const Mirror<float>& part : parts) part.read_back();
+  }
+
+  std::vector<Mirror<float>> parts;
+};
+
 class OpGradients {
  public:
   OpGradients(const Golden& golden, Context& ctx)
@@ -32,6 +69,13 @@ class OpGradients {
     take_tokens(golden_, {0, golden_.bounds.back()}, false, in_);
     for (std::int64_t i = 0; i < golden_.sequences(); ++i) {
       slots_.push_back(static_cast<std::int32_t>(i));
+    }
+    bounds_there_.emplace(golden_.bounds, ctx_);
+    slots_there_.emplace(slots_, ctx_);
+    for (const Floats* part :
+         {&in_.dt_bias, &in_.skip, &in_.in_b_bias, &in_.out_c_bias, &in_.in_b_norm, &in_.out_c_norm,
+          &in_.mimo_x, &in_.mimo_z, &in_.mimo_o, &in_.out_norm}) {
+      params_there_.emplace_back(*part, ctx_);
     }
   }
 
@@ -90,12 +134,12 @@ class OpGradients {
     return out;
   }
 
-  Mamba3States view(Slots& slots, std::vector<std::uint32_t>& turns) const {
+  Mamba3States view(const Slots& slots, const SlotsThere& there, std::uint32_t* turns) const {
     Mamba3States out;
-    out.turns = turns.data();
-    out.ssm = slots.ssm.data();
-    out.k = slots.k.data();
-    out.v = slots.v.data();
+    out.turns = turns;
+    out.ssm = there.ssm.data();
+    out.k = there.k.data();
+    out.v = there.v.data();
     out.slots = sequences();
     out.turns_stride = slots.angles;
     out.ssm_stride = slots.matrix;
@@ -105,24 +149,29 @@ class OpGradients {
   }
 
   Mamba3Params params() const {
-    const auto data = [](const Floats& v) { return v.empty() ? nullptr : v.data(); };
-    return {data(in_.dt_bias),   data(in_.skip),       data(in_.in_b_bias), data(in_.out_c_bias),
-            data(in_.in_b_norm), data(in_.out_c_norm), data(in_.mimo_x),    data(in_.mimo_z),
-            data(in_.mimo_o),    data(in_.out_norm)};
+    const auto at = [this](std::size_t i) {
+      return params_there_[i].span().empty() ? nullptr : params_there_[i].data();
+    };
+    return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9)};
   }
 
   Floats out_proj_backward(const Floats& rows, Slots start, const Floats& grad_out) {
     std::vector<std::uint32_t> turns = turns_;
     Floats y(static_cast<std::size_t>(tokens() * golden_.inner()));
+    const Mirror<const float> rows_there(rows, ctx_);
+    const Mirror<std::uint32_t> turns_there(turns, ctx_);
+    const SlotsThere start_there(start, ctx_);
+    const Mirror<float> y_there(y, ctx_);
     Mamba3ScanArgs args;
     args.dims = d_;
     args.params = params();
-    args.columns = split_columns(rows.data(), golden_.projected(), d_);
-    args.cu_seqlens = golden_.bounds;
-    args.slots = slots_;
-    args.states = view(start, turns);
-    args.y = TensorView<float, 2>(y.data(), {tokens(), golden_.inner()});
+    args.columns = split_columns(rows_there.data(), golden_.projected(), d_);
+    args.cu_seqlens = bounds_there_->span();
+    args.slots = slots_there_->span();
+    args.states = view(start, start_there, turns_there.data());
+    args.y = TensorView<float, 2>(y_there.data(), {tokens(), golden_.inner()});
     mamba3_scan(args, ctx_);
+    y_there.read_back();
     return linear_backward(y, cast<float>(std::span(golden_.at("param.out_proj.weight"))), grad_out,
                            golden_.inner(), out_["param.out_proj.weight"]);
   }
@@ -136,35 +185,33 @@ class OpGradients {
       angles.insert(angles.end(), state.angle.begin(), state.angle.end());
     }
     Mamba3RefInputs<float> sums = in_;
+    const Mirror<const float> rows_there(rows, ctx_), grad_y_there(grad_y, ctx_);
+    const Mirror<float> grad_rows_there(grad_rows, ctx_), angles_there(angles, ctx_);
+    const Mirror<std::uint32_t> turns_there(turns_, ctx_);
+    const SlotsThere start_there(start, ctx_), grads_there(grads, ctx_);
+    const ParamsThere sums_there(sums, ctx_);
     Mamba3ScanBackwardArgs args;
     args.dims = d_;
     args.params = params();
-    args.columns = split_columns(rows.data(), golden_.projected(), d_);
-    args.cu_seqlens = golden_.bounds;
-    args.slots = slots_;
-    args.states = view(start, turns_);
-    args.grad_y = TensorView<const float, 2>(grad_y.data(), {tokens(), golden_.inner()});
-    args.grad_columns = split_column_gradients(grad_rows.data(), golden_.projected(), d_);
-    const Mamba3States parts = view(grads, turns_);
-    args.grad_states = {angles.data(),    parts.ssm,      parts.k,
-                        parts.v,          parts.slots,    parts.turns_stride,
-                        parts.ssm_stride, parts.k_stride, parts.v_stride};
-    args.grad_params = zeros(sums);
+    args.columns = split_columns(rows_there.data(), golden_.projected(), d_);
+    args.cu_seqlens = bounds_there_->span();
+    args.slots = slots_there_->span();
+    args.states = view(start, start_there, turns_there.data());
+    args.grad_y = TensorView<const float, 2>(grad_y_there.data(), {tokens(), golden_.inner()});
+    args.grad_columns = split_column_gradients(grad_rows_there.data(), golden_.projected(), d_);
+    const Mamba3States parts = view(grads, grads_there, nullptr);
+    args.grad_states = {angles_there.data(), parts.ssm,          parts.k,          parts.v,
+                        parts.slots,         parts.turns_stride, parts.ssm_stride, parts.k_stride,
+                        parts.v_stride};
+    args.grad_params = sums_there.gradients();
     mamba3_scan_backward(args, ctx_);
+    grad_rows_there.read_back();
+    angles_there.read_back();
+    grads_there.read_back();
+    sums_there.read_back();
     note_rows(grad_rows);
     note_params(sums);
     note_states(grads, angles);
-  }
-
-  static Mamba3ParamGradients zeros(Mamba3RefInputs<float>& sums) {
-    const auto data = [](Floats& v) {
-      std::fill(v.begin(), v.end(), 0.0f);
-      return v.data();
-    };
-    return {data(sums.dt_bias),    data(sums.skip),      data(sums.in_b_bias),
-            data(sums.out_c_bias), data(sums.in_b_norm), data(sums.out_c_norm),
-            data(sums.mimo_x),     data(sums.mimo_z),    data(sums.mimo_o),
-            data(sums.out_norm)};
   }
 
   void note_rows(const Floats& grad_rows) {
@@ -225,6 +272,9 @@ class OpGradients {
   Mamba3RefInputs<float> in_;  // all tokens
   std::vector<std::int32_t> slots_;
   std::vector<std::uint32_t> turns_;
+  std::optional<Mirror<const std::int64_t>> bounds_there_;
+  std::optional<Mirror<const std::int32_t>> slots_there_;
+  std::vector<Mirror<const float>> params_there_;
   GoldenGradients out_;
 };
 

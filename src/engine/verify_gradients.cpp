@@ -34,7 +34,7 @@ void verify_gradients(const Golden& golden, const VerifyOptions& options, Contex
     if (is_absent(name, expected, values)) continue;
     add(name, " (oracle)", judge(error_of(values, expected), 0, kGoldenRounding));
   }
-  if (options.dtype != ComputeDType::kF32 || ctx.gpu()) return;
+  if (options.dtype != ComputeDType::kF32) return;
   const GoldenGradients naive = plain_gradients<float>(golden);
   for (const auto& [name, values] : op_gradients(golden, ctx)) {
     const std::vector<double>& expected = golden.at("grad." + name);

@@ -7,7 +7,7 @@
 namespace mamba3 {
 
 // Adds a case for each gradient that the file holds; none if it holds none.
-// On a CPU in fp32 the ops' are held to the tolerance rule; the oracle always stands to its own.
+// In fp32 the ops' are held to the tolerance rule; the oracle always stands to its own.
 void verify_gradients(const Golden& golden, const VerifyOptions& options, Context& ctx,
                       VerifyReport& report);
 

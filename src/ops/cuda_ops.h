@@ -40,6 +40,8 @@ void global_norm_cuda(const GlobalNormArgs& args, Context& ctx);
 void linear_backward_cuda(const LinearBackwardArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_backward_cuda(const Mamba3ScanBackwardArgs& args, Context& ctx);
+std::size_t mamba3_scan_backward_workspace_bytes_cuda(const Mamba3ScanBackwardArgs& args,
+                                                      const Context& ctx);
 void mamba3_scan_cuda(const Mamba3ScanArgs& args, Context& ctx);
 void mamba3_step_cuda(const Mamba3StepArgs& args, Context& ctx);  // without a ring
 void mamba3_ring_step_cuda(const Mamba3StepArgs& args, Context& ctx);

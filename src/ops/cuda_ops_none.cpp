@@ -54,6 +54,10 @@ void linear_cuda(const LinearArgs&, Context&) {
 void mamba3_scan_backward_cuda(const Mamba3ScanBackwardArgs&, Context&) {
   refuse();
 }
+std::size_t mamba3_scan_backward_workspace_bytes_cuda(const Mamba3ScanBackwardArgs&,
+                                                      const Context&) {
+  refuse();
+}
 void mamba3_scan_cuda(const Mamba3ScanArgs&, Context&) {
   refuse();
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "io/tensor_file.h"
+#include "mamba3/device.h"
 #include "mamba3/error.h"
 
 namespace mamba3 {
@@ -72,6 +73,20 @@ TEST(Verify, EveryGradient) {
   expect_all_ok(report);
   // By the oracle and by the op.
   EXPECT_GT(std::count_if(report.cases.begin(), report.cases.end(), is_gradient), 500);
+}
+
+TEST(CudaVerify, EveryGradient) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU";
+  ContextOptions options;
+  options.device = {DeviceKind::kCuda, 0};
+  Context ctx(options);
+  const VerifyReport report =
+      verify_goldens({kGoldens}, VerifyOptions{ComputeDType::kF32, true}, ctx);
+  expect_all_ok(report);
+  const auto is_backward = [](const VerifyCase& c) {
+    return is_gradient(c) && c.tensor.ends_with(" (backward)");
+  };
+  EXPECT_GT(std::count_if(report.cases.begin(), report.cases.end(), is_backward), 200);
 }
 
 TEST(Verify, GradientsOnlyWhenAsked) {

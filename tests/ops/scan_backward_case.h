@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/mirror.h"
+#include "gpu_case.h"
 #include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
 #include "ops/mamba3_scan_backward/mamba3_scan_backward_ref.h"
 #include "scan_case.h"
@@ -62,10 +64,6 @@ struct ParamGradients {
     return {&dt_bias,    &skip,   &in_b_bias, &out_c_bias, &in_b_norm,
             &out_c_norm, &mimo_x, &mimo_z,    &mimo_o,     &out_norm};
   }
-  Mamba3ParamGradients pointers() {
-    return {dt_bias.data(),    skip.data(),   in_b_bias.data(), out_c_bias.data(), in_b_norm.data(),
-            out_c_norm.data(), mimo_x.data(), mimo_z.data(),    mimo_o.data(),     out_norm.data()};
-  }
   bool operator==(const ParamGradients& other) const {
     ParamGradients a = *this, b = other;
     const auto left = a.all(), right = b.all();
@@ -74,16 +72,23 @@ struct ParamGradients {
   }
 };
 
+// How the numbers are given that a GPU also takes in bf16.
+enum class BackwardTypes { kF32, kBf16 };
+
 struct BackwardOptions {
   int threads = 1;
   std::vector<std::int64_t> which;  // sequences in the order in which they are packed; empty: all
+  bool gpu = false;
+  BackwardTypes types = BackwardTypes::kF32;  // of z, x, grad_y and the gradients of columns
 };
 
 class BackwardRunner {
  public:
   BackwardRunner(const BackwardCase& data, const BackwardOptions& options)
       : data_(data),
-        ctx_({.threads = options.threads, .seed = 0, .log = {}}),
+        bf16_(options.types == BackwardTypes::kBf16),
+        inner_(data.dims.heads * data.dims.head_dim),
+        ctx_(options.gpu ? on_gpu() : with_threads(options.threads)),
         which_(options.which),
         states_(data.dims, std::ssize(data.inputs) + 1, kPadding),
         grads_(data.dims, std::ssize(data.inputs) + 1, kPadding),
@@ -110,54 +115,25 @@ class BackwardRunner {
   }
   template <class Change>
   std::vector<BackwardResult> run(ParamGradients& params, Change change) {
-    std::vector<std::int64_t> bounds{0};
-    for (const std::int64_t i : which_) bounds.push_back(bounds.back() + data_.inputs[i].tokens);
-    const std::int64_t tokens = bounds.back();
-    const std::int64_t inner = data_.dims.heads * data_.dims.head_dim;
-    Rows rows(data_.dims, tokens, kPadding);
-    Rows grad_rows(data_.dims, tokens, kPadding + 2);
-    std::vector<float> grad_y(static_cast<std::size_t>(tokens * (inner + kPadding)), kNan);
+    bounds_.assign(1, 0);
+    for (const std::int64_t i : which_) bounds_.push_back(bounds_.back() + data_.inputs[i].tokens);
+    Rows rows(data_.dims, bounds_.back(), kPadding);
+    Rows grad_rows(data_.dims, bounds_.back(), kPadding + 2);
+    std::vector<float> grad_y(static_cast<std::size_t>(bounds_.back() * y_stride()), kNan);
     for (std::size_t i = 0; i < which_.size(); ++i) {
-      for (std::int64_t row = bounds[i]; row < bounds[i + 1]; ++row) {
-        rows.put(row, data_.inputs[which_[i]], row - bounds[i]);
-        std::copy_n(data_.grad_y[which_[i]].begin() + (row - bounds[i]) * inner, inner,
-                    grad_y.begin() + row * (inner + kPadding));
+      for (std::int64_t row = bounds_[i]; row < bounds_[i + 1]; ++row) {
+        rows.put(row, data_.inputs[which_[i]], row - bounds_[i]);
+        std::copy_n(data_.grad_y[which_[i]].begin() + (row - bounds_[i]) * inner_, inner_,
+                    grad_y.begin() + row * y_stride());
       }
     }
     const std::vector<float> rows_before = rows.data;
     const Slots states_before = states_;
-    Mamba3ScanBackwardArgs args;
-    args.dims = data_.dims;
-    args.params = params_of(data_.inputs[0]);
-    args.columns = rows.columns(data_.dims);
-    args.cu_seqlens = bounds;
-    args.slots = slots_;
-    args.states = states_.states();
-    args.grad_y = TensorView<const float, 2>(grad_y.data(), {tokens, inner}, {inner + kPadding, 1});
-    args.grad_columns = split_column_gradients(grad_rows.data.data(), grad_rows.stride, data_.dims);
-    args.grad_states = state_gradients();
-    args.grad_params = params.pointers();
-    const std::size_t bytes = poison_workspace(args);
-    change(args);
-    mamba3_scan_backward(args, ctx_);
-    clean_ = clean_ && ctx_.workspace().peak_bytes() <= bytes + Arena::kAlignBytes;
+    call(rows, grad_rows, grad_y, params, change);
     clean_ = clean_ && same(rows.data, rows_before) && same(states_.ssm, states_before.ssm) &&
              same(states_.k, states_before.k) && same(states_.v, states_before.v) &&
              states_.turns == states_before.turns && grads_.padding_is_untouched();
-    std::vector<BackwardResult> out(which_.size());
-    const std::int64_t width = grad_rows.stride - kPadding - 2;
-    for (std::size_t i = 0; i < which_.size(); ++i) {
-      for (std::int64_t row = bounds[i]; row < bounds[i + 1]; ++row) {
-        const auto begin = grad_rows.data.begin() + row * grad_rows.stride;
-        out[i].columns.insert(out[i].columns.end(), begin, begin + width);
-        clean_ = clean_ && all_nan(begin + width, begin + grad_rows.stride);
-      }
-      out[i].state = grads_.get(slots_[i]);
-      const auto angle = grad_angles_.begin() + slots_[i] * angle_stride_;
-      out[i].state.angle.assign(angle, angle + angle_stride_ - kPadding);
-      clean_ = clean_ && all_nan(angle + angle_stride_ - kPadding, angle + angle_stride_);
-    }
-    return out;
+    return results(grad_rows);
   }
   // Nothing outside was written, and no more workspace taken than the query says.
   bool clean() const { return clean_; }
@@ -169,11 +145,143 @@ class BackwardRunner {
   static bool all_nan(Iterator begin, Iterator end) {
     return std::all_of(begin, end, [](float v) { return std::isnan(v); });
   }
+  std::int64_t y_stride() const { return inner_ + kPadding; }
+  std::int64_t tokens() const { return bounds_.back(); }
 
-  Mamba3StateGradients state_gradients() {
-    const Mamba3States parts = grads_.states();
+  // Slots on the device of the Context.
+  struct DeviceSlots {
+    Mirror<std::uint32_t> turns;
+    Mirror<float> ssm, k, v;
+
+    DeviceSlots(Context& ctx, Slots& slots)
+        : turns(slots.turns, ctx), ssm(slots.ssm, ctx), k(slots.k, ctx), v(slots.v, ctx) {}
+    Mamba3States states(Slots& slots) {
+      Mamba3States out = slots.states();
+      out.turns = turns.data();
+      out.ssm = ssm.data();
+      out.k = k.data();
+      out.v = v.data();
+      return out;
+    }
+    void read_back() {
+      turns.read_back();
+      ssm.read_back();
+      k.read_back();
+      v.read_back();
+    }
+  };
+
+  // The gradients of parameters, likewise.
+  struct DeviceParams {
+    std::vector<std::unique_ptr<Mirror<float>>> parts;
+
+    DeviceParams(Context& ctx, ParamGradients& params) {
+      for (auto* part : params.all()) parts.push_back(std::make_unique<Mirror<float>>(*part, ctx));
+    }
+    Mamba3ParamGradients pointers() {
+      const auto at = [&](std::size_t i) { return parts[i]->data(); };
+      return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9)};
+    }
+  };
+
+  // What is given in bf16, its rows as far apart as the others'.
+  struct NarrowRows {
+    std::vector<Bf16> in, y, out;
+    Mirror<Bf16> in_at, y_at, out_at;
+
+    NarrowRows(Context& ctx, const std::vector<float>& rows, const std::vector<float>& grad_y,
+               std::size_t gradients)
+        : in(narrow(rows)),
+          y(narrow(grad_y)),
+          out(gradients, to_bf16(kNan)),
+          in_at(in, ctx),
+          y_at(y, ctx),
+          out_at(out, ctx) {}
+    static std::vector<Bf16> narrow(const std::vector<float>& from) {
+      std::vector<Bf16> to;
+      for (const float v : from) to.push_back(to_bf16(v));
+      return to;
+    }
+  };
+
+  template <class Change>
+  void call(Rows& rows, Rows& grad_rows, std::vector<float>& grad_y, ParamGradients& params,
+            Change change) {
+    Mirror<float> rows_at(rows.data, ctx_), grad_rows_at(grad_rows.data, ctx_);
+    Mirror<float> grad_y_at(grad_y, ctx_), angles_at(grad_angles_, ctx_);
+    const Mirror<const std::int64_t> bounds_at(bounds_, ctx_);
+    const Mirror<const std::int32_t> slots_at(slots_, ctx_);
+    DeviceSlots states_at(ctx_, states_), grads_at(ctx_, grads_);
+    DeviceParams params_at(ctx_, params);
+    Mamba3ScanBackwardArgs args;
+    args.dims = data_.dims;
+    std::unique_ptr<GpuParams> layer;
+    if (ctx_.gpu()) layer = std::make_unique<GpuParams>(ctx_, data_.inputs[0]);
+    args.params = layer ? layer->params : params_of(data_.inputs[0]);
+    args.columns = split_columns(rows_at.data(), rows.stride, data_.dims);
+    args.cu_seqlens = bounds_at.span();
+    args.slots = slots_at.span();
+    args.states = states_at.states(states_);
+    args.grad_y = TensorView<const float, 2>(grad_y_at.data(), {tokens(), inner_}, {y_stride(), 1});
+    args.grad_columns = split_column_gradients(grad_rows_at.data(), grad_rows.stride, data_.dims);
+    args.grad_states = state_gradients(grads_at.states(grads_), angles_at.data());
+    args.grad_params = params_at.pointers();
+    std::unique_ptr<NarrowRows> narrow;
+    if (bf16_) {
+      narrow = std::make_unique<NarrowRows>(ctx_, rows.data, grad_y, grad_rows.data.size());
+      give_bf16(*narrow, rows.stride, grad_rows.stride, args);
+    }
+    const std::size_t bytes = poison_workspace(args);
+    change(args);
+    mamba3_scan_backward(args, ctx_);
+    clean_ = clean_ && ctx_.workspace().peak_bytes() <= bytes + Arena::kAlignBytes;
+    rows_at.read_back();
+    grad_rows_at.read_back();
+    angles_at.read_back();
+    states_at.read_back();
+    grads_at.read_back();
+    for (const auto& part : params_at.parts) part->read_back();
+    if (!bf16_) return;
+    narrow->out_at.read_back();
+    for (std::size_t i = 0; i < narrow->out.size(); ++i) {
+      grad_rows.data[i] = to_float(narrow->out[i]);
+    }
+  }
+
+  void give_bf16(NarrowRows& narrow, std::int64_t stride, std::int64_t grad_stride,
+                 Mamba3ScanBackwardArgs& args) const {
+    args.bf16_products = true;
+    args.columns.z = args.columns.x = nullptr;
+    args.columns.z_bf16 = narrow.in_at.data();
+    args.columns.x_bf16 = narrow.in_at.data() + inner_;
+    args.columns.zx_stride = stride;
+    args.grad_y =
+        TensorView<const Bf16, 2>(narrow.y_at.data(), {tokens(), inner_}, {y_stride(), 1});
+    args.grad_columns = {};
+    args.grad_columns.row_stride = grad_stride;
+    args.grad_columns.rows_bf16 = narrow.out_at.data();
+  }
+
+  std::vector<BackwardResult> results(const Rows& grad_rows) {
+    std::vector<BackwardResult> out(which_.size());
+    const std::int64_t width = grad_rows.stride - kPadding - 2;
+    for (std::size_t i = 0; i < which_.size(); ++i) {
+      for (std::int64_t row = bounds_[i]; row < bounds_[i + 1]; ++row) {
+        const auto begin = grad_rows.data.begin() + row * grad_rows.stride;
+        out[i].columns.insert(out[i].columns.end(), begin, begin + width);
+        clean_ = clean_ && all_nan(begin + width, begin + grad_rows.stride);
+      }
+      out[i].state = grads_.get(slots_[i]);
+      const auto angle = grad_angles_.begin() + slots_[i] * angle_stride_;
+      out[i].state.angle.assign(angle, angle + angle_stride_ - kPadding);
+      clean_ = clean_ && all_nan(angle + angle_stride_ - kPadding, angle + angle_stride_);
+    }
+    return out;
+  }
+
+  Mamba3StateGradients state_gradients(const Mamba3States& parts, float* angle) const {
     Mamba3StateGradients out;
-    out.angle = grad_angles_.data();
+    out.angle = angle;
     out.ssm = parts.ssm;
     out.k = parts.k;
     out.v = parts.v;
@@ -190,13 +298,21 @@ class BackwardRunner {
     const std::size_t bytes = mamba3_scan_backward_workspace_bytes(args, ctx_);
     ArenaScope scope(ctx_.workspace());
     auto* memory = scope.allocate<std::byte>(static_cast<std::int64_t>(bytes));
-    std::memset(memory, 0xff, bytes);
+    if (ctx_.gpu()) {
+      const std::vector<std::byte> ones(bytes, std::byte{0xff});
+      if (bytes > 0) ctx_.gpu()->copy_in(memory, ones.data(), bytes);
+    } else {
+      std::memset(memory, 0xff, bytes);
+    }
     return bytes;
   }
 
   const BackwardCase& data_;
+  bool bf16_;
+  std::int64_t inner_;
   Context ctx_;
   std::vector<std::int64_t> which_;
+  std::vector<std::int64_t> bounds_;
   std::vector<std::int32_t> slots_;
   Slots states_;
   Slots grads_;  // its turns are not used

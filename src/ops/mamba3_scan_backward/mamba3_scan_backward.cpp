@@ -265,17 +265,20 @@ void check_stride(const char* name, std::int64_t stride, std::int64_t least, std
 void check_column_gradients(const Mamba3Dims& dims, const Mamba3ColumnGradients& grads,
                             std::int64_t rows) {
   if (rows == 0) return;
-  check_gradient("z column", grads.z);
-  check_gradient("x column", grads.x);
-  check_gradient("B column", grads.in_b);
-  check_gradient("C column", grads.out_c);
-  check_gradient("dt column", grads.dt_raw);
-  check_gradient("A column", grads.decay_raw);
-  check_gradient("trap column", grads.trap_raw);
-  check_gradient("angle column", grads.angle_raw, dims.angle_columns() > 0);
-  const std::int64_t widest =
-      std::max(dims.heads * dims.head_dim, dims.rank * dims.groups * dims.state);
-  check_stride("the row stride of the columns' gradients", grads.row_stride, widest, rows);
+  const bool bf16 = grads.rows_bf16 != nullptr;
+  check_gradient("z column", grads.z, !bf16);
+  check_gradient("x column", grads.x, !bf16);
+  check_gradient("B column", grads.in_b, !bf16);
+  check_gradient("C column", grads.out_c, !bf16);
+  check_gradient("dt column", grads.dt_raw, !bf16);
+  check_gradient("A column", grads.decay_raw, !bf16);
+  check_gradient("trap column", grads.trap_raw, !bf16);
+  check_gradient("angle column", grads.angle_raw, !bf16 && dims.angle_columns() > 0);
+  const std::int64_t inner = dims.heads * dims.head_dim;
+  const std::int64_t shared = dims.rank * dims.groups * dims.state;
+  const std::int64_t least = bf16 ? 2 * inner + 2 * shared + 3 * dims.heads + dims.angle_columns()
+                                  : std::max(inner, shared);
+  check_stride("the row stride of the columns' gradients", grads.row_stride, least, rows);
 }
 
 void check_param_gradients(const Mamba3Dims& dims, const Mamba3ParamGradients& grads) {
@@ -292,7 +295,7 @@ void check_param_gradients(const Mamba3Dims& dims, const Mamba3ParamGradients& g
 }
 
 void check_state_gradients(const Mamba3Dims& dims, const Mamba3StateGradients& grads,
-                           std::span<const std::int32_t> slots) {
+                           std::span<const std::int32_t> slots, const Context& ctx) {
   if (slots.empty()) return;
   check_gradient("angle state", grads.angle, dims.angles > 0);
   check_gradient("ssm state", grads.ssm);
@@ -303,16 +306,18 @@ void check_state_gradients(const Mamba3Dims& dims, const Mamba3StateGradients& g
   check_stride("ssm_stride", grads.ssm_stride, inner * dims.state, grads.slots);
   check_stride("k_stride", grads.k_stride, dims.rank * dims.heads * dims.state, grads.slots);
   check_stride("v_stride", grads.v_stride, inner, grads.slots);
+  if (ctx.gpu()) return;  // the slots lie in its memory; the caller has checked them
   const std::int32_t highest = *std::max_element(slots.begin(), slots.end());
   check_input(highest < grads.slots, "slots go up to ", highest, " and gradients have ",
               grads.slots, " slots; expected one for each");
 }
 
-void check_bounds(const Mamba3ScanBackwardArgs& args, std::int64_t tokens) {
+void check_bounds(const Mamba3ScanBackwardArgs& args, std::int64_t tokens, const Context& ctx) {
   const auto sequences = static_cast<std::int64_t>(args.slots.size());
   const auto bounds = static_cast<std::int64_t>(args.cu_seqlens.size());
   check_input(bounds == sequences + 1, "cu_seqlens has ", bounds, " entries with ", sequences,
               " slots; expected one more than slots");
+  if (ctx.gpu()) return;  // likewise
   check_input(args.cu_seqlens[0] == 0, "cu_seqlens starts with ", args.cu_seqlens[0],
               "; expected 0");
   for (std::int64_t i = 0; i < sequences; ++i) {
@@ -324,19 +329,29 @@ void check_bounds(const Mamba3ScanBackwardArgs& args, std::int64_t tokens) {
               args.cu_seqlens[sequences], "; expected ", tokens, ", the rows of grad_y");
 }
 
+// What only a GPU takes, and only where products may be rounded.
+void check_types(const Mamba3ScanBackwardArgs& args, const Context& ctx) {
+  const bool takes_bf16 = ctx.gpu() && args.bf16_products;
+  check_input(takes_bf16 || args.columns.z_bf16 == nullptr,
+              "mamba3_scan_backward: z and x are bf16; expected fp32");
+  check_input(takes_bf16 || args.grad_columns.rows_bf16 == nullptr,
+              "mamba3_scan_backward: the gradients of columns are bf16; expected fp32");
+  check_input(takes_bf16 || !args.grad_y.is_bf16(),
+              "mamba3_scan_backward: the gradient of y is bf16; expected fp32");
+}
+
 void check_args(const Mamba3ScanBackwardArgs& args, Context& ctx) {
   check_dims(args.dims);
   check_params(args.dims, args.params);
   const std::int64_t tokens = args.grad_y.shape[0];
-  check_bounds(args, tokens);
+  check_types(args, ctx);
+  check_bounds(args, tokens, ctx);
   check_columns(args.dims, args.columns, tokens);
-  check_input(args.columns.z_bf16 == nullptr,
-              "mamba3_scan_backward: z and x are bf16; expected fp32");
   check_states(args.dims, args.states, args.slots, ctx);
   check_scan_output(args.dims, args.grad_y, tokens);
   check_column_gradients(args.dims, args.grad_columns, tokens);
   check_param_gradients(args.dims, args.grad_params);
-  check_state_gradients(args.dims, args.grad_states, args.slots);
+  check_state_gradients(args.dims, args.grad_states, args.slots, ctx);
 }
 
 }  // namespace
@@ -365,6 +380,7 @@ std::int64_t mamba3_scan_backward_slab_tokens(const Mamba3Dims& dims) {
 
 std::size_t mamba3_scan_backward_workspace_bytes(const Mamba3ScanBackwardArgs& args,
                                                  const Context& ctx) {
+  if (ctx.gpu()) return mamba3_scan_backward_workspace_bytes_cuda(args, ctx);
   const BackwardSizes sizes(args.dims);
   Carver measure(nullptr);
   const Workspace workspace(args, sizes, largest_group(args, sizes), ctx.threads(), measure);

@@ -1,7 +1,8 @@
 // The backward pass of mamba3_scan: from the gradient of what it wrote to that of what it read.
 //
-// Nothing but the scan's own inputs is kept from the forward pass. The call is worked off in slabs
-// of tokens, and the states that a slab needs are computed again.
+// Nothing but the scan's own inputs is kept from the forward pass: the states that it needs are
+// computed again. The call is worked off in parts, slabs of tokens on a CPU and some heads at a
+// time on a GPU, so that they take little memory.
 //
 // Formulas: docs/SEMANTICS.md, section 9.
 #pragma once
