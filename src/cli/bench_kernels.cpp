@@ -6,8 +6,10 @@
 #include "cli/bench_model.h"
 #include "cli/bench_timing.h"
 #include "core/check.h"
+#include "ops/cross_entropy/cross_entropy.h"
 #include "ops/embedding/embedding.h"
 #include "ops/linear/fused_linear.h"
+#include "ops/linear_backward/linear_backward.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/swiglu/swiglu.h"
 
@@ -69,6 +71,13 @@ class KernelBench {
     if (step) run_linear({"head", head, false, false, false, false, 0}, path);
   }
 
+  // As training calls them, both gradients at once.
+  void run_linears_backward(std::int64_t rows) {
+    const char* const names[] = {"in_proj", "out_proj", "fc1", "fc2"};
+    const std::vector<GemmShape> gemms = layer_gemms(model_config_, rows);
+    for (std::size_t i = 0; i < gemms.size(); ++i) run_linear_backward(names[i], gemms[i]);
+  }
+
   void run_scan(const std::string& what, const std::vector<std::int64_t>& lengths) {
     std::int64_t tokens = 0;
     for (const std::int64_t length : lengths) tokens += length;
@@ -100,6 +109,25 @@ class KernelBench {
     run_step(batch, layer_.has_ring() ? 1 : 0, "");
     if (!layer_.has_ring() || batch < kSmallest) return;
     for (const std::int64_t ring : {8, 16}) run_step(batch, ring, str("/ring=", ring));
+  }
+
+  // The head, the loss and their gradients.
+  void run_cross_entropy(std::int64_t rows) {
+    const std::int64_t d = model_config_.width, v = model_config_.padded_vocab();
+    const bool narrow = layer_.has_bf16_activations();
+    BenchMemory memory(ctx_);
+    CrossEntropyArgs args;
+    args.x = memory.random_matrix(rows, d, narrow);
+    args.w = rows_of(memory.random_bf16(v * d), v, d);
+    args.targets = memory.place(random_ids(rows));
+    args.sums = reinterpret_cast<CrossEntropySums*>(memory.floats(sizeof(CrossEntropySums)));
+    args.grad_x = memory.random_matrix(rows, d, narrow);
+    args.grad_w = memory.random_rows(v, d);
+    args.compute = compute_;
+    const double seconds =
+        time_calls(ctx_, options_.repeat, [&](std::int64_t) { cross_entropy(args, ctx_); });
+    const double flops = 3 * GemmShape{rows, v, d}.flops();
+    add(str("cross_entropy/rows=", rows), seconds, {{}, flops, ceilings_.product_seconds(flops)});
   }
 
   void run_rows(std::int64_t rows) {
@@ -158,6 +186,22 @@ class KernelBench {
     add(str("linear/", product.name, "/rows=", gemm.m), seconds, bound);
   }
 
+  void run_linear_backward(const char* name, const GemmShape& gemm) {
+    const bool narrow = layer_.has_bf16_activations();
+    BenchMemory memory(ctx_);
+    LinearBackwardArgs args;
+    args.x = memory.random_matrix(gemm.m, gemm.k, narrow);
+    args.w = rows_of(memory.random_bf16(gemm.n * gemm.k), gemm.n, gemm.k);
+    args.grad_y = memory.random_matrix(gemm.m, gemm.n, narrow);
+    args.grad_x = memory.random_matrix(gemm.m, gemm.k, narrow);
+    args.grad_w = memory.random_rows(gemm.n, gemm.k);
+    args.compute = compute_;
+    const double seconds =
+        time_calls(ctx_, options_.repeat, [&](std::int64_t) { linear_backward(args, ctx_); });
+    add(str("linear_backward/", name, "/rows=", gemm.m), seconds,
+        {{}, 2 * gemm.flops(), 2 * ceilings_.product_seconds(gemm)});
+  }
+
   // With bf16 activations nothing waits to be added: products have added it themselves.
   void run_rms_norm(std::int64_t rows, std::int64_t d) {
     const std::int64_t copies = copies_beyond_caches(8 * rows * d);
@@ -199,12 +243,7 @@ class KernelBench {
     BenchMemory memory(ctx_);
     const auto* const numbers = memory.random_bf16(v * d);
     const TensorRef table{reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {v, d}};
-    std::vector<std::int32_t> ids;
-    for (std::int64_t i = 0; i < copies * rows; ++i) {
-      const double draw = uniform_draw(ctx_.seed(), 1, static_cast<std::uint64_t>(i));
-      ids.push_back(static_cast<std::int32_t>(draw * static_cast<double>(model_config_.vocab)));
-    }
-    const std::span<const std::int32_t> placed = memory.place(ids);
+    const std::span<const std::int32_t> placed = memory.place(random_ids(copies * rows));
     const TensorView<float, 2> y(memory.floats(copies * rows * d), {copies * rows, d});
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
       const std::int64_t at = call % copies * rows;
@@ -216,6 +255,15 @@ class KernelBench {
     add_moved(str("embedding/rows=", rows), seconds, {2 * elements, 4 * elements});
   }
 
+  std::vector<std::int32_t> random_ids(std::int64_t count) const {
+    std::vector<std::int32_t> ids;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double draw = uniform_draw(ctx_.seed(), 1, static_cast<std::uint64_t>(i));
+      ids.push_back(static_cast<std::int32_t>(draw * static_cast<double>(model_config_.vocab)));
+    }
+    return ids;
+  }
+
   void add_moved(const std::string& what, double seconds, const Traffic& traffic) {
     add(what, seconds, {traffic, 0, ceilings_.memory_seconds(traffic)});
   }
@@ -225,7 +273,7 @@ class KernelBench {
     row.name = prefix_ + what;
     row.value = 1e6 * seconds;
     row.unit = "us";
-    row.bytes = bound.traffic.bytes();
+    if (bound.traffic.bytes() > 0) row.bytes = bound.traffic.bytes();
     if (bound.flops > 0) row.flops = bound.flops;
     row.ceiling = 1e6 * bound.seconds;
     report_.add(row);
@@ -271,6 +319,8 @@ void bench_kernels(const BenchOptions& options, BenchReport& report, Context& ct
     for (const std::int64_t tokens :
          or_else(options.tokens, gpu ? Numbers{2048, 16384} : Numbers{2048})) {
       bench.run_linears(tokens, LinearPath::kGemm);
+      bench.run_linears_backward(tokens);
+      if (gpu) bench.run_cross_entropy(tokens);
       bench.run_rows(tokens);
     }
     run_scans(options, bench, ctx);

@@ -25,7 +25,7 @@ ModelConfig chosen_config(const InitOptions& options) {
          " of --preset and --config are given; expected exactly one; choose a size");
   }
   ModelConfig config =
-      options.preset.empty() ? read_config(options.config) : preset(options.preset);
+      options.preset.empty() ? read_new_config(options.config) : preset(options.preset);
   check_config(config);
   const auto activation = load_options(options.common).a_activation;
   if (activation) config.mixer.a_activation = *activation;

@@ -125,30 +125,55 @@ Values absolute(const Values& paths) {
   return out;
 }
 
-// By names of options.
-std::map<std::string, Values> recorded(const TrainStart& start) {
+// Values by names of options.
+using Options = std::map<std::string, Values>;
+
+template <class T>
+void put(Options& to, const char* name, const T& value) {
+  to[name] = {Json(value).dump()};
+}
+
+void put_texts(Options& to, const TrainData& data) {
+  if (!data.files.empty()) to["data"] = data.files;
+  if (!data.held_out.empty()) to["valid"] = data.held_out;
+  if (data.held_out_share > 0) put(to, "valid-split", data.held_out_share);
+  to["separator"] = {data.format.separator};
+  to["json-key"] = {data.format.json_key};
+}
+
+void put_task(Options& to, const TaskOptions& task) {
+  to["task"] = {task_name(task.task)};
+  std::string stages;
+  for (const std::int64_t longest : task.stages) stages += str(stages.empty() ? "" : ",", longest);
+  to["stages"] = {stages};
+  put(to, "stage-steps", task.stage_steps);
+  put(to, "min-length", task.min_length);
+  put(to, "eval-length", task.eval_length);
+  if (!task.multiplication) to["no-multiplication"] = {"true"};
+}
+
+Options recorded(const TrainStart& start) {
   const TrainRecord& record = start.record;
-  std::map<std::string, Values> out;
+  Options out;
   const Json options = to_json(record.options);
   for (const auto& [key, value] : options.items()) {
     out[as_option_name(key)] = {value.is_string() ? value.get<std::string>() : value.dump()};
   }
-  const auto number = [&](const char* name, auto value) { out[name] = {Json(value).dump()}; };
-  number("eval-every", record.rhythm.eval_every);
-  number("eval-blocks", record.rhythm.eval_blocks);
-  number("save-every", record.rhythm.save_every);
-  number("keep", record.rhythm.keep);
-  if (!record.data.files.empty()) out["data"] = record.data.files;
-  if (!record.data.held_out.empty()) out["valid"] = record.data.held_out;
-  if (record.data.held_out_share > 0) number("valid-split", record.data.held_out_share);
-  out["separator"] = {record.data.format.separator};
-  out["json-key"] = {record.data.format.json_key};
+  put(out, "eval-every", record.rhythm.eval_every);
+  put(out, "eval-blocks", record.rhythm.eval_blocks);
+  put(out, "save-every", record.rhythm.save_every);
+  put(out, "keep", record.rhythm.keep);
+  if (record.task) {
+    put_task(out, *record.task);
+  } else {
+    put_texts(out, record.data);
+  }
   out["output"] = {fs::absolute(start.folder).string()};
   return out;
 }
 
-std::map<std::string, Values> given(const CLI::App& app) {
-  std::map<std::string, Values> out;
+Options given(const CLI::App& app) {
+  Options out;
   for (const CLI::Option* option : app.get_options()) {
     if (option->count() == 0) continue;
     out[name_of(*option)] = names_path(*option) ? absolute(option->results()) : option->results();
@@ -157,8 +182,8 @@ std::map<std::string, Values> given(const CLI::App& app) {
 }
 
 // A training that was made without the file, or whose file cannot be read, has none.
-std::map<std::string, Values> before(const fs::path& folder) {
-  std::map<std::string, Values> out;
+Options before(const fs::path& folder) {
+  Options out;
   try {
     for (const RunFileEntry& entry : read_run_file(folder / kRunFileName)) {
       out[as_option_name(entry.key)] = entry.values;
@@ -180,10 +205,13 @@ void apply_run_file(CLI::App& app, const fs::path& path) {
 }
 
 void write_run_file(const CLI::App& app, const TrainCommand& command, const TrainStart& start) {
-  std::map<std::string, Values> values = recorded(start);
+  Options values = recorded(start);
   values.merge(given(app));
   if (!command.resume.empty()) values.merge(before(command.resume));
-  values.erase("resume");  // the file is for a training of its own
+  values.erase("resume");   // the file is for a training of its own
+  if (start.record.task) {  // which decides these
+    for (const char* name : {"steps", "length", "tokenizer"}) values.erase(name);
+  }
   std::vector<RunFileEntry> entries;
   for (const CLI::Option* option : app.get_options()) {
     const std::string name = name_of(*option);

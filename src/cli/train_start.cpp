@@ -54,7 +54,7 @@ void begin_from_scratch(const TrainCommand& command, TrainStart& start) {
   const bool by_name = !command.preset.empty(), task = !command.task.name.empty();
   start.config = task      ? task_model(command.task, command.config)
                  : by_name ? preset(command.preset)
-                           : read_config(command.config);
+                           : read_new_config(command.config);
   // A preset's vocabulary is only that of the authors' tokenizer.
   if (by_name) start.config.vocab = Tokenizer::load(start.tokenizer)->vocab();
   const auto activation = load_options(command.common).a_activation;

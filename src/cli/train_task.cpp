@@ -98,7 +98,7 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
   const Task task = task_named(command.name);
   ModelConfig config;
   if (!file.empty()) {
-    config = read_config(file);
+    config = read_new_config(file);
   } else {
     config.width = 64;
     config.layers = task == Task::kParity ? 1 : 3;

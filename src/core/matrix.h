@@ -58,4 +58,14 @@ struct BasicMatrix {
 using Matrix = BasicMatrix<false>;
 using ConstMatrix = BasicMatrix<true>;
 
+// Weights [n, k], bf16 or fp32, contiguous.
+inline ConstMatrix matrix_of(const TensorRef& w) {
+  ConstMatrix out;
+  out.data = w.data;
+  out.dtype = w.dtype;
+  out.shape = {w.shape[0], w.shape[1]};
+  out.stride = {w.shape[1], 1};
+  return out;
+}
+
 }  // namespace mamba3

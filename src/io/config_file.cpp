@@ -1,10 +1,12 @@
 #include "io/config_file.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
 
 #include "core/check.h"
+#include "core/nearest.h"
 #include "core/quote.h"
 #include "io/bytes.h"
 #include "io/json.h"
@@ -58,6 +60,7 @@ class Fields {
     return value->get<std::string>();
   }
   const json* find(const char* key) const {
+    asked_.emplace_back(key);
     const auto found = object_.find(key);
     return found == object_.end() ? nullptr : &*found;
   }
@@ -65,10 +68,20 @@ class Fields {
     fail(ErrorCode::kBadInput, origin_, ": ", key, " is ", shown(value), ", a JSON ",
          value.type_name(), "; expected ", expected, "; correct the file");
   }
+  // Keys that nobody has asked for, but whose names are nearly those of some.
+  void refuse_misspelt() const {
+    for (const auto& [key, value] : object_.items()) {
+      if (std::ranges::find(asked_, key) != asked_.end()) continue;
+      const std::string nearest = nearest_name(key, asked_);
+      check_input(nearest.empty(), origin_, " has a key ", quote(key),
+                  " that means nothing; expected known keys; perhaps ", nearest);
+    }
+  }
 
  private:
   const json& object_;
   std::string origin_;
+  mutable std::vector<std::string> asked_;
 };
 
 void check_layer_type(const std::optional<std::string>& layer, const std::string& origin) {
@@ -92,7 +105,7 @@ Rope parse_rope(const Fields& fields, const std::string& origin) {
   }
 }
 
-Mamba3Config parse_mixer(const json& object, const std::string& origin) {
+Mamba3Config parse_mixer(const json& object, const std::string& origin, bool by_hand) {
   const Fields fields(object, origin + ": ssm_cfg");
   check_layer_type(fields.text("layer"), origin);
   Mamba3Config mixer;
@@ -119,6 +132,7 @@ Mamba3Config parse_mixer(const json& object, const std::string& origin) {
                   "; expected \"heavy-tail\" or \"softplus\"; correct the file");
     }
   }
+  if (by_hand) fields.refuse_misspelt();
   return mixer;
 }
 
@@ -158,12 +172,12 @@ std::vector<std::int32_t> read_eos_ids(const std::filesystem::path& path) {
 
 }  // namespace
 
-ModelConfig parse_config(const std::string& json_text, const std::string& origin) {
+ModelConfig parse_config(const std::string& json_text, const std::string& origin, bool by_hand) {
   const json document = parse_json_limited(json_text, origin);
   const Fields fields(document, origin);
   const json* ssm = fields.find("ssm_cfg");
   ModelConfig config;
-  config.mixer = parse_mixer(ssm == nullptr ? json::object() : *ssm, origin);
+  config.mixer = parse_mixer(ssm == nullptr ? json::object() : *ssm, origin, by_hand);
   refuse_other_architectures(fields, origin);
   config.width = fields.integer("d_model", config.width);
   config.layers = fields.integer("n_layer", config.layers);
@@ -174,6 +188,7 @@ ModelConfig parse_config(const std::string& json_text, const std::string& origin
   const bool can_round = hidden < std::numeric_limits<std::int64_t>::max() - kMlpMultiple;
   config.mlp_hidden =
       hidden > 0 && can_round ? (hidden + kMlpMultiple - 1) / kMlpMultiple * kMlpMultiple : hidden;
+  if (by_hand) fields.refuse_misspelt();
   try {
     check_config(config);
   } catch (const Error& error) {
@@ -185,6 +200,11 @@ ModelConfig parse_config(const std::string& json_text, const std::string& origin
 ModelConfig read_config(const std::filesystem::path& path) {
   const std::shared_ptr<const MappedFile> file = MappedFile::open(path);
   return parse_config(std::string(text_of(file->bytes())), quote(path.string()));
+}
+
+ModelConfig read_new_config(const std::filesystem::path& path) {
+  const std::shared_ptr<const MappedFile> file = MappedFile::open(path);
+  return parse_config(std::string(text_of(file->bytes())), quote(path.string()), true);
 }
 
 void fit_mlp_to_weights(ModelConfig& config, const std::map<std::string, TensorRef>& tensors) {

@@ -16,7 +16,11 @@ namespace mamba3 {
 // fc1.weight, where there is one, is the true one. Refuses other layer types ("this is Mamba-1/2:
 // not supported yet"), attention layers, LayerNorm, bad types and ranges.
 ModelConfig read_config(const std::filesystem::path& path);
-ModelConfig parse_config(const std::string& json_text, const std::string& origin);
+// The same for a model that is to be made: a key that means nothing, but whose name is nearly that
+// of one that does, is refused. Released checkpoints have many other keys, so they are not asked.
+ModelConfig read_new_config(const std::filesystem::path& path);
+ModelConfig parse_config(const std::string& json_text, const std::string& origin,
+                         bool by_hand = false);
 // Takes the MLP's width from fc1.weight: the package rounds it, and releases differ in how; the
 // tensor knows.
 void fit_mlp_to_weights(ModelConfig& config, const std::map<std::string, TensorRef>& tensors);

@@ -29,6 +29,7 @@ namespace mamba3 {
 constexpr std::int64_t kScanGridTokensCuda = 256;
 
 void adamw_cuda(const AdamwArgs& args, Context& ctx);
+std::size_t cross_entropy_workspace_bytes_cuda(const CrossEntropyArgs& args, const Context& ctx);
 void cross_entropy_cuda(const CrossEntropyArgs& args, Context& ctx);
 std::size_t embedding_backward_workspace_bytes_cuda(const EmbeddingBackwardArgs& args);
 void embedding_backward_cuda(const EmbeddingBackwardArgs& args, Context& ctx);
@@ -37,6 +38,7 @@ bool fused_linear_takes_cuda(const FusedLinearArgs& args, const Context& ctx);
 void fused_linear_cuda(const FusedLinearArgs& args, Context& ctx);
 void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx);
 void global_norm_cuda(const GlobalNormArgs& args, Context& ctx);
+std::size_t linear_backward_workspace_bytes_cuda(const LinearBackwardArgs& args);
 void linear_backward_cuda(const LinearBackwardArgs& args, Context& ctx);
 void linear_cuda(const LinearArgs& args, Context& ctx);
 void mamba3_scan_backward_cuda(const Mamba3ScanBackwardArgs& args, Context& ctx);

@@ -21,6 +21,9 @@ double measured_gemm_rate_cuda(const GemmShape&, Compute, Context&) {
 void adamw_cuda(const AdamwArgs&, Context&) {
   refuse();
 }
+std::size_t cross_entropy_workspace_bytes_cuda(const CrossEntropyArgs&, const Context&) {
+  refuse();
+}
 void cross_entropy_cuda(const CrossEntropyArgs&, Context&) {
   refuse();
 }
@@ -43,6 +46,9 @@ void gather_rows_cuda(const GatherRowsArgs&, Context&) {
   refuse();
 }
 void global_norm_cuda(const GlobalNormArgs&, Context&) {
+  refuse();
+}
+std::size_t linear_backward_workspace_bytes_cuda(const LinearBackwardArgs&) {
   refuse();
 }
 void linear_backward_cuda(const LinearBackwardArgs&, Context&) {

@@ -36,7 +36,8 @@ bool MetricsHistory::add(const nlohmann::json& line) {
   const auto step = line["step"].get<std::int64_t>();
   const double before = steps.empty() ? 0 : steps.back().tokens;
   if (line.contains("held_out")) {
-    evaluations.push_back({step, before, number_in(line, "held_out")});
+    evaluations.push_back(
+        {step, before, number_in(line, "held_out"), number_in(line, "held_out_accuracy")});
     return true;
   }
   if (!line.contains("loss")) return false;

@@ -20,7 +20,7 @@ struct StepFigures {
 struct HeldOutFigure {
   std::int64_t step = 0;
   double tokens = 0;  // read before it
-  double loss = 0;
+  double loss = 0, accuracy = 0;
 };
 struct MetricsHistory {
   std::vector<StepFigures> steps;

@@ -90,12 +90,13 @@ ChartCurve smoothed(const std::string& name, const std::vector<StepFigures>& ste
   return curve;
 }
 
-ChartCurve held_out(const std::vector<HeldOutFigure>& evaluations, Over over) {
+ChartCurve held_out(const std::string& name, const std::vector<HeldOutFigure>& evaluations,
+                    Over over, double HeldOutFigure::*figure) {
   ChartCurve curve;
-  curve.name = "held out";
+  curve.name = name;
   curve.color = 2;
   curve.marked = true;
-  for (const HeldOutFigure& e : evaluations) curve.points.push_back({at(e, over), e.loss});
+  for (const HeldOutFigure& e : evaluations) curve.points.push_back({at(e, over), e.*figure});
   return curve;
 }
 
@@ -106,7 +107,9 @@ std::string charts(const MetricsHistory& history, Over over) {
   };
   Chart loss{axis + "-loss", "Loss, nats per token", axis, {}};
   loss.curves.push_back(curve("training, smoothed", [](auto& s) { return s.loss; }));
-  if (!history.evaluations.empty()) loss.curves.push_back(held_out(history.evaluations, over));
+  if (!history.evaluations.empty()) {
+    loss.curves.push_back(held_out("held out", history.evaluations, over, &HeldOutFigure::loss));
+  }
   Chart rate{axis + "-rate", "Learning rate", axis, {}, true, 0};
   rate.curves.push_back({"", 1, {}, {}, false});
   for (const ChartBand& piece : curve("", [](auto& s) { return s.rate; }).band) {
@@ -116,8 +119,14 @@ std::string charts(const MetricsHistory& history, Over over) {
   norm.curves.push_back(curve("", [](auto& s) { return s.norm; }));
   Chart speed{axis + "-speed", "Tokens per second", axis, {}, true};
   speed.curves.push_back(curve("", [](auto& s) { return s.tokens_per_s; }));
-  std::string out = "<div class=\"charts " + axis + "\">\n";
-  for (const Chart* chart : {&loss, &rate, &norm, &speed}) out += svg_chart(*chart);
+  std::string out = "<div class=\"charts " + axis + "\">\n" + svg_chart(loss);
+  if (std::ranges::any_of(history.evaluations,
+                          [](const auto& e) { return std::isfinite(e.accuracy); })) {
+    Chart right{axis + "-right", "Share of right tokens, held out", axis, {}, true, 0};
+    right.curves.push_back(held_out("", history.evaluations, over, &HeldOutFigure::accuracy));
+    out += svg_chart(right);
+  }
+  for (const Chart* chart : {&rate, &norm, &speed}) out += svg_chart(*chart);
   return out + "</div>\n";
 }
 

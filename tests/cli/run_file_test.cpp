@@ -101,6 +101,40 @@ TEST_F(RunFileOfTrain, ATrainingThatGoesOnKeepsWhereItBegan) {
             0);
 }
 
+TEST_F(RunFileOfTrain, OfATaskIsRunAgain) {
+  const Outcome first = run_mamba3({"train",
+                                    "--task",
+                                    "modular-arithmetic",
+                                    "--no-multiplication",
+                                    "--stages",
+                                    "5,7",
+                                    "--stage-steps",
+                                    "2",
+                                    "--width",
+                                    "16",
+                                    "--layers",
+                                    "1",
+                                    "--batch",
+                                    "4",
+                                    "--eval-blocks",
+                                    "4",
+                                    "-s",
+                                    "1",
+                                    "-o",
+                                    folder_ / "run"});
+  ASSERT_EQ(first.code, 0) << first.err;
+  auto values = written("run");
+  EXPECT_EQ(values["stages"], std::vector<std::string>{"5,7"});
+  EXPECT_EQ(values["width"], std::vector<std::string>{"16"});
+  EXPECT_FALSE(values.contains("steps"));
+  ASSERT_EQ(run_mamba3({"train", "--resume", folder_ / "run"}).code, 0);
+  const Outcome again =
+      run_mamba3({"train", "--run", folder_ / "run/run.yaml", "-o", folder_ / "again"});
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_TRUE(read_file(folder_ / "run/model.safetensors") ==
+              read_file(folder_ / "again/model.safetensors"));
+}
+
 TEST_F(RunFileOfTrain, NamesWhatIsWrongInIt) {
   const auto refuse = [&](const nlohmann::ordered_json& more, const std::string& reason) {
     expect_error(run_mamba3({"train", "--run", put(options(more)), "-o", folder_ / "none"}), 1,

@@ -21,6 +21,25 @@ json full() {
       "tie_embeddings": false, "model_type": "mamba3", "torch_dtype": "bfloat16"})");
 }
 
+TEST(ConfigFile, AMisspeltKeyOfANewModelIsNamedWithTheNearest) {
+  EXPECT_EQ(error_of([] { parse_config(full().dump(), "input", true); }), "");
+  json wrong = full();
+  wrong["d_modle"] = 64;
+  EXPECT_EQ(error_of([&] { parse_config(wrong.dump(), "input"); }), "");
+  expect_error(
+      "input has a key \"d_modle\" that means nothing; expected known keys; perhaps d_model",
+      [&] { parse_config(wrong.dump(), "input", true); });
+  wrong = full();
+  wrong["ssm_cfg"]["head_dim"] = 32;
+  expect_error(
+      "ssm_cfg has a key \"head_dim\" that means nothing; expected known keys; perhaps headdim",
+      [&] { parse_config(wrong.dump(), "input", true); });
+  const TempFolder folder;
+  write_text(folder / "config.json", wrong.dump());
+  EXPECT_EQ(error_of([&] { read_config(folder / "config.json"); }), "");
+  expect_error("perhaps headdim", [&] { read_new_config(folder / "config.json"); });
+}
+
 TEST(ConfigFile, ReadsEveryField) {
   const ModelConfig config = parse_config(full().dump(), "input");
   EXPECT_EQ(config.width, 32);

@@ -198,6 +198,22 @@ TEST(CrossEntropy, LossAloneAndOneGradientAlone) {
   EXPECT_TRUE(same_bits(only_w.grad_w.values(), both.grad_w.values()));
 }
 
+TEST(CrossEntropy, AssignsWhereItShall) {
+  Context ctx(with_threads(2));
+  for (const std::int64_t t : {0, 70, 1100}) {
+    Case added({t, 13, 57}), assigned({t, 13, 57});
+    for (std::int64_t i = 0; i < 13 * 57; ++i) {
+      added.grad_w.view(i / 13, i % 13) = 0;
+      assigned.grad_w.view(i / 13, i % 13) = kNan;
+    }
+    assigned.args.accumulate_w = false;
+    cross_entropy(added.args, ctx);
+    cross_entropy(assigned.args, ctx);
+    EXPECT_TRUE(assigned.grad_w.values() == added.grad_w.values()) << t;
+    EXPECT_TRUE(assigned.grad_w.gap_untouched());
+  }
+}
+
 TEST(CrossEntropy, LogitsOfAllRowsNeverExistTogether) {
   Case c({3000, 8, 4000});
   Context ctx(with_threads(2));

@@ -185,6 +185,22 @@ TEST(LinearBackwardOp, OneGradientAlone) {
   EXPECT_TRUE(same_bits(only_w.grad_w.values(), both.grad_w.values()));
 }
 
+TEST(LinearBackwardOp, AssignsWhereItShall) {
+  Context ctx(with_threads(2));
+  for (const Sizes sizes : {Sizes{40, 21, 33}, Sizes{0, 21, 33}, Sizes{1100, 9, 7}}) {
+    Case added(sizes, DType::kF32, Compute::kF32), assigned(sizes, DType::kF32, Compute::kF32);
+    for (std::int64_t i = 0; i < sizes.n * sizes.k; ++i) {
+      added.grad_w.view(i / sizes.k, i % sizes.k) = 0;
+      assigned.grad_w.view(i / sizes.k, i % sizes.k) = kNan;
+    }
+    assigned.args.accumulate_w = false;
+    linear_backward(added.args, ctx);
+    linear_backward(assigned.args, ctx);
+    EXPECT_TRUE(assigned.grad_w.values() == added.grad_w.values()) << sizes.name();
+    EXPECT_TRUE(assigned.grad_w.gap_untouched());
+  }
+}
+
 TEST(LinearBackwardOp, NanAndInfinityStayWhereTheyBelong) {
   Context ctx(with_threads(2));
   for (const float bad : {kNan, kInf}) {

@@ -145,6 +145,16 @@ TEST(RunReport, TakesNothingAndWhatIsNoNumber) {
   EXPECT_NE(report_html(kFacts, odd).find("not a number"), std::string::npos);
 }
 
+TEST(RunReport, ShowsWhatShareIsRightWhereItIsKnown) {
+  MetricsHistory history = history_of(10, 20);
+  history.add({{"step", 5}, {"held_out", 2.5}, {"held_out_accuracy", 0.25}});
+  history.add({{"step", 10}, {"held_out", 2.25}, {"held_out_accuracy", 0.5}});
+  const std::string html = report_html(kFacts, history);
+  EXPECT_EQ(wrong_with(html), "");
+  EXPECT_EQ(count_of(html, "<svg "), 10u);
+  EXPECT_EQ(count_of(html, "> 0.25 at "), 2u);
+}
+
 TEST(RunReport, ItsSizeDoesNotGrowWithTheSteps) {
   const std::size_t few = report_html(kFacts, history_of(1000, 1000)).size();
   EXPECT_LT(report_html(kFacts, history_of(100'000, 100'000)).size(), few * 11 / 10);

@@ -126,7 +126,7 @@ double measured_gemm_rate_cuda(const GemmShape& shape, Compute compute, Context&
   ArenaScope scope(ctx.workspace());
   CublasProduct product;
   product.x = random_numbers(shape.m * shape.k * bytes, bf16, scope, ctx);
-  product.x_stride = product.k = shape.k;
+  product.x_stride = product.w_stride = product.k = shape.k;
   product.w = random_numbers(shape.n * shape.k * bytes, bf16, scope, ctx);
   product.bf16 = bf16;
   product.y = TensorView<float, 2>(scope.allocate<float>(shape.m * shape.n), {shape.m, shape.n});

@@ -94,6 +94,13 @@ void clear_ignored(const CrossEntropyArgs& args) {
   }
 }
 
+void clear_weights(const CrossEntropyArgs& args) {
+  if (args.accumulate_w || args.grad_w.data == nullptr) return;
+  for (std::int64_t i = 0; i < args.grad_w.shape[0]; ++i) {
+    std::fill_n(args.grad_w.data + i * args.grad_w.stride[0], args.grad_w.shape[1], 0.0f);
+  }
+}
+
 // The views of a slice of `rows` rows; without `scope` only their shapes.
 Slice make_slice(const CrossEntropyArgs& args, std::int64_t rows, ArenaScope* scope) {
   const auto take = [&](std::int64_t columns) {
@@ -136,6 +143,7 @@ void cross_entropy_cpu(const CrossEntropyArgs& args, Context& ctx) {
   const auto rows = static_cast<std::int64_t>(args.targets.size());
   *args.sums = {};
   clear_ignored(args);
+  clear_weights(args);
   ArenaScope scope(ctx.workspace());
   auto* active = scope.allocate<std::int32_t>(rows);
   std::int64_t count = 0;

@@ -1,5 +1,5 @@
-// One product by cuBLASLt: what linear is made of on a GPU, and the ceiling that it is compared
-// with.
+// One product by cuBLASLt: what linear and its backward pass are made of on a GPU, and the ceiling
+// that they are compared with.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,28 @@
 
 namespace mamba3 {
 
+// How the sum along k may be cut into pieces that are made side by side.
+enum class CublasSums : std::uint8_t {
+  kAny,   // as the library likes
+  kFp32,  // pieces in fp32 in the workspace, added in a fixed order
+  // Not at all, and one algorithm serves any number of rows: a row's bits do not depend on it.
+  kWhole,
+};
+
+// y = x w^T of x [rows, k] and w [n, k], both bf16 or both fp32. A transposed factor lies in memory
+// as its transpose does, x as [k, rows] and w as [k, n].
 struct CublasProduct {
-  const void* x = nullptr;  // [rows, k], bf16 or fp32, rows x_stride elements apart
-  std::int64_t x_stride = 0;
-  const void* w = nullptr;  // [n, k], of the same type, contiguous
+  const void* x = nullptr;
+  std::int64_t x_stride = 0;  // elements from row to row, as it lies in memory
+  const void* w = nullptr;
+  std::int64_t w_stride = 0;
   bool bf16 = true;
   std::int64_t k = 0;
   Matrix y;                 // [rows, n]  fp32, or rounded to bf16
   bool accumulate = false;  // y +=
-  // A row's bits do not depend on the number of rows: one algorithm serves them all.
-  bool same_bits = false;
+  CublasSums sums = CublasSums::kAny;
+  bool x_transposed = false;
+  bool w_transposed = false;
 };
 
 // The library refuses some products whose workspace does not begin on so many bytes, so a part of
@@ -27,7 +39,8 @@ constexpr std::size_t kCublasAlignBytes = 256;
 constexpr std::size_t kCublasUsedBytes = std::size_t{32} << 20;
 constexpr std::size_t kCublasWorkspaceBytes = kCublasUsedBytes + kCublasAlignBytes;
 
-// `workspace`: kCublasWorkspaceBytes, anywhere.
+// `workspace`: kCublasWorkspaceBytes, anywhere. The algorithm hangs on the shape alone and is not
+// measured, so that two runs add in the same order.
 void cublas_product(const CublasProduct& product, void* workspace, Context& ctx);
 
 }  // namespace mamba3

@@ -3,6 +3,7 @@
 #include <cublasLt.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <tuple>
@@ -19,14 +20,16 @@ void check_blas(cublasStatus_t status, const char* what) {
 
 struct Shape {
   std::int64_t m, n, k;  // y [m, n] = x [m, k] w [n, k]^T
-  std::int64_t x_stride, y_stride;
+  bool x_transposed, w_transposed;
+  std::int64_t x_stride, w_stride, y_stride;
   cudaDataType_t type;  // of x and w
   cudaDataType_t y_type;
   std::uint32_t x_align, w_align, y_align;
-  bool same_bits;
+  CublasSums sums;
   auto key() const {
-    return std::make_tuple(m, n, k, x_stride, y_stride, static_cast<int>(type),
-                           static_cast<int>(y_type), x_align, w_align, y_align, same_bits);
+    return std::make_tuple(m, n, k, x_transposed, w_transposed, x_stride, w_stride, y_stride,
+                           static_cast<int>(type), static_cast<int>(y_type), x_align, w_align,
+                           y_align, sums);
   }
 };
 
@@ -47,20 +50,67 @@ struct Product {
   }
 };
 
-// In the library's column-major eyes the result is y^T [n, m] = w [k, n]^T x^T [k, m].
-void describe(const Shape& shape, Product& product) {
-  const cublasOperation_t transposed = CUBLAS_OP_T;
+// A matrix of the library, in its column-major eyes: rows of ours are its columns.
+cublasLtMatrixLayout_t layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns,
+                              std::int64_t stride, const char* what) {
+  cublasLtMatrixLayout_t out = nullptr;
+  check_blas(cublasLtMatrixLayoutCreate(&out, type, columns, rows, stride), what);
+  return out;
+}
+
+// The library makes y^T [n, m] = w [n, k] x^T [k, m]: w comes first, and is what has to be
+// transposed where it lies as [n, k].
+void describe(const Shape& s, Product& product) {
+  const cublasOperation_t of_w = s.w_transposed ? CUBLAS_OP_N : CUBLAS_OP_T;
+  const cublasOperation_t of_x = s.x_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
   check_blas(cublasLtMatmulDescCreate(&product.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
              "describing a product");
-  check_blas(cublasLtMatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSA,
-                                            &transposed, sizeof(transposed)),
+  check_blas(cublasLtMatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSA, &of_w,
+                                            sizeof(of_w)),
              "describing a product");
-  check_blas(cublasLtMatrixLayoutCreate(&product.w, shape.type, shape.k, shape.n, shape.k),
-             "describing w");
-  check_blas(cublasLtMatrixLayoutCreate(&product.x, shape.type, shape.k, shape.m, shape.x_stride),
-             "describing x");
-  check_blas(cublasLtMatrixLayoutCreate(&product.y, shape.y_type, shape.n, shape.m, shape.y_stride),
-             "describing y");
+  check_blas(cublasLtMatmulDescSetAttribute(product.operation, CUBLASLT_MATMUL_DESC_TRANSB, &of_x,
+                                            sizeof(of_x)),
+             "describing a product");
+  product.w = s.w_transposed ? layout(s.type, s.k, s.n, s.w_stride, "describing w")
+                             : layout(s.type, s.n, s.k, s.w_stride, "describing w");
+  product.x = s.x_transposed ? layout(s.type, s.k, s.m, s.x_stride, "describing x")
+                             : layout(s.type, s.m, s.k, s.x_stride, "describing x");
+  product.y = layout(s.y_type, s.m, s.n, s.y_stride, "describing y");
+}
+
+// Ways to put together the pieces of a sum along k that the library may choose from.
+std::uint32_t reduction_schemes(CublasSums sums) {
+  if (sums == CublasSums::kAny) return CUBLASLT_REDUCTION_SCHEME_MASK;
+  return sums == CublasSums::kFp32 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+                                   : CUBLASLT_REDUCTION_SCHEME_NONE;
+}
+
+// Tiles of so many outputs leave a multiprocessor room for a second block, which multiplies while
+// the first reads and writes its part of y. The library ranks them behind larger tiles also where k
+// is so short that this traffic counts; on an H200 they are 10 to 25 % faster there. The numbers
+// are of tiles that the headers of older releases do not name: 144, 168 and 176 by 128.
+constexpr std::array<std::uint32_t, 6> kTilesOfTwo = {CUBLASLT_MATMUL_TILE_128x128,
+                                                      CUBLASLT_MATMUL_TILE_128x160,
+                                                      CUBLASLT_MATMUL_TILE_160x128,
+                                                      184,
+                                                      197,
+                                                      201};
+constexpr int kCandidates = 8;
+constexpr std::int64_t kShortSumPerByte = 512;  // k for a byte of an output
+constexpr std::int64_t kManyOutputs = std::int64_t{10} << 20;
+
+bool waits_for_y(const Shape& s) {
+  const std::int64_t y_bytes = s.y_type == CUDA_R_16BF ? 2 : 4;
+  return s.sums == CublasSums::kFp32 && s.type == CUDA_R_16BF &&
+         s.k <= kShortSumPerByte * y_bytes && s.m * s.n >= kManyOutputs;
+}
+
+bool leaves_room(const cublasLtMatmulAlgo_t& algorithm) {
+  std::uint32_t tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
+  const cublasStatus_t status = cublasLtMatmulAlgoConfigGetAttribute(
+      &algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof(tile), nullptr);
+  return status == CUBLAS_STATUS_SUCCESS &&
+         std::find(kTilesOfTwo.begin(), kTilesOfTwo.end(), tile) != kTilesOfTwo.end();
 }
 
 void choose_algorithm(cublasLtHandle_t handle, const Shape& shape, Product& product) {
@@ -70,29 +120,33 @@ void choose_algorithm(cublasLtHandle_t handle, const Shape& shape, Product& prod
     cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value));
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kCublasUsedBytes);
-  // No sums that are cut in pieces along k.
-  if (shape.same_bits) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{0});
+  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reduction_schemes(shape.sums));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.w_align);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.x_align);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.y_align);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.y_align);
-  cublasLtMatmulHeuristicResult_t found{};
+  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> found{};
   int count = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(handle, product.operation, product.w, product.x, product.y,
-                                     product.y, preference, 1, &found, &count);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle, product.operation, product.w, product.x, product.y, product.y, preference,
+      waits_for_y(shape) ? kCandidates : 1, found.data(), &count);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || count == 0) {
     fail(ErrorCode::kUnavailable, "cuBLASLt has no algorithm for a product of ", shape.m, " x ",
          shape.n, " x ", shape.k, ": ", cublasLtGetStatusString(status));
   }
-  product.algorithm = found.algo;
+  const auto* const end = found.data() + count;
+  const auto* chosen = found.data();
+  if (waits_for_y(shape)) {
+    chosen = std::find_if(chosen, end, [](const auto& each) { return leaves_room(each.algo); });
+  }
+  product.algorithm = chosen == end ? found[0].algo : chosen->algo;
 }
 
 // Prompts come in any length: what was kept for their shapes is forgotten when there are so many.
 constexpr std::size_t kMostProducts = 1024;
 
-// With equal bits asked for, the algorithm is the one for so many rows, whatever their number.
+// Where sums stay whole, the algorithm is the one for so many rows, whatever their number.
 constexpr std::int64_t kManyRows = 2048;
 
 struct Library {
@@ -114,7 +168,7 @@ struct Library {
       auto made = std::make_unique<Product>();
       describe(shape, *made);
       Shape chosen_for = shape;
-      if (shape.same_bits) chosen_for.m = kManyRows;
+      if (shape.sums == CublasSums::kWhole) chosen_for.m = kManyRows;
       Product many;
       describe(chosen_for, many);
       choose_algorithm(handle, chosen_for, many);
@@ -145,14 +199,17 @@ void cublas_product(const CublasProduct& args, void* workspace, Context& ctx) {
   const Shape shape{args.y.shape[0],
                     args.y.shape[1],
                     args.k,
+                    args.x_transposed,
+                    args.w_transposed,
                     args.x_stride,
+                    args.w_stride,
                     y_stride,
                     args.bf16 ? CUDA_R_16BF : CUDA_R_32F,
                     args.y.is_bf16() ? CUDA_R_16BF : CUDA_R_32F,
                     alignment(args.x, args.x_stride * bytes),
-                    alignment(args.w, args.k * bytes),
+                    alignment(args.w, args.w_stride * bytes),
                     alignment(args.y.data, y_stride * dtype_bytes(args.y.dtype)),
-                    args.same_bits};
+                    args.sums};
   Library& blas = library(ctx);
   const Product& product = blas.product(shape);
   void* aligned = workspace;

@@ -163,7 +163,7 @@ Product grad_w_product(const LinearBackwardArgs& args) {
   p.n = args.w.shape[1];
   p.depth = args.grad_y.shape[0];
   p.rounded = args.compute == Compute::kBf16;
-  p.accumulate = true;
+  p.accumulate = args.accumulate_w;
   return p;
 }
 

@@ -90,50 +90,27 @@ __device__ __forceinline__ float store_numbers(const BackwardJobCuda& job, int h
   return grad_dt_raw;
 }
 
-// Phases of some tokens of a chunk, one every kTermWarps from `first` on, by one warp: their
-// gradients become those of all tokens behind, times dt. grad_dt [t]: what dt does through them.
-__device__ __forceinline__ void finish_phases(const BackwardJobCuda& job, const ChunkPlace& at,
-                                              int first, int lane, double* grad_dt) {
-  const int angles = job.sizes.angles;
-  const float* behind = job.phases + job.chunk_at(at.chunk, at.h) * angles;
-  const auto token = [&](int j) { return first + j * kTermWarps; };
-  double sums[kBatch] = {};
-  const int moved = job.sizes.fixed_steps ? 0 : angles;  // fixed steps hang on nothing
-  for (int i = lane; i < moved; i += kWarpLanes) {
-    float grads[kBatch];
-    double rates[kBatch], dt[kBatch];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int t = min(token(j), at.tokens - 1);
-      grads[j] = job.grad_phase[at.token_at(job, t) * angles + i] + behind[i];
-      rates[j] = job.turn_rates[(at.piece.begin + std::int64_t{t}) * angles + i];
-      dt[j] = job.terms[at.token_at(job, t)].dt;
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      sums[j] = fma(double{grads[j]}, rates[j], sums[j]);
-      if (token(j) >= at.tokens) continue;
-      job.grad_phase[at.token_at(job, token(j)) * angles + i] =
-          grads[j] * static_cast<float>(dt[j]);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kBatch; ++j) {
-    const double sum = warp_sum(sums[j]);
-    if (lane != 0 || token(j) >= at.tokens) continue;
-    grad_dt[token(j)] = 2 * std::numbers::pi * sum;  // a step is pi tanh(angle) dt
-  }
-}
-
 // A block takes a chunk of one head, which has no more tokens than a warp lanes.
 __global__ void __launch_bounds__(kTermThreads) chunk_numbers_kernel(const BackwardJobCuda job) {
-  __shared__ double grad_dt[kWarpLanes];
+  __shared__ double grad_dt[kWarpLanes];  // through the phases
   const ChunkPlace at(job);
   if (at.tokens == 0) return;
+  const int angles = job.sizes.angles;
+  const int moved = job.sizes.fixed_steps ? 0 : angles;  // fixed steps hang on nothing
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  for (int first = static_cast<int>(threadIdx.x) / kWarpLanes; first < at.tokens;
-       first += kBatch * kTermWarps) {
-    finish_phases(job, at, first, lane, grad_dt);
+  const float* behind = job.phases + job.chunk_at(at.chunk, at.h) * angles;
+  for (int t = static_cast<int>(threadIdx.x) / kWarpLanes; t < at.tokens; t += kTermWarps) {
+    const double dt = job.terms[at.token_at(job, t)].dt;
+    float* phase = job.grad_phase + at.token_at(job, t) * angles;
+    const double* rates = job.turn_rates + (at.piece.begin + std::int64_t{t}) * angles;
+    double sum = 0;
+    for (int i = lane; i < moved; i += kWarpLanes) {
+      const float grad = phase[i] + behind[i];
+      sum = fma(double{grad}, rates[i], sum);
+      phase[i] = grad * static_cast<float>(dt);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) grad_dt[t] = 2 * std::numbers::pi * sum;  // a step is pi tanh(angle) dt
   }
   __syncthreads();
   if (threadIdx.x >= kWarpLanes) return;

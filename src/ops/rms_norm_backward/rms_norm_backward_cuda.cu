@@ -84,7 +84,8 @@ __device__ __forceinline__ void load(const Row<G>& row, int i, Part<V>& part) {
   load_vector<V>(row.grad_residual + i, part.grad_residual);
 }
 
-// All that is read of a row comes near while the team works on the one before. d: a multiple of 8.
+// All that is read of a row comes near while the team works on the one before, where its code has
+// fewer loads on the way at once. d: a multiple of 8.
 template <class G>
 __device__ __forceinline__ void prefetch(const Row<G>& row, int d) {
   prefetch_l2(row.residual, d * static_cast<int>(sizeof(float)));
@@ -219,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   int turn = 0;
   const std::int64_t stride = std::int64_t{gridDim.x} * teams;
   for (std::int64_t at = std::int64_t{blockIdx.x} * teams + number; at < job.rows; at += stride) {
-    if (V > 1 && job.d % 8 == 0 && place.first == 0 && at + stride < job.rows) {
+    if (!kWhole && V > 1 && job.d % 8 == 0 && place.first == 0 && at + stride < job.rows) {
       prefetch(Row<G>(job, at + stride, sums), job.d);
     }
     take_row(Row<G>(job, at, sums), job, place, slots[turn]);
