@@ -32,6 +32,8 @@ inline constexpr double kFloatRounding = 8 * 0x1p-24;
 inline constexpr double kGradientRounding = 2 * kFloatRounding;
 // bf16 inputs of a product: one rounding in each of its two factors; everything else is fp32.
 inline constexpr double kBf16Rounding = 2 * 0x1p-9;
+// The same for a gradient, where a product of rounded factors is a factor of the next one.
+inline constexpr double kBf16GradientRounding = 2 * kBf16Rounding;
 // A double run of the oracle: what the goldens are accurate to.
 inline constexpr double kGoldenRounding = 1e-9;
 

@@ -73,20 +73,24 @@ struct ParamGradients {
 };
 
 // How the numbers are given that a GPU also takes in bf16.
-enum class BackwardTypes { kF32, kBf16 };
+enum class BackwardTypes { kF32, kBf16Inputs, kBf16 };
 
 struct BackwardOptions {
   int threads = 1;
   std::vector<std::int64_t> which;  // sequences in the order in which they are packed; empty: all
   bool gpu = false;
-  BackwardTypes types = BackwardTypes::kF32;  // of z, x, grad_y and the gradients of columns
+  // Of z, x and grad_y, or of the gradients of columns, too.
+  BackwardTypes types = BackwardTypes::kF32;
+  std::int64_t row_multiple = 1;  // rows begin at a multiple of so many elements
 };
 
 class BackwardRunner {
  public:
   BackwardRunner(const BackwardCase& data, const BackwardOptions& options)
       : data_(data),
-        bf16_(options.types == BackwardTypes::kBf16),
+        types_(options.types),
+        row_multiple_(options.row_multiple),
+        row_width_(Rows(data.dims, 0, 0).stride),
         inner_(data.dims.heads * data.dims.head_dim),
         ctx_(options.gpu ? on_gpu() : with_threads(options.threads)),
         which_(options.which),
@@ -117,8 +121,8 @@ class BackwardRunner {
   std::vector<BackwardResult> run(ParamGradients& params, Change change) {
     bounds_.assign(1, 0);
     for (const std::int64_t i : which_) bounds_.push_back(bounds_.back() + data_.inputs[i].tokens);
-    Rows rows(data_.dims, bounds_.back(), kPadding);
-    Rows grad_rows(data_.dims, bounds_.back(), kPadding + 2);
+    Rows rows(data_.dims, bounds_.back(), padded(row_width_, kPadding) - row_width_);
+    Rows grad_rows(data_.dims, bounds_.back(), padded(row_width_, kPadding + 2) - row_width_);
     std::vector<float> grad_y(static_cast<std::size_t>(bounds_.back() * y_stride()), kNan);
     for (std::size_t i = 0; i < which_.size(); ++i) {
       for (std::int64_t row = bounds_[i]; row < bounds_[i + 1]; ++row) {
@@ -145,7 +149,10 @@ class BackwardRunner {
   static bool all_nan(Iterator begin, Iterator end) {
     return std::all_of(begin, end, [](float v) { return std::isnan(v); });
   }
-  std::int64_t y_stride() const { return inner_ + kPadding; }
+  std::int64_t padded(std::int64_t width, std::int64_t padding) const {
+    return (width + padding + row_multiple_ - 1) / row_multiple_ * row_multiple_;
+  }
+  std::int64_t y_stride() const { return padded(inner_, kPadding); }
   std::int64_t tokens() const { return bounds_.back(); }
 
   // Slots on the device of the Context.
@@ -227,7 +234,7 @@ class BackwardRunner {
     args.grad_states = state_gradients(grads_at.states(grads_), angles_at.data());
     args.grad_params = params_at.pointers();
     std::unique_ptr<NarrowRows> narrow;
-    if (bf16_) {
+    if (types_ != BackwardTypes::kF32) {
       narrow = std::make_unique<NarrowRows>(ctx_, rows.data, grad_y, grad_rows.data.size());
       give_bf16(*narrow, rows.stride, grad_rows.stride, args);
     }
@@ -241,7 +248,7 @@ class BackwardRunner {
     states_at.read_back();
     grads_at.read_back();
     for (const auto& part : params_at.parts) part->read_back();
-    if (!bf16_) return;
+    if (types_ != BackwardTypes::kBf16) return;
     narrow->out_at.read_back();
     for (std::size_t i = 0; i < narrow->out.size(); ++i) {
       grad_rows.data[i] = to_float(narrow->out[i]);
@@ -257,6 +264,7 @@ class BackwardRunner {
     args.columns.zx_stride = stride;
     args.grad_y =
         TensorView<const Bf16, 2>(narrow.y_at.data(), {tokens(), inner_}, {y_stride(), 1});
+    if (types_ != BackwardTypes::kBf16) return;
     args.grad_columns = {};
     args.grad_columns.row_stride = grad_stride;
     args.grad_columns.rows_bf16 = narrow.out_at.data();
@@ -264,7 +272,7 @@ class BackwardRunner {
 
   std::vector<BackwardResult> results(const Rows& grad_rows) {
     std::vector<BackwardResult> out(which_.size());
-    const std::int64_t width = grad_rows.stride - kPadding - 2;
+    const std::int64_t width = row_width_;
     for (std::size_t i = 0; i < which_.size(); ++i) {
       for (std::int64_t row = bounds_[i]; row < bounds_[i + 1]; ++row) {
         const auto begin = grad_rows.data.begin() + row * grad_rows.stride;
@@ -308,7 +316,9 @@ class BackwardRunner {
   }
 
   const BackwardCase& data_;
-  bool bf16_;
+  BackwardTypes types_;
+  std::int64_t row_multiple_;
+  std::int64_t row_width_;
   std::int64_t inner_;
   Context ctx_;
   std::vector<std::int64_t> which_;

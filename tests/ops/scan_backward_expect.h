@@ -61,9 +61,9 @@ std::vector<double> columns_of(const std::vector<T>& rows, std::int64_t stride, 
 
 template <class G, class N>
 void expect_close(const std::string& name, const std::vector<G>& got, const std::vector<N>& naive,
-                  const std::vector<double>& truth) {
+                  const std::vector<double>& truth, double rounding) {
   const Comparison c = compare(std::span<const G>(got), std::span<const N>(naive),
-                               std::span<const double>(truth), kGradientRounding);
+                               std::span<const double>(truth), rounding);
   EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", naive " << c.naive_error << ", bound "
                     << c.bound;
 }
@@ -78,12 +78,18 @@ struct Expected {
   std::vector<Mamba3RefGradients<double>> truth;
   std::vector<Mamba3RefGradients<float>> naive;
 
-  explicit Expected(const BackwardCase& data) {
+  double rounding = kGradientRounding;
+
+  // With `bf16_products` what a plain run that rounds factors of products makes of it.
+  explicit Expected(const BackwardCase& data, bool bf16_products = false) {
+    if (bf16_products) rounding = kBf16GradientRounding;
     for (std::size_t i = 0; i < data.inputs.size(); ++i) {
       truth.push_back(mamba3_scan_backward_ref(widen(data.inputs[i]), widen(data.starts[i]),
                                                widen(data.grad_y[i]), widen(data.grad_states[i])));
-      naive.push_back(mamba3_scan_backward_ref(data.inputs[i], data.starts[i], data.grad_y[i],
-                                               data.grad_states[i]));
+      Mamba3RefInputs<float> inputs = data.inputs[i];
+      inputs.bf16_products = bf16_products;
+      naive.push_back(
+          mamba3_scan_backward_ref(inputs, data.starts[i], data.grad_y[i], data.grad_states[i]));
     }
   }
 };
@@ -104,7 +110,7 @@ inline void expect_right(const std::vector<BackwardResult>& got, const Expected&
   for (const auto& [name, width] : widths) {
     expect_close(name, columns_of(rows, stride, begin, width),
                  columns_of(naive_rows, stride, begin, width),
-                 columns_of(true_rows, stride, begin, width));
+                 columns_of(true_rows, stride, begin, width), expected.rounding);
     begin += width;
   }
   const auto check_state = [&](const char* name, auto part, auto wide_part) {
@@ -115,7 +121,7 @@ inline void expect_right(const std::vector<BackwardResult>& got, const Expected&
       append(naive, expected.naive[i].state.*part);
       append(truth, expected.truth[i].state.*wide_part);
     }
-    expect_close(name, all, naive, truth);
+    expect_close(name, all, naive, truth, expected.rounding);
   };
   using F = Mamba3RefState<float>;
   using D = Mamba3RefState<double>;
@@ -136,7 +142,7 @@ inline void expect_right(ParamGradients got, const Expected& expected) {
         truth[i] += (expected.truth[s].inputs.*wide_part)[i];
       }
     }
-    expect_close(name, values, naive, truth);
+    expect_close(name, values, naive, truth, expected.rounding);
   };
   using F = Mamba3RefInputs<float>;
   using D = Mamba3RefInputs<double>;

@@ -110,6 +110,20 @@ class RefBackward {
   }
   T* grad_k(std::int64_t h, std::int64_t r) { return &out_.state.k[(r * d_.heads + h) * d_.state]; }
 
+  // What a factor of a product is taken as.
+  T factor(T v) const {
+    return in_.bf16_products ? static_cast<T>(to_float(to_bf16(static_cast<float>(v)))) : v;
+  }
+  // Over the columns of a state.
+  T factor_dot(const T* a, const T* b) const {
+    T sum = 0;
+    for (std::int64_t i = 0; i < d_.state; ++i) sum += factor(a[i]) * factor(b[i]);
+    return sum;
+  }
+  void add_factors(T* to, T weight, const T* from) const {
+    for (std::int64_t i = 0; i < d_.state; ++i) to[i] += weight * factor(from[i]);
+  }
+
   // All states from the first to the last, by the forward oracle one token at a time.
   void replay() {
     Mamba3RefInputs<T> one = in_;
@@ -203,7 +217,7 @@ class RefBackward {
       const Vector x = spread(&in_.x[row], h, r);
       Vector o(x.size());
       for (std::int64_t p = 0; p < width; ++p) {
-        o[p] = dot(after + p * d_.state, q.data(), d_.state) + in_.skip[h] * x[p];
+        o[p] = factor_dot(after + p * d_.state, q.data()) + in_.skip[h] * x[p];
       }
       const Vector grad_o = gate_backward(row, h, r, o, grad_y);
       out_.inputs.skip[h] += dot(grad_o.data(), x.data(), width);
@@ -211,8 +225,8 @@ class RefBackward {
       add_scaled(grad_spread.data(), in_.skip[h], grad_o.data(), width);
       spread_backward(&in_.x[row], grad_spread, h, r, grad_x_.data());
       for (std::int64_t p = 0; p < width; ++p) {
-        add_scaled(grad_q.data(), grad_o[p], after + p * d_.state, d_.state);
-        add_scaled(grad_h + p * d_.state, grad_o[p], q.data(), d_.state);
+        add_factors(grad_q.data(), factor(grad_o[p]), after + p * d_.state);
+        add_factors(grad_h + p * d_.state, factor(grad_o[p]), q.data());
       }
       turned_backward(in_.out_c, in_.out_c_norm, q, grad_q, t, h, r, out_.inputs.out_c,
                       out_.inputs.out_c_norm, out_.inputs.out_c_bias);
@@ -280,10 +294,10 @@ class RefBackward {
     Vector grad_scaled(scaled.size());
     T grad_weight = 0;
     for (std::int64_t p = 0; p < d_.head_dim; ++p) {
-      const T along = dot(grad_h + p * d_.state, key, d_.state);
-      grad_weight += scaled[p] * along;
+      const T along = factor_dot(grad_h + p * d_.state, key);
+      grad_weight += factor(scaled[p]) * along;
       grad_scaled[p] = weight * along;
-      add_scaled(grad_key, weight * scaled[p], grad_h + p * d_.state, d_.state);
+      add_factors(grad_key, weight * factor(scaled[p]), grad_h + p * d_.state);
     }
     spread_backward(x, grad_scaled, h, r, grad_x);
     return grad_weight;

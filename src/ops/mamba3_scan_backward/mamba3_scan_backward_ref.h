@@ -16,6 +16,9 @@ struct Mamba3RefGradients {
   Mamba3RefState<T> state;  // the state before the first token; angle in radians
 };
 
+// With inputs.bf16_products what enters a matrix product is rounded to bf16: what the forward pass
+// rounds, and the gradients of its read-outs and of the state.
+//
 // `grad_y` [t, h, p] and `grad_state`, with respect to the output and to the state after the last
 // token (zeros where the loss does not see it).
 template <class T>

@@ -1,0 +1,191 @@
+// docs/SEMANTICS.md, section 9, in chunks of 64 rows. First one block for each head of a sequence
+// walks forward and leaves the state at the start of every chunk; then one walks back with the
+// gradient of the state in registers. Gradients of Q and K leave it in bf16, head by head: what is
+// summed over heads is then rounded as factors of a product are.
+#include "ops/mamba3_scan_backward/scan_backward_mma_cuda.h"
+
+#include <climits>
+
+#include "ops/mamba3_scan/scan_arguments_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_states_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_sums_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_walk_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+constexpr std::int64_t kFinishTokens = 64;  // of a piece whose rows of B and C a block finishes
+
+// All memory of one call.
+struct Workspace {
+  Workspace(const Mamba3ScanBackwardArgs& args, Carver& carver)
+      : totals(take_head_totals(args, carver)),
+        finish_pieces(take_pieces(args, kFinishTokens, carver)),
+        sequence_pieces(take_pieces(args, INT_MAX, carver)),
+        norm_sums(carver.take<float>(finish_pieces.count * 2 * args.dims.state)) {
+    const Mamba3Dims& dims = args.dims;
+    const std::int64_t tokens = args.grad_y.shape[0];
+    const auto sequences = static_cast<std::int64_t>(args.slots.size());
+    const std::int64_t pairs = tokens * dims.heads;
+    const std::int64_t shared = tokens * dims.rank * dims.groups * dims.state;
+    const std::int64_t chunks = tokens * dims.rank / kBackwardRows + sequences;
+    job.scan.in_b = carver.take<__half>(shared);
+    job.scan.out_c = carver.take<__half>(shared);
+    job.scan.turning = carver.take<double>(pairs);
+    job.scan.log_decay = carver.take<double>(pairs);
+    job.scan.weights = carver.take<float2>(pairs);
+    job.scan.half_tanh = carver.take<double>(tokens * dims.angles);
+    job.cos_sin = carver.take<__half2>(pairs * dims.angles);
+    job.states = carver.take<__nv_bfloat16>(chunks * dims.heads * dims.state * dims.head_dim);
+    job.grad_b = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);
+    job.grad_c = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);
+    job.grad_phase = carver.take<float>(pairs * dims.angles);
+    job.grad_numbers = carver.take<float4>(pairs);
+    job.places = head_sum_places(dims);
+    job.first_piece = sequence_pieces.first;
+    job.head_sums = carver.take<float>(sequence_pieces.count * dims.heads * job.places.elements);
+  }
+
+  HeadTotals totals;
+  BackwardPieces finish_pieces;
+  BackwardPieces sequence_pieces;
+  float* norm_sums;  // [finish_pieces, 2, n]
+  BackwardMmaJob job{};
+};
+
+void take_backward_arguments(const Mamba3ScanBackwardArgs& args, BackwardMmaJob& job) {
+  MmaScanJob& scan = job.scan;
+  scan.sizes = token_sizes(args.dims);
+  scan.params = args.params;
+  scan.columns = args.columns;
+  scan.states = args.states;
+  scan.cu_seqlens = args.cu_seqlens.data();
+  scan.slots = args.slots.data();
+  scan.tokens = args.grad_y.shape[0];
+  scan.sequences = static_cast<std::int64_t>(args.slots.size());
+  scan.z = reinterpret_cast<const __nv_bfloat16*>(args.columns.z_bf16);
+  scan.x = reinterpret_cast<const __nv_bfloat16*>(args.columns.x_bf16);
+  scan.zx_stride = args.columns.zx_stride;
+  job.grad_y = static_cast<const __nv_bfloat16*>(args.grad_y.data);
+  job.grad_y_stride = args.grad_y.stride[0];
+  job.grads = gradient_columns(args.dims, args.grad_columns);
+  job.grad_states = args.grad_states;
+  check_input(scan.tokens < (std::int64_t{1} << 30), "mamba3_scan_backward: ", scan.tokens,
+              " tokens in one call; expected fewer than 2^30; shorten the segment");
+}
+
+template <class S>
+void walk(const BackwardMmaJob& job, cudaStream_t stream) {
+  const TokenSizes& sizes = job.scan.sizes;
+  const unsigned blocks = grid_blocks(job.scan.sequences * sizes.heads);
+  const int states_bytes = StatesMemory<S>::bytes(sizes.angles);
+  const auto states_kernel = backward_states_kernel<S>;
+  check_cuda(cudaFuncSetAttribute(states_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  states_bytes),
+             "mamba3_scan_backward's shared memory");
+  states_kernel<<<blocks, kStatesThreads, states_bytes, stream>>>(job);
+  check_launch("mamba3_scan_backward: states");
+  const int walk_bytes = BackwardMemory<S>::bytes(sizes.angles);
+  const auto walk_kernel = backward_walk_kernel<S>;
+  check_cuda(
+      cudaFuncSetAttribute(walk_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, walk_bytes),
+      "mamba3_scan_backward's shared memory");
+  walk_kernel<<<blocks, kBackwardThreads, walk_bytes, stream>>>(job);
+  check_launch("mamba3_scan_backward: chunks by mma");
+}
+
+template <int kState>
+void walk_rank(const BackwardMmaJob& job, cudaStream_t stream) {
+  switch (job.scan.sizes.rank) {
+    case 1:
+      return walk<BackwardShape<kState, 1>>(job, stream);
+    case 2:
+      return walk<BackwardShape<kState, 2>>(job, stream);
+    default:
+      return walk<BackwardShape<kState, 4>>(job, stream);
+  }
+}
+
+void prepare_tokens(const MmaScanJob& job, cudaStream_t stream) {
+  const TokenSizes& sizes = job.sizes;
+  const std::int64_t rows = 2 * job.tokens * sizes.rank * sizes.groups;
+  normalise_rows_kernel<<<grid_blocks(rows, kPrepareWarps), kPrepareThreads, 0, stream>>>(job);
+  check_launch("mamba3_scan_backward: rows");
+  const unsigned head_blocks = grid_blocks((job.tokens + kWarpLanes - 1) / kWarpLanes *
+                                           ((sizes.heads + kPrepareWarps - 1) / kPrepareWarps));
+  const unsigned angle_blocks = grid_blocks(job.tokens * sizes.angles, kPrepareThreads);
+  token_numbers_kernel<<<head_blocks + angle_blocks, kPrepareThreads, 0, stream>>>(job,
+                                                                                   head_blocks);
+  check_launch("mamba3_scan_backward: numbers");
+}
+
+void sum_heads(const BackwardMmaJob& job, const HeadTotals& totals, cudaStream_t stream) {
+  const TokenSizes& sizes = job.scan.sizes;
+  const std::int64_t elements = job.scan.tokens * sizes.rank * sizes.state;
+  const dim3 grid(grid_blocks(elements / 4, kTotalThreads), sizes.groups, 2);
+  add_head_rows_kernel<<<grid, kTotalThreads, 0, stream>>>(job, totals);
+  check_launch("mamba3_scan_backward: rows of all heads");
+  add_head_phases_kernel<<<grid_blocks(job.scan.tokens, kTotalThreads / kWarpLanes), kTotalThreads,
+                           0, stream>>>(job, totals.grad_phase);
+  check_launch("mamba3_scan_backward: phases of all heads");
+}
+
+void finish_token_numbers(const BackwardMmaJob& job, cudaStream_t stream) {
+  constexpr int kHeads = kTotalThreads / kWarpLanes;
+  const int heads = job.scan.sizes.heads;
+  finish_numbers_kernel<<<grid_blocks((job.scan.tokens + kWarpLanes - 1) / kWarpLanes *
+                                      ((heads + kHeads - 1) / kHeads)),
+                          kTotalThreads, 0, stream>>>(job);
+  check_launch("mamba3_scan_backward: numbers of tokens");
+  sum_dt_bias_kernel<<<grid_blocks(job.scan.sequences * heads), kTotalThreads, 0, stream>>>(job);
+  check_launch("mamba3_scan_backward: sums of dt");
+}
+
+}  // namespace
+
+bool mamba3_scan_backward_takes_mma(const Mamba3ScanBackwardArgs& args, int compute_capability) {
+  const Mamba3Dims& dims = args.dims;
+  const Mamba3Columns& columns = args.columns;
+  const bool shape = mamba3_scan_path(dims, compute_capability, args.bf16_products).tuned &&
+                     dims.mimo == (dims.rank > 1) && dims.angles > 0 && dims.angles % 4 == 0 &&
+                     !dims.out_norm;
+  const bool pieces = args.grad_y.is_bf16() && columns.z_bf16 != nullptr &&
+                      columns.x_bf16 != nullptr &&
+                      begins_on_pieces(args.grad_y.data, 2 * args.grad_y.stride[0]) &&
+                      begins_on_pieces(columns.z_bf16, 2 * columns.zx_stride) &&
+                      begins_on_pieces(columns.x_bf16, 2 * columns.zx_stride);
+  const Mamba3ColumnGradients& grads = args.grad_columns;
+  const bool pairs =
+      grads.rows_bf16 == nullptr ||
+      (reinterpret_cast<std::uintptr_t>(grads.rows_bf16) % 4 == 0 && grads.row_stride % 2 == 0);
+  return shape && pieces && pairs;
+}
+
+std::size_t mamba3_scan_backward_mma_workspace_bytes(const Mamba3ScanBackwardArgs& args) {
+  Carver measure(nullptr);
+  const Workspace workspace(args, measure);
+  return measure.bytes();
+}
+
+void mamba3_scan_backward_mma_cuda(const Mamba3ScanBackwardArgs& args, Context& ctx) {
+  ArenaScope scope(ctx.workspace());
+  Carver carver(scope.allocate<std::byte>(
+      static_cast<std::int64_t>(mamba3_scan_backward_mma_workspace_bytes(args))));
+  Workspace workspace(args, carver);
+  BackwardMmaJob& job = workspace.job;
+  take_backward_arguments(args, job);
+  const cudaStream_t stream = stream_of(ctx);
+  cut_pieces(args, workspace.finish_pieces, stream);
+  cut_pieces(args, workspace.sequence_pieces, stream);
+  prepare_tokens(job.scan, stream);
+  job.scan.sizes.state == 64 ? walk_rank<64>(job, stream) : walk_rank<128>(job, stream);
+  sum_heads(job, workspace.totals, stream);
+  finish_token_numbers(job, stream);
+  finish_shared_columns(args, workspace.finish_pieces, workspace.totals, workspace.norm_sums,
+                        stream);
+  add_norm_sums(args, workspace.finish_pieces, workspace.norm_sums, stream);
+  add_head_sums(args, workspace.sequence_pieces, job.head_sums, 0,
+                static_cast<int>(args.dims.heads), stream);
+}
+
+}  // namespace mamba3

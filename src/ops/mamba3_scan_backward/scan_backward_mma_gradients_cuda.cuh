@@ -1,0 +1,189 @@
+// The gradients of a chunk's Q and K, turned back, and what they are to phases and biases. A warp
+// has 16 rows and a quarter of n.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+template <class S>
+struct RowGradients {
+  static constexpr int kBlocks = S::kState / kRowTiles / 16;
+  static constexpr int kWidth = 16 * kBlocks;
+  static constexpr int kEighths = 2 * kBlocks;
+  static constexpr unsigned kRankBit = S::kRank == 4 ? 8 : S::kRank == 2 ? 4 : 0;
+  static constexpr unsigned kSameRank = 4 * S::kRank;
+  static constexpr int kTurnStride = S::kPairs + 4;
+  const BackwardMmaJob& job;
+  const MmaPlace& at;
+  BackwardMemory<S>& m;
+  const __half2* cos_sin;          // [t, turn_stride]
+  float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
+  Sums<kBlocks> d;
+
+  __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const MmaPlace& place,
+                                          BackwardMemory<S>& memory, const __half2* rotations)
+      : job(job_in), at(place), m(memory), cos_sin(rotations) {}
+
+  // dQ = decayed dO G^T + dS K
+  __device__ __forceinline__ void of_q(const BackwardChunk& chunk) {
+    const Factor<kTileRow> grad_o(m.grad_o, at.lane), state(m.state, at.lane);
+    clear<kBlocks>(d);
+    multiply<kRowTiles, kBlocks>(
+        0, kRowTiles, [&](int step, auto& a) { grad_o.left(first_row(), 16 * step, a); },
+        [&](int step, int i, auto& b) {
+          state.right_transposed(first_column() + 16 * i, 16 * step, b);
+        },
+        d);
+    scale_rows<kBlocks>(m.start_decay[token(0)], m.start_decay[token(1)], d);
+    const Factor<kTileRow> grads(m.grad_scores, at.lane);
+    const Factor<S::kStateRow> k(m.k, at.lane);
+    multiply<kRowTiles, kBlocks>(
+        0, tile() + 1, [&](int step, auto& a) { grads.left(first_row(), 16 * step, a); },
+        [&](int step, int i, auto& b) { k.right(16 * step, first_column() + 16 * i, b); }, d);
+    finish(chunk, m.q, m.bias_sums[1], job.grad_c);
+  }
+
+  // dK = faded X E^T + dS^T Q
+  __device__ __forceinline__ void of_k(const BackwardChunk& chunk) {
+    const Factor<kTileRow> x(m.x, at.lane), grad_state(m.grad_state, at.lane);
+    clear<kBlocks>(d);
+    multiply<kRowTiles, kBlocks>(
+        0, kRowTiles, [&](int step, auto& a) { x.left(first_row(), 16 * step, a); },
+        [&](int step, int i, auto& b) {
+          grad_state.right_transposed(first_column() + 16 * i, 16 * step, b);
+        },
+        d);
+    scale_rows<kBlocks>(m.fade[token(0)], m.fade[token(1)], d);
+    const Factor<kTileRow> grads(m.grad_scores, at.lane);
+    const Factor<S::kStateRow> q(m.q, at.lane);
+    multiply<kRowTiles, kBlocks>(
+        tile(), kRowTiles,
+        [&](int step, auto& a) { grads.left_transposed(16 * step, first_row(), a); },
+        [&](int step, int i, auto& b) { q.right(16 * step, first_column() + 16 * i, b); }, d);
+    if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
+    finish(chunk, m.k, m.bias_sums[0], job.grad_b);
+  }
+
+  // The phases' gradients, summed over ranks.
+  __device__ __forceinline__ void tell_turns() {
+    constexpr int kCount = 2 * kEighths;
+    sum_lanes<kRankBit, 4, kCount>(turns, at.lane);
+    const int first = first_of_lane<kRankBit, 4, kCount>(at.lane);
+#pragma unroll
+    for (int left = 0; left < kCount / S::kRank; ++left) {
+      const int i = (first + left) / kEighths, eighth = (first + left) % kEighths;
+      const unsigned pair = pair_of(eighth);
+      if (pair < job.scan.sizes.angles) m.grad_turns[token(i) * kTurnStride + pair] = turns[left];
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int tile() const {
+    return static_cast<int>(at.warp % kRowTiles);
+  }
+  __device__ __forceinline__ unsigned first_row() const {
+    return at.warp % kRowTiles * 16;
+  }
+  __device__ __forceinline__ unsigned first_column() const {
+    return at.warp / kRowTiles * kWidth;
+  }
+  __device__ __forceinline__ unsigned row(int i) const {
+    return first_row() + at.lane / 4 + 8 * i;
+  }
+  __device__ __forceinline__ unsigned token(int i) const {
+    return row(i) / S::kRank;
+  }
+  __device__ __forceinline__ unsigned pair_of(int eighth) const {
+    return first_column() / 2 + 4 * eighth + at.lane % 4;
+  }
+
+  // The state's k is that of the last token.
+  __device__ __forceinline__ void add_last(const BackwardChunk& chunk) {
+    const Mamba3StateGradients& grads = job.grad_states;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (static_cast<int>(token(i)) != chunk.tokens - 1) continue;
+      const std::int64_t r = row(i) % S::kRank;
+      const float* k =
+          grads.k + at.slot * grads.k_stride + (r * job.scan.sizes.heads + at.head) * S::kState;
+#pragma unroll
+      for (int eighth = 0; eighth < kEighths; ++eighth) {
+        const float2 own = canonical_pair(job.scan.sizes, k, static_cast<int>(pair_of(eighth)));
+        d[eighth][2 * i] += own.x;
+        d[eighth][2 * i + 1] += own.y;
+      }
+    }
+  }
+
+  // Turns back; `rows` are what was turned. Pairs of an eighth are turned all or none.
+  __device__ __forceinline__ void turn_back(const unsigned char* rows) {
+#pragma unroll
+    for (int eighth = 0; eighth < kEighths; ++eighth) {
+      const unsigned pair = pair_of(eighth);
+      if (pair >= job.scan.sizes.angles) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float2 v = wide_pair(
+            *reinterpret_cast<const std::uint32_t*>(rows + row(i) * S::kStateRow + 4 * pair));
+        const float2 rotation =
+            __half22float2(cos_sin[token(i) * turn_stride(job.scan.sizes.angles) + pair]);
+        float& a = d[eighth][2 * i];
+        float& b = d[eighth][2 * i + 1];
+        turns[i * kEighths + eighth] += b * v.x - a * v.y;
+        const float back = fmaf(b, rotation.y, a * rotation.x);
+        b = fmaf(-a, rotation.y, b * rotation.x);
+        a = back;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk, const unsigned char* rows,
+                                         float (*bias_sums)[S::kRank][S::kState],
+                                         __nv_bfloat16* out) {
+    turn_back(rows);
+    keep_sums(bias_sums[tile()][at.lane / 4 % S::kRank]);
+    write(chunk, out);
+  }
+
+  __device__ __forceinline__ void keep_sums(float* to) const {
+    constexpr int kCount = 2 * kEighths;
+    float sums[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] = d[i / 2][i % 2] + d[i / 2][2 + i % 2];
+    sum_lanes<16, kSameRank, kCount>(sums, at.lane);
+    if (!tells<16, kSameRank, kCount>(at.lane)) return;
+    const int first = first_of_lane<16, kSameRank, kCount>(at.lane);
+#pragma unroll
+    for (int i = 0; i < LaneSums<16, kSameRank, kCount>::kLeft; ++i) {
+      to[first_column() + (first + i) / 2 * 8 + at.lane % 4 * 2 + (first + i) % 2] += sums[i];
+    }
+  }
+
+  // As whole pieces of a row: the lanes of a quad give each other their words.
+  __device__ __forceinline__ void write(const BackwardChunk& chunk, __nv_bfloat16* out) const {
+    __nv_bfloat16* to =
+        out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) + first_column();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int eighth = 0; eighth < 4; ++eighth) {
+        words[eighth] = eighth < kEighths ? pack_bf16(d[eighth % kEighths][2 * i],
+                                                      d[eighth % kEighths][2 * i + 1])
+                                          : 0;
+      }
+      transpose_quad(words, at.lane);
+      const bool is = static_cast<int>(token(i)) < chunk.tokens && at.lane % 4 < kEighths;
+      if (!is) continue;
+      __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState + 8 * (at.lane % 4)),
+             make_uint4(words[0], words[1], words[2], words[3]));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mamba3

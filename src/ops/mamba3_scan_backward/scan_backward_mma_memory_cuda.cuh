@@ -1,0 +1,283 @@
+// What the blocks of the backward pass by mma.sync are given and what they have in shared memory.
+//
+// A block walks one head of one sequence in chunks of 64 rows, a row for each rank of a token.
+// Pairs of n that are rotated together stand side by side, as in the scan by mma.sync.
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include <cstdint>
+
+#include "device/bulk_copy.cuh"
+#include "device/wgmma.cuh"
+#include "ops/mamba3_scan/scan_mma_memory_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_columns_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_sums_cuda.h"
+
+namespace mamba3 {
+
+struct BackwardMmaJob {
+  MmaScanJob scan;  // what the forward pass read, and the numbers of its tokens
+  const __nv_bfloat16* grad_y;
+  std::int64_t grad_y_stride;
+  GradientColumns grads;
+  Mamba3StateGradients grad_states;
+  HeadSumPlaces places;
+
+  // Left by the pass forward.
+  __half2* cos_sin;       // [h, t, s]
+  __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk
+  // Left by the walk back, to be summed over heads.
+  __nv_bfloat16* grad_b;   // [h, t, r, n] with respect to what the bias is added to
+  __nv_bfloat16* grad_c;   // [h, t, r, n]
+  float* grad_phase;       // [h, t, s] with respect to the phase
+  float4* grad_numbers;    // [h, t] log decay, now, carry, dt
+  const int* first_piece;  // [q] a sequence is a piece
+  float* head_sums;        // [pieces, h, places.elements]
+};
+
+namespace {
+
+constexpr int kBackwardHeadDim = 64;
+constexpr int kBackwardRows = 64;
+constexpr int kRowTiles = kBackwardRows / 16;
+// Of weights of a head's columns: four ranks' lie in different banks.
+constexpr int kWeightRow = kBackwardHeadDim + 8;
+constexpr unsigned kTileRow = row_bytes(kBackwardHeadDim);  // of a tile of 64 columns
+
+template <int kStateIn, int kRankIn>
+struct BackwardShape {
+  static constexpr int kState = kStateIn;
+  static constexpr int kRank = kRankIn;
+  static constexpr int kTokens = kBackwardRows / kRank;
+  static constexpr int kPairs = kState / 2;
+  static constexpr int kStateSteps = kState / 16;
+  static constexpr unsigned kStateRow = row_bytes(kState);
+};
+
+// A chunk's tokens [begin, begin + tokens) as far as they are there.
+struct BackwardChunk {
+  std::int64_t number;  // among those of all sequences
+  int begin;
+  int tokens;
+
+  template <class S>
+  static __device__ __forceinline__ BackwardChunk at(const MmaPlace& place, int index) {
+    const int begin = place.begin + index * S::kTokens;
+    return {place.begin / S::kTokens + place.sequence + index, begin,
+            min(S::kTokens, place.end - begin)};
+  }
+};
+
+// What a chunk's keys take, forward and back.
+template <class S>
+struct alignas(16) KeyMemory {
+  unsigned char k[kBackwardRows * S::kStateRow];  // [row, n]
+  unsigned char x[kBackwardRows * kTileRow];      // [row, p] X of every rank
+  // As they were asked for: of the chunk in hand, or of the one that follows in the walk. Behind
+  // the end of the sequence stand zeros.
+  __half raw_b[kBackwardRows * S::kState];     // [row, n]
+  unsigned char raw_x[S::kTokens * kTileRow];  // [t, p]
+  double log_decay[S::kTokens];
+  float2 weights[S::kTokens + 1];
+  // Of the head.
+  float2 b_norm[S::kPairs];
+  float2 b_bias[S::kRank][S::kPairs];
+  float mimo_x[S::kRank][kWeightRow];  // SISO: ones
+  // Of the chunk's tokens.
+  alignas(16) TokenTerms terms[S::kTokens];
+  float start_decay[S::kTokens];  // of the state before the chunk
+  float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
+  float fade[S::kTokens];         // the same times its weight
+  float chunk_decay;
+  Barrier rows_came;  // raw ones
+};
+
+// Of a token's rotations: eight tokens' lie in different banks.
+__host__ __device__ constexpr int turn_stride(int angles) {
+  return angles + 4;
+}
+
+// All of it; behind it stand cos_sin[2][kTokens][turn_stride].
+template <class S>
+struct alignas(16) BackwardMemory : KeyMemory<S> {
+  alignas(16) unsigned char q[kBackwardRows * S::kStateRow];  // [row, n]
+  unsigned char state[S::kState * kTileRow];                  // [n, p] G, at the chunk's start
+  unsigned char grad_state[S::kState * kTileRow];             // [n, p] E, of the state at its end
+  unsigned char grad_o[kBackwardRows * kTileRow];             // [row, p]
+  unsigned char grad_scores[kBackwardRows * kTileRow];        // [row, row]
+  union {
+    unsigned char scores[kBackwardRows * kTileRow];  // [row, row] with their weights
+    float grad_turns[S::kTokens * (S::kPairs + 4)];  // [t, s] when nobody needs scores
+  };
+  __half raw_c[kBackwardRows * S::kState];
+  unsigned char raw_z[S::kTokens * kTileRow];
+  unsigned char raw_grad_y[S::kTokens * kTileRow];
+  float2 c_norm[S::kPairs];
+  float2 c_bias[S::kRank][S::kPairs];
+  float mimo_z[S::kRank][kWeightRow];
+  float mimo_o[S::kRank][kWeightRow];
+  // Sums that gradients of a token's numbers are made of, by tiles of 16 rows.
+  float row_sums[kRowTiles][kBackwardRows];     // [tile of columns, row]
+  float column_sums[kRowTiles][kBackwardRows];  // [tile of rows, column]
+  float inside[kBackwardRows];
+  float now[kBackwardRows];
+  float start[kRowTiles][kBackwardRows];  // [quarter of p, row]
+  float end[kRowTiles][kBackwardRows];
+  float state_sums[16];  // by warp
+  float phase[2][S::kPairs];
+  float group_phase[8][S::kPairs];
+  // Sums over the sequence.
+  float bias_sums[2][kRowTiles][S::kRank][S::kState];  // of B, of C
+  // Of mimo_x, z, o.
+  float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim];
+
+  __device__ __forceinline__ __half2* cos_sin(int parity, int angles) {
+    return reinterpret_cast<__half2*>(this + 1) + parity * S::kTokens * turn_stride(angles);
+  }
+  static __host__ __device__ int bytes(int angles) {
+    return static_cast<int>(sizeof(BackwardMemory)) +
+           2 * S::kTokens * turn_stride(angles) * static_cast<int>(sizeof(__half2));
+  }
+};
+
+// A chunk's rows of B or C, as they are before bias and rotation: by one lane.
+template <class S>
+__device__ __forceinline__ void request_raw(const BackwardMmaJob& job, const MmaPlace& at,
+                                            const BackwardChunk& chunk, const __half* from,
+                                            __half* to, Barrier* barrier) {
+  constexpr int kRow = S::kRank * S::kState;  // of a token
+  bulk_copy(to, from + (std::int64_t{at.group} * job.scan.tokens + chunk.begin) * kRow,
+            static_cast<std::uint32_t>(chunk.tokens * kRow * sizeof(__half)), barrier);
+}
+
+// Asks for rows of kPieces times 16 bytes, the first `pieces` of each and as many rows as are
+// there.
+template <int kThreads, int kRows, int kPieces>
+__device__ __forceinline__ void request_tile(void* tile, unsigned tile_row, const void* from,
+                                             std::int64_t stride_bytes, int pieces, int there) {
+  constexpr int kAtOnce = kThreads / kPieces;
+  const int row = static_cast<int>(threadIdx.x) / kPieces;
+  const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  if (piece >= pieces) return;
+  const std::uint32_t to = shared_address(tile) + row * tile_row + 16 * piece;
+  const auto* own = static_cast<const unsigned char*>(from) + row * stride_bytes + 16 * piece;
+#pragma unroll
+  for (int i = 0; i < kRows; i += kAtOnce) {
+    if (row + i < there) copy_piece_async(to + i * tile_row, own + i * stride_bytes, true);
+  }
+}
+
+// The head's columns in x, z or grad_y.
+template <int kThreads, class S>
+__device__ __forceinline__ void request_columns(const MmaPlace& at, const BackwardChunk& chunk,
+                                                const __nv_bfloat16* from, std::int64_t stride,
+                                                unsigned char* to) {
+  constexpr int kPieces = kBackwardHeadDim / 8;
+  request_tile<kThreads, S::kTokens, kPieces>(
+      to, kTileRow, from + chunk.begin * stride + std::int64_t{at.head} * kBackwardHeadDim,
+      2 * stride, kPieces, chunk.tokens);
+}
+
+// Decays of a chunk's tokens and their weights, with those of the token behind it. Behind the end
+// of the sequence stand zeros.
+template <class S>
+__device__ __forceinline__ void request_decays(const BackwardMmaJob& job, const MmaPlace& at,
+                                               const BackwardChunk& chunk, KeyMemory<S>& m) {
+  const std::int64_t from = at.head * job.scan.tokens + chunk.begin;
+  const int t = static_cast<int>(threadIdx.x);
+  if (t > S::kTokens) return;
+  const bool is = chunk.begin + t < at.end;
+  const std::int64_t own = is ? from + t : 0;
+  const std::size_t zeros = is ? 0 : sizeof(double);
+  __pipeline_memcpy_async(&m.weights[t], job.scan.weights + own, sizeof(float2), zeros);
+  if (t < S::kTokens) {
+    __pipeline_memcpy_async(&m.log_decay[t], job.scan.log_decay + own, sizeof(double), zeros);
+  }
+}
+
+// Every weight that follows from the decays, by one warp, as docs/SEMANTICS.md, section 5, has
+// them.
+template <class S>
+__device__ __forceinline__ void weigh_tokens(KeyMemory<S>& m, unsigned lane) {
+  constexpr int kOwn = S::kTokens > kWarpLanes ? S::kTokens / kWarpLanes : 1;
+  constexpr double kLog2e = 1.4426950408889634;
+  const bool is = lane * kOwn < S::kTokens;
+  double sums[kOwn];
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) sums[i] = sum += is ? m.log_decay[lane * kOwn + i] : 0.0;
+#pragma unroll
+  for (unsigned step = 1; step < kWarpLanes; step *= 2) {
+    const double below = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += below;
+  }
+  const double all = __shfl_sync(0xffffffffu, sum, kWarpLanes - 1);
+  double before = __shfl_up_sync(0xffffffffu, sum, 1);
+  if (lane == 0) {
+    before = 0;
+    m.chunk_decay = fast_exp2(static_cast<float>(all * kLog2e));
+  }
+  if (!is) return;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const unsigned token = lane * kOwn + i;
+    const double decay = (before + sums[i]) * kLog2e;
+    const auto high = static_cast<float>(decay);
+    const float now = m.weights[token].x;
+    const float fill = now + m.weights[token + 1].y;
+    const float left = fast_exp2(static_cast<float>(all * kLog2e - decay));
+    m.terms[token] = {high, static_cast<float>(decay - high), fill, now};
+    m.start_decay[token] = fast_exp2(high);
+    m.end_decay[token] = left;
+    m.fade[token] = left * fill;
+  }
+}
+
+// Zeros everywhere in a block's memory, for what is behind the end of a sequence, and the barrier.
+template <int kThreads, class S>
+__device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, KeyMemory<S>& m) {
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < bytes / 16; i += kThreads) {
+    reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
+  }
+  __syncthreads();
+  if (thread == 0) {
+    barrier_init(&m.rows_came, 1);
+    barrier_init_done();
+  }
+  fence_async_proxy();
+  __syncthreads();
+}
+
+// Biases and weights of norms, pairs side by side, and rank weights.
+template <int kThreads, class S>
+__device__ __forceinline__ void load_pairs(const TokenSizes& sizes, const float* norm,
+                                           const float* bias, int head, float2* to_norm,
+                                           float2 (*to_bias)[S::kPairs]) {
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRank * S::kPairs; i += kThreads) {
+    const int r = i / S::kPairs, pair = i % S::kPairs;
+    const std::int64_t row = (std::int64_t{head} * S::kRank + r) * S::kState;
+    to_bias[r][pair] = canonical_pair(sizes, bias + row, pair);
+    if (r == 0) to_norm[pair] = canonical_pair(sizes, norm, pair);
+  }
+}
+
+template <int kThreads, class S>
+__device__ __forceinline__ void load_rank_weights(const float* from, int head,
+                                                  float (*to)[kWeightRow]) {
+  constexpr int kCount = S::kRank * kBackwardHeadDim;
+  for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
+    to[i / kBackwardHeadDim][i % kBackwardHeadDim] =
+        from == nullptr ? 1.0f : from[std::int64_t{head} * kCount + i];
+  }
+}
+
+// Two neighbours of a tile in bf16.
+__device__ __forceinline__ float2 tile_pair(const unsigned char* tile, unsigned row,
+                                            unsigned column) {
+  return wide_pair(*reinterpret_cast<const std::uint32_t*>(tile + row * kTileRow + 2 * column));
+}
+
+}  // namespace
+}  // namespace mamba3

@@ -1,0 +1,178 @@
+// What a chunk leaves for the gradients of its tokens' numbers: of decays and weights, by one warp,
+// and of phases. Notation: docs/SEMANTICS.md, section 9. Every sum adds products that belong to it;
+// none is a difference of longer sums.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+constexpr unsigned kPhaseWarps = 8;
+constexpr int kPhaseBarrier = 1;
+
+// Two neighbouring rows of a lane.
+struct RowPair {
+  float v[2];
+
+  // Sums over the rows before each.
+  __device__ __forceinline__ RowPair before(unsigned lane) const {
+    float sum = v[0] + v[1];
+#pragma unroll
+    for (unsigned step = 1; step < kWarpLanes; step *= 2) {
+      const float other = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) sum += other;
+    }
+    float own = __shfl_up_sync(0xffffffffu, sum, 1);
+    if (lane == 0) own = 0;
+    return {{own, own + v[0]}};
+  }
+  // Sums over each row and those behind it, of rows in kLanes lanes.
+  template <unsigned kLanes>
+  __device__ __forceinline__ RowPair from(unsigned lane) const {
+    float sum = v[0] + v[1];
+#pragma unroll
+    for (unsigned step = 1; step < kLanes; step *= 2) {
+      const float other = __shfl_down_sync(0xffffffffu, sum, step, kLanes);
+      if (lane % kLanes + step < kLanes) sum += other;
+    }
+    float behind = __shfl_down_sync(0xffffffffu, sum, 1, kLanes);
+    if (lane % kLanes == kLanes - 1) behind = 0;
+    return {{v[0] + (v[1] + behind), v[1] + behind}};
+  }
+};
+
+template <class F>
+__device__ __forceinline__ RowPair row_pair(unsigned lane, const F& f) {
+  return {{f(2 * lane), f(2 * lane + 1)}};
+}
+
+template <class S>
+__device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& m, unsigned lane,
+                                                       const RowPair& ends) {
+  const unsigned tile = lane / 8;  // of the lane's rows
+  RowPair out = row_pair(lane, [&](unsigned row) { return m.inside[row]; });
+  const auto add = [&out](const RowPair& more) {
+    out.v[0] += more.v[0];
+    out.v[1] += more.v[1];
+  };
+  // What tiles of rows below read of columns before.
+#pragma unroll
+  for (unsigned below = 1; below < kRowTiles; ++below) {
+    const RowPair read = row_pair(lane, [&](unsigned row) {
+      return tile < below ? m.column_sums[below][row] * m.terms[row / S::kRank].fill : 0.0f;
+    });
+    const RowPair sums = read.before(lane);
+    if (tile < below) add(sums);
+  }
+  // What rows from there on to the end of their tile read of tiles before.
+  add(row_pair(lane, [&](unsigned row) {
+        float sum = 0;
+#pragma unroll
+        for (unsigned before = 0; before < kRowTiles; ++before) {
+          if (before < tile) sum += m.row_sums[before][row];
+        }
+        return sum;
+      }).template from<8>(lane));
+  // What read-outs from there on read of the state before the chunk.
+  add(row_pair(lane, [&](unsigned row) {
+        return (m.start[0][row] + m.start[1][row]) + (m.start[2][row] + m.start[3][row]);
+      }).template from<kWarpLanes>(lane));
+  // What the state behind the chunk has of tokens before, and of the state before the chunk.
+  add(RowPair{
+      {m.fade[2 * lane / S::kRank] * ends.v[0], m.fade[(2 * lane + 1) / S::kRank] * ends.v[1]}}
+          .before(lane));
+  float whole = 0;
+#pragma unroll
+  for (const float part : m.state_sums) whole += part;
+  whole *= m.chunk_decay;
+  add({{whole, whole}});
+  return out;
+}
+
+// One warp: gradients of a token's log decay, of its `now` and of the next one's `carry`.
+template <class S>
+__device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const MmaPlace& at,
+                                             const BackwardChunk& chunk,
+                                             const BackwardMemory<S>& m) {
+  const unsigned lane = at.lane;
+  const RowPair ends = row_pair(lane, [&](unsigned row) {
+    return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
+  });
+  const RowPair log_decays = log_decay_gradients(m, lane, ends);
+  float sources[2], now[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const unsigned row = 2 * lane + i;
+    float sum = m.end_decay[row / S::kRank] * ends.v[i];
+#pragma unroll
+    for (unsigned below = 0; below < kRowTiles; ++below) {
+      if (below >= lane / 8) sum += m.column_sums[below][row];
+    }
+    sources[i] = sum;
+    now[i] = m.now[row];
+  }
+  if constexpr (S::kRank > 1) {
+    sources[0] += sources[1];
+    now[0] += now[1];
+  }
+  if constexpr (S::kRank == 4) {
+    sources[0] += __shfl_down_sync(0xffffffffu, sources[0], 1);
+    now[0] += __shfl_down_sync(0xffffffffu, now[0], 1);
+    if (lane % 2 != 0) return;
+  }
+#pragma unroll
+  for (int i = 0; i < (S::kRank == 1 ? 2 : 1); ++i) {
+    const auto token = static_cast<int>((2 * lane + i) / S::kRank);
+    if (token >= chunk.tokens) continue;
+    float4* out = job.grad_numbers + at.head * job.scan.tokens + chunk.begin + token;
+    out->x = log_decays.v[i];
+    out->y = now[i] + sources[i];
+    if (chunk.begin + token + 1 < at.end) out[1].z = sources[i];
+  }
+}
+
+// kPhaseWarps warps: a group of tokens each, a lane has one angle or two. From what a token's phase
+// gets of its own rows to what it gets of all behind it.
+template <class S>
+__device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const MmaPlace& at,
+                                            const BackwardChunk& chunk, int parity,
+                                            BackwardMemory<S>& m) {
+  constexpr int kOwn = S::kTokens / static_cast<int>(kPhaseWarps);
+  constexpr int kAngles = (S::kPairs + kWarpLanes - 1) / kWarpLanes;
+  const int angles = job.scan.sizes.angles;
+  const int first = static_cast<int>(at.warp) * kOwn;
+  float own[kAngles][kOwn];
+#pragma unroll
+  for (int i = 0; i < kAngles; ++i) {
+    const int angle = i * kWarpLanes + static_cast<int>(at.lane);
+    if (angle >= angles) break;
+    float sum = 0;
+#pragma unroll
+    for (int t = kOwn - 1; t >= 0; --t) {
+      own[i][t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
+    }
+    m.group_phase[at.warp][angle] = sum;
+  }
+  sync_threads(kPhaseBarrier, kPhaseWarps * kWarpLanes);
+  float* to = job.grad_phase + (at.head * job.scan.tokens + chunk.begin + first) * angles;
+#pragma unroll
+  for (int i = 0; i < kAngles; ++i) {
+    const int angle = i * kWarpLanes + static_cast<int>(at.lane);
+    if (angle >= angles) break;
+    float behind = m.phase[parity][angle];
+    for (unsigned group = kPhaseWarps - 1; group > at.warp; --group) {
+      behind += m.group_phase[group][angle];
+    }
+#pragma unroll
+    for (int t = 0; t < kOwn; ++t) {
+      if (first + t < chunk.tokens) to[t * angles + angle] = own[i][t] + behind;
+    }
+    if (at.warp == 0) m.phase[parity ^ 1][angle] = own[i][0] + behind;
+  }
+}
+
+}  // namespace
+}  // namespace mamba3

@@ -1,0 +1,199 @@
+// The read-outs of a chunk and the gradients of its x and z: what the gate and the skip take part
+// in. A warp has 16 rows and 16 columns of the head.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_rows_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+constexpr int kBackwardThreads = 512;
+constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
+static_assert(kBackwardWarps == kRowTiles * kRowTiles);
+
+__device__ __forceinline__ void put_pair(const GradientColumn& column, std::int64_t token,
+                                         std::int64_t j, float a, float b) {
+  const std::int64_t i = token * column.stride + j;
+  if (column.bf16 == nullptr) {
+    column.fp32[i] = a;
+    column.fp32[i + 1] = b;
+  } else {
+    *reinterpret_cast<std::uint32_t*>(column.bf16 + i) = pack_bf16(a, b);
+  }
+}
+
+template <class S>
+struct HeadOutputs {
+  static constexpr unsigned kRankBit = S::kRank == 4 ? 8 : S::kRank == 2 ? 4 : 0;
+  static constexpr unsigned kSameRank = 4 * S::kRank;  // lanes so far apart have rows of one rank
+  const BackwardMmaJob& job;
+  const MmaPlace& at;
+  BackwardMemory<S>& m;
+  unsigned row;     // the thread's first; the other is 8 further
+  unsigned column;  // the thread's first; the others are the next, and 8 further
+  int r;
+  float skip;
+  float skip_sum = 0;
+  Sums<1> from_start;  // Q G, then O
+  Sums<1> grad_x;      // K E, then the gradient of X
+
+  __device__ __forceinline__ HeadOutputs(const BackwardMmaJob& job_in, const MmaPlace& place,
+                                         BackwardMemory<S>& memory)
+      : job(job_in),
+        at(place),
+        m(memory),
+        row(first_row() + at.lane / 4),
+        column(first_column() + at.lane % 4 * 2),
+        r(static_cast<int>(at.lane / 4 % S::kRank)),
+        skip(job.scan.params.skip[at.head]) {}
+
+  // The products with the states at both ends of the chunk.
+  __device__ __forceinline__ void read_states() {
+    clear<1>(from_start);
+    clear<1>(grad_x);
+    const Factor<S::kStateRow> q(m.q, at.lane), k(m.k, at.lane);
+    const Factor<kTileRow> state(m.state, at.lane), grad_state(m.grad_state, at.lane);
+    multiply<S::kStateSteps, 1>(
+        0, S::kStateSteps, [&](int step, auto& a) { q.left(first_row(), 16 * step, a); },
+        [&](int step, int, auto& b) { state.right(16 * step, first_column(), b); }, from_start);
+    multiply<S::kStateSteps, 1>(
+        0, S::kStateSteps, [&](int step, auto& a) { k.left(first_row(), 16 * step, a); },
+        [&](int step, int, auto& b) { grad_state.right(16 * step, first_column(), b); }, grad_x);
+    tell_rows(m.x, grad_x, m.end[at.warp / kRowTiles]);
+    scale_rows<1>(m.start_decay[token(0)], m.start_decay[token(1)], from_start);
+    tell_rows(m.grad_o, from_start, m.start[at.warp / kRowTiles]);
+    scale_rows<1>(m.fade[token(0)], m.fade[token(1)], grad_x);
+  }
+
+  // What tokens of the chunk gave each other; when the scores are there.
+  __device__ __forceinline__ void add_scores() {
+    const Factor<kTileRow> scores(m.scores, at.lane), x(m.x, at.lane), grad_o(m.grad_o, at.lane);
+    const auto tile = static_cast<int>(at.warp % kRowTiles);
+    multiply<kRowTiles, 1>(
+        0, tile + 1, [&](int step, auto& a) { scores.left(first_row(), 16 * step, a); },
+        [&](int step, int, auto& b) { x.right(16 * step, first_column(), b); }, from_start);
+    multiply<kRowTiles, 1>(
+        tile, kRowTiles,
+        [&](int step, auto& a) { scores.left_transposed(16 * step, first_row(), a); },
+        [&](int step, int, auto& b) { grad_o.right(16 * step, first_column(), b); }, grad_x);
+  }
+
+  // Through gate and skip, to the columns and to what is summed over the sequence.
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk) {
+    float grad_z[8], to_x[8];  // [row, eighth of columns, neighbour]
+    float sums[3][4] = {};     // of mimo_x, z, o
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const unsigned p = column + 8 * j;
+        const float2 x = tile_pair(m.raw_x, token(i), p), z = tile_pair(m.raw_z, token(i), p);
+        const float2 grad_y = tile_pair(m.raw_grad_y, token(i), p);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          element(p + e, e == 0 ? x.x : x.y, e == 0 ? z.x : z.y, e == 0 ? grad_y.x : grad_y.y,
+                  from_start[j][2 * i + e], grad_x[j][2 * i + e], 2 * j + e, sums,
+                  grad_z[4 * i + 2 * j + e], to_x[4 * i + 2 * j + e]);
+        }
+      }
+    }
+    if constexpr (S::kRank > 1) {
+#pragma unroll
+      for (int which = 0; which < 3; ++which) keep_sums(sums[which], m.gate_sums[which]);
+    }
+    write(chunk, grad_z, to_x);
+  }
+
+ private:
+  __device__ __forceinline__ unsigned first_row() const {
+    return at.warp % kRowTiles * 16;
+  }
+  __device__ __forceinline__ unsigned first_column() const {
+    return at.warp / kRowTiles * 16;
+  }
+  __device__ __forceinline__ unsigned token(int i) const {
+    return (row + 8 * i) / S::kRank;
+  }
+
+  // For each row the sum of tile * sums over the warp's columns.
+  __device__ __forceinline__ void tell_rows(const unsigned char* tile, const Sums<1>& sums,
+                                            float* to) const {
+    float of_rows[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 left = tile_pair(tile, row + 8 * i, column);
+      const float2 right = tile_pair(tile, row + 8 * i, column + 8);
+      of_rows[i] = left.x * sums[0][2 * i] + left.y * sums[0][2 * i + 1] +
+                   right.x * sums[1][2 * i] + right.y * sums[1][2 * i + 1];
+    }
+    sum_lanes<2, 1, 2>(of_rows, at.lane);
+    if (tells<2, 1, 2>(at.lane)) to[row + 8 * first_of_lane<2, 1, 2>(at.lane)] = of_rows[0];
+  }
+
+  __device__ __forceinline__ void element(unsigned p, float x, float z, float grad_y, float o,
+                                          float grad_own, int number, float (&sums)[3][4],
+                                          float& grad_z, float& to_x) {
+    const float weight_x = S::kRank > 1 ? m.mimo_x[r][p] : 1.0f;
+    const float weight_z = S::kRank > 1 ? m.mimo_z[r][p] : 1.0f;
+    const float weight_o = S::kRank > 1 ? m.mimo_o[r][p] : 1.0f;
+    const float own_x = x * weight_x;
+    const Gate gate(z * weight_z);
+    const float read_out = fmaf(skip, own_x, o);
+    const float grad = grad_y * weight_o;
+    const float grad_o = grad * gate.at;
+    const float grad_gate = grad * read_out * gate.slope;
+    const float grad_spread = fmaf(skip, grad_o, grad_own);
+    skip_sum = fmaf(grad_o, own_x, skip_sum);
+    grad_z = grad_gate * weight_z;
+    to_x = grad_spread * weight_x;
+    if constexpr (S::kRank > 1) {
+      sums[0][number] = fmaf(grad_spread, x, sums[0][number]);
+      sums[1][number] = fmaf(grad_gate, z, sums[1][number]);
+      sums[2][number] = fmaf(grad_y * read_out, gate.at, sums[2][number]);
+    }
+  }
+
+  __device__ __forceinline__ void keep_sums(float (&sums)[4],
+                                            float (*to)[S::kRank][kBackwardHeadDim]) const {
+    sum_lanes<16, kSameRank, 4>(sums, at.lane);
+    if (!tells<16, kSameRank, 4>(at.lane)) return;
+    const int first = first_of_lane<16, kSameRank, 4>(at.lane);
+    float* own = to[at.warp % kRowTiles][r];
+#pragma unroll
+    for (int i = 0; i < LaneSums<16, kSameRank, 4>::kLeft; ++i) {
+      own[column + (first + i) / 2 * 8 + (first + i) % 2] += sums[i];
+    }
+  }
+
+  // Sums over ranks, which leave a lane with some of the pairs.
+  __device__ __forceinline__ void write(const BackwardChunk& chunk, float (&grad_z)[8],
+                                        float (&to_x)[8]) const {
+    sum_lanes<kRankBit, 4, 8>(grad_z, at.lane);
+    sum_lanes<kRankBit, 4, 8>(to_x, at.lane);
+    const int first = first_of_lane<kRankBit, 4, 8>(at.lane);
+#pragma unroll
+    for (int left = 0; left < 8 / S::kRank; left += 2) {
+      const int i = (first + left) / 4, j = (first + left) / 2 % 2;
+      const auto own = static_cast<int>(token(i));
+      if (own >= chunk.tokens) continue;
+      const std::int64_t place = std::int64_t{at.head} * kBackwardHeadDim + column + 8 * j;
+      const int last = at.end - 1 - chunk.begin;
+      if (own == last) add_last(place, to_x[left], to_x[left + 1]);
+      put_pair(job.grads.z, chunk.begin + own, place, grad_z[left], grad_z[left + 1]);
+      put_pair(job.grads.x, chunk.begin + own, place, to_x[left], to_x[left + 1]);
+    }
+  }
+
+  // The state's x is that of the last token.
+  __device__ __forceinline__ void add_last(std::int64_t place, float& a, float& b) const {
+    const float* v = job.grad_states.v + at.slot * job.grad_states.v_stride + place;
+    a += v[0];
+    b += v[1];
+  }
+};
+
+}  // namespace
+}  // namespace mamba3

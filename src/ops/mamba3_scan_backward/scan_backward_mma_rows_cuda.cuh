@@ -1,0 +1,139 @@
+// A chunk's rows of K and Q, of X and of the gradient of the read-outs.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan_backward/scan_backward_mma_memory_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+// What rows of K or Q are made of, and where they go.
+template <class S>
+struct Rows {
+  const __half* raw;                // [row, n]
+  const float2* norm;               // [pair]
+  const float2 (*bias)[S::kPairs];  // [r, pair]
+  unsigned char* out;               // [row, n]
+};
+
+struct RowWeights {
+  float2 norm;
+  float2 bias;
+};
+
+// Normed rows with their bias, turned by cos_sin [t, stride]. A thread has a pair of columns.
+template <int kThreads, class S, class... Kinds>
+__device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, int angles,
+                                          const Kinds&... kinds) {
+  constexpr int kGroups = kThreads / S::kPairs;  // a multiple of the rank
+  const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
+  const int first = static_cast<int>(threadIdx.x) / S::kPairs;
+  const bool turns = pair < angles;
+  const auto* rotation = cos_sin + pair;
+  const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
+#pragma unroll
+  for (int i = 0; i < kBackwardRows / kGroups; ++i) {
+    const int row = first + i * kGroups;
+    const float2 by =
+        turns ? __half22float2(rotation[row / S::kRank * stride]) : make_float2(1.0f, 0.0f);
+    int kind = 0;
+    const auto make = [&](const Rows<S>& rows) {
+      const RowWeights& own = weights[kind++];
+      const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + pair;
+      const float2 v = turned(biased(raw[row * S::kPairs], own.norm, own.bias), by);
+      *reinterpret_cast<std::uint32_t*>(rows.out + row * S::kStateRow + 4 * pair) =
+          pack_bf16(v.x, v.y);
+    };
+    (make(kinds), ...);
+  }
+}
+
+// Eight neighbours in bf16.
+struct Eight {
+  float v[8];
+
+  __device__ __forceinline__ explicit Eight(const unsigned char* from) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    unpack_bf16(bits.x, v[0], v[1]);
+    unpack_bf16(bits.y, v[2], v[3]);
+    unpack_bf16(bits.z, v[4], v[5]);
+    unpack_bf16(bits.w, v[6], v[7]);
+  }
+  __device__ __forceinline__ void store(unsigned char* to) const {
+    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                               pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+  }
+};
+
+constexpr int kRowEights = kBackwardHeadDim / 8;
+
+// Calls f(row, first of eight columns) for all of a tile.
+template <int kThreads, class F>
+__device__ __forceinline__ void for_eights(const F& f) {
+  static_assert(kBackwardRows * kRowEights % kThreads == 0);
+  const int row = static_cast<int>(threadIdx.x) / kRowEights;
+  const int column = static_cast<int>(threadIdx.x) % kRowEights * 8;
+#pragma unroll
+  for (int i = 0; i < kBackwardRows; i += kThreads / kRowEights) f(row + i, column);
+}
+
+// X = x times its rank's weights.
+template <int kThreads, class S>
+__device__ __forceinline__ void spread_x(KeyMemory<S>& m) {
+  for_eights<kThreads>([&](int row, int column) {
+    const unsigned char* from = m.raw_x + row / S::kRank * kTileRow + 2 * column;
+    unsigned char* to = m.x + row * kTileRow + 2 * column;
+    if constexpr (S::kRank == 1) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else {
+      Eight x(from);
+      const float* weight = &m.mimo_x[row % S::kRank][column];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) x.v[e] *= weight[e];
+      x.store(to);
+    }
+  });
+}
+
+__device__ __forceinline__ float fast_inverse(float v) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
+// z sigmoid(z) and its slope.
+struct Gate {
+  float at;
+  float slope;
+
+  __device__ __forceinline__ explicit Gate(float z) {
+    const float sigmoid = fast_inverse(1.0f + fast_exp2(kGateRate * z));
+    at = z * sigmoid;
+    slope = sigmoid * fmaf(z, 1.0f - sigmoid, 1.0f);
+  }
+};
+
+// grad_o = grad_y mimo_o silu(z mimo_z): what the gate leaves of a gradient.
+template <int kThreads, class S>
+__device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
+  for_eights<kThreads>([&](int row, int column) {
+    const unsigned from = row / S::kRank * kTileRow + 2 * column;
+    const Eight z(m.raw_z + from);
+    Eight grad(m.raw_grad_y + from);
+    const int r = row % S::kRank;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      float v = z.v[e];
+      if constexpr (S::kRank > 1) {
+        v *= m.mimo_z[r][column + e];
+        grad.v[e] *= m.mimo_o[r][column + e];
+      }
+      grad.v[e] *= Gate(v).at;
+    }
+    grad.store(m.grad_o + row * kTileRow + 2 * column);
+  });
+}
+
+}  // namespace
+}  // namespace mamba3

@@ -1,0 +1,287 @@
+// The walk back over the chunks of a sequence, by one block a head.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/mamba3_scan_backward/scan_backward_mma_gradients_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_numbers_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_outputs_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_scores_cuda.cuh"
+
+namespace mamba3 {
+namespace {
+
+// Warps that have less to do than others where these are called.
+constexpr unsigned kBackwardWeighingWarp = kPhaseWarps;
+constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
+constexpr unsigned kRequestingWarp = kNumbersWarp;
+
+template <class S>
+using GradStateTile = StateTile<kBackwardThreads, S>;
+template <class S>
+using GradState = Sums<GradStateTile<S>::kBlocks>;
+
+// What of a chunk is asked for while the one behind it is worked on: rows when their memory is
+// free, and columns when theirs is.
+template <class S>
+__device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                const BackwardChunk& chunk, int parity,
+                                                BackwardMemory<S>& m) {
+  if (at.warp == kRequestingWarp && elect_lane()) {
+    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState);
+    request_raw<S>(job, at, chunk, job.scan.in_b, m.raw_b, &m.rows_came);
+    request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
+  }
+  request_decays(job, at, chunk, m);
+  const int angles = job.scan.sizes.angles;
+  request_tile<kBackwardThreads, S::kTokens, S::kPairs / 4>(
+      m.cos_sin(parity, angles), turn_stride(angles) * sizeof(__half2),
+      job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * angles, angles * sizeof(__half2),
+      angles / 4, chunk.tokens);
+}
+
+template <class S>
+__device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                   const BackwardChunk& chunk,
+                                                   BackwardMemory<S>& m) {
+  request_columns<kBackwardThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.raw_x);
+  request_columns<kBackwardThreads, S>(at, chunk, job.scan.z, job.scan.zx_stride, m.raw_z);
+  request_columns<kBackwardThreads, S>(at, chunk, job.grad_y, job.grad_y_stride, m.raw_grad_y);
+}
+
+template <class S>
+__device__ __forceinline__ void request_state(const BackwardMmaJob& job, const MmaPlace& at,
+                                              const BackwardChunk& chunk, BackwardMemory<S>& m) {
+  constexpr int kPieces = kBackwardHeadDim / 8;
+  request_tile<kBackwardThreads, S::kState, kPieces>(
+      m.state, kTileRow,
+      job.states + (chunk.number * job.scan.sizes.heads + at.head) * (S::kState * kBackwardHeadDim),
+      2 * kBackwardHeadDim, kPieces, S::kState);
+  __pipeline_commit();
+}
+
+template <class S>
+__device__ void load_head(const BackwardMmaJob& job, const MmaPlace& at, BackwardMemory<S>& m,
+                          int parity) {
+  const TokenSizes& sizes = job.scan.sizes;
+  const Mamba3Params& params = job.scan.params;
+  const int thread = static_cast<int>(threadIdx.x);
+  load_pairs<kBackwardThreads, S>(sizes, params.in_b_norm, params.in_b_bias, at.head, m.b_norm,
+                                  m.b_bias);
+  load_pairs<kBackwardThreads, S>(sizes, params.out_c_norm, params.out_c_bias, at.head, m.c_norm,
+                                  m.c_bias);
+  load_rank_weights<kBackwardThreads, S>(params.mimo_x, at.head, m.mimo_x);
+  load_rank_weights<kBackwardThreads, S>(params.mimo_z, at.head, m.mimo_z);
+  load_rank_weights<kBackwardThreads, S>(params.mimo_o, at.head, m.mimo_o);
+  const float* angle = job.grad_states.angle + at.slot * job.grad_states.angle_stride +
+                       std::int64_t{at.head} * sizes.angles;
+  for (int i = thread; i < sizes.angles; i += kBackwardThreads) m.phase[parity][i] = angle[i];
+}
+
+// The head's part of the gradient of the state: [n, p].
+__device__ __forceinline__ float* grad_ssm(const BackwardMmaJob& job, const MmaPlace& at) {
+  return job.grad_states.ssm + at.slot * job.grad_states.ssm_stride +
+         std::int64_t{at.head} * job.scan.sizes.state * kBackwardHeadDim;
+}
+
+// Of one value a thread, in every thread. All threads meet here.
+template <class S>
+__device__ float sum_block(BackwardMemory<S>& m, const MmaPlace& at, float value) {
+  for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, lanes);
+  }
+  __syncthreads();
+  if (at.lane == 0) m.state_sums[at.warp] = value;
+  __syncthreads();
+  float sum = 0;
+  for (const float part : m.state_sums) sum += part;
+  return sum;
+}
+
+// The sequence's first state is given the carried term of the token before: that of k, v, carry.
+// `grad` is the gradient of that state, already where it goes. Memory of the chunk is free.
+template <class S>
+__device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, BackwardMemory<S>& m) {
+  constexpr int kColumns = S::kRank * kBackwardHeadDim;
+  const TokenSizes& sizes = job.scan.sizes;
+  const Mamba3States& states = job.scan.states;
+  const Mamba3StateGradients& grads = job.grad_states;
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t rank_stride = std::int64_t{sizes.heads} * S::kState;
+  const float* grad = grad_ssm(job, at);
+  const float* k = states.k + at.slot * states.k_stride + std::int64_t{at.head} * S::kState;
+  const float* v = states.v + at.slot * states.v_stride + at.head * kBackwardHeadDim;
+  float* grad_k = grads.k + at.slot * grads.k_stride + std::int64_t{at.head} * S::kState;
+  float* grad_v = grads.v + at.slot * grads.v_stride + at.head * kBackwardHeadDim;
+  const std::int64_t first = at.head * job.scan.tokens + at.begin;
+  const float carry = job.scan.weights[first].y;
+  auto* spread = reinterpret_cast<float*>(m.x);  // [r, p] X of the token before
+  auto* along = spread + kColumns;               // [r, p] its K times grad
+  float own = 0;
+  if (thread < kColumns) {
+    const int r = thread / kBackwardHeadDim, p = thread % kBackwardHeadDim;
+    float sum = 0;
+#pragma unroll 8
+    for (int n = 0; n < S::kState; ++n) {
+      sum = fmaf(k[r * rank_stride + n], grad[n * kBackwardHeadDim + p], sum);
+    }
+    along[thread] = sum;
+    spread[thread] = v[p] * m.mimo_x[r][p];
+    own = sum * spread[thread];
+    if constexpr (S::kRank > 1) m.gate_sums[0][0][r][p] += carry * sum * v[p];
+  }
+  const float grad_carry = sum_block(m, at, own);
+  if (thread == 0) job.grad_numbers[first].z = grad_carry;
+  if (thread < kBackwardHeadDim) {
+    float sum = 0;
+    for (int r = 0; r < S::kRank; ++r) {
+      sum = fmaf(carry * along[r * kBackwardHeadDim + thread], m.mimo_x[r][thread], sum);
+    }
+    grad_v[thread] = sum;
+  }
+  for (int i = thread; i < S::kRank * S::kState; i += kBackwardThreads) {
+    const int r = i / S::kState, n = i % S::kState;
+    float sum = 0;
+#pragma unroll 8
+    for (int p = 0; p < kBackwardHeadDim; ++p) {
+      sum = fmaf(spread[r * kBackwardHeadDim + p], grad[n * kBackwardHeadDim + p], sum);
+    }
+    grad_k[r * rank_stride + n] = carry * sum;
+  }
+}
+
+template <class S>
+__device__ void leave_sums(const BackwardMmaJob& job, const MmaPlace& at, float skip_sum,
+                           BackwardMemory<S>& m) {
+  const HeadSumPlaces& places = job.places;
+  const int thread = static_cast<int>(threadIdx.x);
+  float* out = job.head_sums +
+               (std::int64_t{job.first_piece[at.sequence]} * job.scan.sizes.heads + at.head) *
+                   places.elements;
+  const float skip = sum_block(m, at, skip_sum);
+  if (thread == 0) out[places.skip] = skip;
+  const auto over_tiles = [](const auto& tiles, int r, int i) {
+    return (tiles[0][r][i] + tiles[1][r][i]) + (tiles[2][r][i] + tiles[3][r][i]);
+  };
+  for (int i = thread; i < S::kRank * S::kState; i += kBackwardThreads) {
+    const int r = i / S::kState, n = i % S::kState;
+    const int to = r * S::kState + place_of(job.scan.sizes, n);
+    out[places.in_b_bias + to] = over_tiles(m.bias_sums[0], r, n);
+    out[places.out_c_bias + to] = over_tiles(m.bias_sums[1], r, n);
+  }
+  if constexpr (S::kRank > 1) {
+    for (int i = thread; i < S::kRank * kBackwardHeadDim; i += kBackwardThreads) {
+      const int r = i / kBackwardHeadDim, p = i % kBackwardHeadDim;
+      out[places.mimo_x + i] = over_tiles(m.gate_sums[0], r, p);
+      out[places.mimo_z + i] = over_tiles(m.gate_sums[1], r, p);
+      out[places.mimo_o + i] = over_tiles(m.gate_sums[2], r, p);
+    }
+  }
+}
+
+// What a warp's part of the gradient and the state have in common, and the gradient in bf16.
+template <class S>
+__device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradStateTile<S>& tile,
+                                                GradState<S>& grad, BackwardMemory<S>& m) {
+  float sum = 0;
+  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
+    const float2 own = tile_pair(m.state, n, p);
+    sum = fmaf(a, own.x, fmaf(b, own.y, sum));
+  });
+  for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  }
+  if (at.lane == 0) m.state_sums[at.warp] = sum;
+}
+
+template <class S>
+__device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
+                                              const BackwardChunk& chunk, int parity,
+                                              const GradStateTile<S>& tile, GradState<S>& grad,
+                                              BackwardMemory<S>& m) {
+  request_state(job, at, chunk, m);
+  if (at.warp == kBackwardWeighingWarp) weigh_tokens(m, at.lane);
+  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
+    *reinterpret_cast<std::uint32_t*>(m.grad_state + n * kTileRow + 2 * p) = pack_bf16(a, b);
+  });
+  const int angles = job.scan.sizes.angles;
+  const __half2* cos_sin = m.cos_sin(parity, angles);
+  make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
+                                 Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k},
+                                 Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
+  spread_x<kBackwardThreads>(m);
+  make_grad_o<kBackwardThreads>(m);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kBackwardThreads, 1)
+    backward_walk_kernel(const __grid_constant__ BackwardMmaJob job) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
+  const MmaPlace at(job.scan);
+  if (at.begin >= at.end) return;
+  const TokenSizes& sizes = job.scan.sizes;
+  const int last = (at.end - at.begin - 1) / S::kTokens;
+  open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
+  load_head(job, at, m, last & 1);
+  const GradStateTile<S> tile(at);
+  GradState<S> grad;
+  tile.each(grad, [&](float& a, float& b, unsigned n, unsigned p) {
+    const float* from =
+        grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
+    a = from[0];
+    b = from[1];
+  });
+  request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
+  request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  barrier_wait(&m.rows_came, 0);
+  __syncthreads();
+  HeadOutputs<S> outputs(job, at, m);
+  for (int index = last; index >= 0; --index) {
+    const int parity = index & 1;
+    const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
+    const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
+    prepare_chunk(job, at, chunk, parity, tile, grad, m);
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
+    __pipeline_commit();
+    outputs.read_states();
+    multiply_states(at, tile, grad, m);
+    make_scores(at, m);
+    __syncthreads();
+    outputs.add_scores();
+    outputs.finish(chunk);
+    __syncthreads();
+    if (index > 0) request_columns_of(job, at, next, m);
+    __pipeline_commit();
+    RowGradients<S> rows(job, at, m, m.cos_sin(parity, sizes.angles));
+    rows.of_q(chunk);
+    rows.of_k(chunk);
+    rows.tell_turns();
+    tile.fold(m.chunk_decay, m.q, m.start_decay, m.grad_o, grad);
+    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, m);
+    __pipeline_wait_prior(0);
+    if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
+    __syncthreads();
+    if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, m);
+  }
+  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
+    float* to = grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
+    to[0] = a;
+    to[1] = b;
+  });
+  __syncthreads();
+  float* angle = job.grad_states.angle + at.slot * job.grad_states.angle_stride +
+                 std::int64_t{at.head} * sizes.angles;
+  for (int i = static_cast<int>(threadIdx.x); i < sizes.angles; i += kBackwardThreads) {
+    angle[i] = m.phase[1][i];
+  }
+  leave_start(job, at, m);
+  leave_sums(job, at, outputs.skip_sum, m);
+}
+
+}  // namespace
+}  // namespace mamba3
