@@ -67,6 +67,11 @@ __device__ __forceinline__ void copy_piece_async(std::uint32_t to, const void* f
                : "memory");
 }
 
+// Has a line of global memory brought to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* from, bool is) {
+  if (is) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // Four 8 by 8 matrices of 16-bit numbers, of which a lane has two neighbours in row lane / 4. Lane
 // i brings the address of row i % 8 of matrix i / 8.
 template <int kOffset = 0>

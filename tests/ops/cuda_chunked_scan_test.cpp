@@ -242,6 +242,17 @@ TEST_P(CudaChunkedScan, StatesThatAreForgottenAtOnce) {
   expect_right(data, runner(GetParam(), data).scan_on_gpu());
 }
 
+// The tuned kernels multiply a state where it has decayed far, which takes some chunks here.
+TEST_P(CudaChunkedScan, StatesThatDecaySlowly) {
+  SKIP_WITHOUT_CHUNKS(GetParam());
+  ScanCase data(GetParam().dims, {300, 77, 600}, 52);
+  const float shift = data.dims.a_activation == AActivation::kSoftplus ? -2 : -9;
+  for (auto& in : data.inputs) {
+    for (float& v : in.decay_raw) v = 0.5f * v + shift;
+  }
+  expect_right(data, runner(GetParam(), data).scan_on_gpu());
+}
+
 TEST_P(CudaChunkedScan, ANanDecayReachesNothingBeforeItNorBeside) {
   SKIP_WITHOUT_CHUNKS(GetParam());
   ScanCase data(GetParam().dims, {40, 90, 33}, 51);

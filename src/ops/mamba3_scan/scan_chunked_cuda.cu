@@ -4,9 +4,10 @@
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32.
 //
 // Four warpgroups hand chunks to each other, so that one chunk is rotated while another is
-// multiplied: two make K, Q, X and the gates (scan_chunked_rotate_cuda.cuh), one has h in its
-// accumulators and makes phases and weights two chunks ahead, while the tensor cores are at work
-// (scan_chunked_state_cuda.cuh), one makes O and y (scan_chunked_outputs_cuda.cuh).
+// multiplied: two make K, Q and the gates (scan_chunked_rotate_cuda.cuh), one has h in its
+// accumulators and makes phases and weights two chunks ahead (scan_chunked_state_cuda.cuh), one
+// makes O and y (scan_chunked_outputs_cuda.cuh) and X of several ranks a chunk ahead
+// (scan_chunked_ranks_cuda.cuh). The last two do what is ahead while the tensor cores are at work.
 #include <algorithm>
 #include <cstdint>
 
@@ -36,9 +37,9 @@ struct RoleRegisters {
   }
 };
 template <int kRank, bool kOutputs>
-constexpr RoleRegisters kRegisters = !kOutputs    ? RoleRegisters{24, 216, 136}
-                                     : kRank == 1 ? RoleRegisters{136, 168, 104}
-                                                  : RoleRegisters{112, 144, 128};
+constexpr RoleRegisters kRegisters = !kOutputs    ? RoleRegisters{56, 200, 128}
+                                     : kRank == 1 ? RoleRegisters{152, 168, 96}
+                                                  : RoleRegisters{128, 152, 112};
 
 // Of the threads of a warpgroup.
 template <int kCount>
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   __syncthreads();
   if (threadIdx.x < kStateThread) {
     set_registers<kOwn.outputs>();
-    if constexpr (kOutputs) make_outputs(job, at, m);
+    run_outputs(job, at, m);
   } else if (threadIdx.x < kRotatingThread) {
     set_registers<kOwn.state>();
     StateCarrier<S>(job, at, m).run();

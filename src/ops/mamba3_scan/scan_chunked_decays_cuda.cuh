@@ -1,4 +1,7 @@
-// The weights that follow from a chunk's decays, by one warp of those that have the state.
+// The weights that follow from a chunk's decays, by two warps of those that have the state.
+//
+// The state is not multiplied for every chunk: it is kept divided by what it has decayed since, and
+// so is what chunks add to it, as long as that is more than 2^-16 and no stretch of the grid ends.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +11,8 @@
 
 namespace mamba3 {
 namespace {
+
+constexpr std::int64_t kMostScale = static_cast<std::int64_t>(16 / kDecayUnit);
 
 // Of the chunk's tokens that a lane has. Those behind the end have none.
 template <class S>
@@ -22,6 +27,8 @@ struct Decays {
   std::int64_t crossed[kMostCrossed];
   float now[kOwn];
   float carry[kOwn];  // (1 - lam) dt of the token behind
+  // What the state before the chunk is still to be multiplied with, as a logarithm in kDecayUnit.
+  std::int64_t scale = 0;
 
   static __device__ __forceinline__ bool has_tokens(unsigned lane) {
     return lane * kOwn < S::kTokens;
@@ -50,31 +57,51 @@ struct Decays {
     }
   }
 
-  // Every weight that follows. `begin`, `end`: of the chunk, as far as it is there. `last_joins`:
-  // the next token's share of the last one's weight is not left to the next stretch.
-  __device__ __forceinline__ void weigh(unsigned lane, int begin, int end, bool last_joins,
-                                        ChunkWeights<S>& to) const {
-    const std::int64_t all = from_start(last, begin, end - 1);
-    if (lane == 0) to.chunk_decay = fast_exp2(in_units(all));
+  // The weights that follow, by two warps: what a chunk's tokens are to each other, and what they
+  // and the state are to the state before and behind it. `begin`, `end`: of the chunk, as far as it
+  // is there. `last_joins`: the next token's share of the last one's weight is not left to the next
+  // stretch. `ends`: a stretch of the grid or the sequence ends with the chunk.
+  __device__ __forceinline__ void weigh_pairs(unsigned lane, int begin, int end, bool last_joins,
+                                              ChunkWeights<S>& to) const {
     if (!has_tokens(lane)) return;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const unsigned token = lane * kOwn + i;
-      const std::int64_t decay =
-          from_start(own[i], begin, min(begin + static_cast<int>(token), end - 1));
+      const std::int64_t decay = at_token(i, token, begin, end);
       const float high = in_units(decay);
       const float low = in_units(decay - __float2ll_rn(high * static_cast<float>(1 / kDecayUnit)));
-      const bool joins = token + 1 < S::kTokens || last_joins;
-      const float fill = now[i] + (joins ? carry[i] : 0.0f);
-      to.terms[token] = {high, low, fill, now[i]};
-      to.start_decay[token] = fast_exp2(high);
-      to.fade[token] = fast_exp2(in_units(all - decay)) * fill;
+      to.terms[token] = {high, low, fill(i, token, last_joins), now[i]};
+    }
+  }
+  __device__ __forceinline__ void weigh_state(unsigned lane, int begin, int end, bool last_joins,
+                                              bool ends, ChunkWeights<S>& to) {
+    const std::int64_t start = scale;
+    const std::int64_t behind = start + from_start(last, begin, end - 1);
+    const bool folds = ends || behind < -kMostScale;
+    const std::int64_t base = folds ? behind : 0;
+    scale = behind - base;
+    if (lane == 0) to.chunk_decay = fast_exp2(in_units(base));
+    if (!has_tokens(lane)) return;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const unsigned token = lane * kOwn + i;
+      const std::int64_t decay = start + at_token(i, token, begin, end);
+      to.start_decay[token] = fast_exp2(in_units(decay));
+      to.fade[token] = fast_exp2(in_units(base - decay)) * fill(i, token, last_joins);
     }
   }
 
  private:
   static __device__ __forceinline__ float in_units(std::int64_t decay) {
     return __ll2float_rn(decay) * static_cast<float>(kDecayUnit);
+  }
+  // The weight of an own token's outer product behind it.
+  __device__ __forceinline__ float fill(int i, unsigned token, bool last_joins) const {
+    return now[i] + (token + 1 < S::kTokens || last_joins ? carry[i] : 0.0f);
+  }
+  __device__ __forceinline__ std::int64_t at_token(int i, unsigned token, int begin,
+                                                   int end) const {
+    return from_start(own[i], begin, min(begin + static_cast<int>(token), end - 1));
   }
   // What is left at a token of the state before the chunk.
   __device__ __forceinline__ std::int64_t from_start(std::int64_t sum, int begin, int token) const {

@@ -51,12 +51,16 @@ __device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken
   return make_float2(__cosf(angle), __sinf(angle));
 }
 
+__device__ __forceinline__ float fast_inverse(float v) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
 constexpr float kGateRate = -1.44269504f;  // silu(z) = z / (1 + 2^(rate z))
 
 __device__ __forceinline__ float gate_of(float z, float rate, float scale) {
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + fast_exp2(rate * z)));
-  return z * scale * inverse;
+  return z * scale * fast_inverse(1.0f + fast_exp2(rate * z));
 }
 
 }  // namespace

@@ -57,6 +57,11 @@ struct ChunkShape {
   static constexpr int kWarpRows = kChunkRows / kRotatingWarps;
   static constexpr int kTiles = kState / kTileColumns;        // side by side in a row of K
   static constexpr int kLanePairs = kState / 2 / kWarpLanes;  // of a row, rotated by one lane
+  static constexpr int kRowBytes = kState * sizeof(__half);   // of B and C
+  // Rows of B and C of the next chunk come to shared memory; where there is no room, to registers.
+  static constexpr bool kRowsShared = kState == 64 || (kTurned == 1 && kRank != 2);
+  // One rank's x is an operand; with several, what is skipped to y comes into its place, in fp32.
+  static constexpr int kXRowBytes = kRank == 1 ? kTileRowBytes : kChunkHeadDim * sizeof(float);
 
   // An accumulator gives a thread rows i and i + 8 of its warp's 16: two ranks of one token.
   static __host__ __device__ constexpr unsigned row(unsigned token, unsigned rank) {
@@ -75,6 +80,7 @@ struct TokenBefore {
 
 template <class S>
 struct alignas(1024) ChunkStage {
+  static_assert(sizeof(TokenBefore<S>) <= kTileBytes);
   static constexpr int kSpreadBytes = S::kRank == 1 ? kPieceBytes : kTileBytes;
   // Q is multiplied with K and the state before the chunk in one product.
   struct {
@@ -85,12 +91,13 @@ struct alignas(1024) ChunkStage {
   // [row, p], see gate_place. Before them z is here, in the rows of a token's first rank, and after
   // them y, see y_place.
   float gates[kChunkRows * kChunkHeadDim];
-  unsigned char x[S::kTokens * kTileRowBytes];  // [t, p]
+  unsigned char x[S::kTokens * S::kXRowBytes];  // [t, p]; then the skips of y, see skip_place
   // Where x is spread over ranks, [row, p]: X, and X times the weights at the chunk's end.
   unsigned char own_x[kSpreadBytes];
   unsigned char faded_x[kSpreadBytes];
-  TokenBefore<S> kept;  // of the chunk's last token, where a stretch or the sequence ends
 
+  // Until the first state is shown: the token before the piece.
+  __device__ TokenBefore<S>& before() { return *reinterpret_cast<TokenBefore<S>*>(tiles[0].h); }
   __device__ std::uint32_t x_rows() const { return shared_address(S::kRank == 1 ? x : own_x); }
 };
 
@@ -100,13 +107,21 @@ template <class S>
 struct alignas(16) ChunkWeights {
   TokenTerms terms[S::kTokens];
   float start_decay[S::kTokens];  // of the state before the chunk
-  float fade[S::kTokens];         // the weight of an outer product at the chunk's end
-  float chunk_decay;
+  float fade[S::kTokens];         // the weight of an outer product in the state behind it
+  float chunk_decay;              // what that state is multiplied with
 };
 constexpr int kWeightStages = 2 * kStages;
 
 // From a tile of columns of K, Q, or of the state, to the next.
 constexpr int kNextTile = 3 * kTileBytes;
+
+// Rows of B and C of the next chunk, as they come from memory: those of one warp.
+template <class S>
+struct alignas(kPieceBytes) SharedRows {
+  static constexpr int kBytes = S::kRowsShared ? S::kWarpRows * S::kRowBytes : kPieceBytes;
+  unsigned char b[kBytes];
+  unsigned char c[S::kOutputs ? kBytes : kPieceBytes];
+};
 
 // For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh.
 constexpr int kTurnQuarters = 4;
@@ -144,27 +159,34 @@ using RankRow = float[kChunkHeadDim + 8];
 template <class S>
 struct ChunkMemory {
   ChunkStage<S> stages[kStages];
-  TokenBefore<S> before;  // the piece
+  // Of a stage's last token, where a stretch of the grid or the sequence ends with it.
+  TokenBefore<S> kept[kStages];
   RankRow mimo_x[S::kRank];
   RankRow skip_x[S::kRank];  // D mimo_x
-  // Of each two columns: -log2(e) mimo_z, and mimo_z mimo_o.
-  float4 gate_weights[S::kRank][kChunkHeadDim / 2];
   float out_norm[kChunkHeadDim];
+  SharedRows<S> rows[kRotatingWarps];
+  unsigned char next_x[S::kRank == 1 ? kPieceBytes : S::kTokens * kTileRowBytes];  // [t, p]
   TurnInputs<S> turn_inputs[kGroupWarps];
   ChunkTurns<S> turns[kStages];
   ChunkWeights<S> weights[kWeightStages];
 
-  Barrier turned[kStages];  // phases and weights
-  Barrier filled[kStages];  // everything of a chunk but h
-  Barrier shown[kStages];   // h
-  Barrier emptied[kStages];
+  Barrier brought[kRotatingWarps];  // rows of B and C
+  Barrier turned[kStages];          // phases and weights
+  Barrier filled[kStages];          // everything of a chunk but h, and X of several ranks
+  Barrier spread[kStages];          // that
+  Barrier shown[kStages];           // h
+  Barrier emptied[kStages];         // of K, Q, h and what the state takes of X
+  Barrier written[kStages];         // y, with the rest
 
   __device__ void init_barriers() {
+    for (Barrier& of_warp : brought) barrier_init(&of_warp, 1);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&turned[i], kWarpArrivals * kGroupWarps);
       barrier_init(&filled[i], kWarpArrivals * kRotatingWarps);
+      barrier_init(&spread[i], kWarpArrivals * kGroupWarps);
       barrier_init(&shown[i], kWarpArrivals * kGroupWarps);
       barrier_init(&emptied[i], kWarpArrivals * (S::kOutputs ? 2 : 1) * kGroupWarps);
+      barrier_init(&written[i], kWarpArrivals * kGroupWarps);
     }
     barrier_init_done();
   }
@@ -181,13 +203,28 @@ __device__ __forceinline__ unsigned y_place(unsigned row, unsigned column) {
   return row * kGateRowBytes + swizzled(row % 8, column) - row % 8 * kTileRowBytes;
 }
 
+// The byte in a stage's x of a token's column, and of what is skipped to y there. Where y is made,
+// a warp reads one block of eight columns of eight tokens, or two of four, from different banks.
+template <class S>
+__device__ __forceinline__ unsigned place_in_x(unsigned token, unsigned column) {
+  return swizzled(token, column) + token * (S::kXRowBytes - kTileRowBytes);
+}
+template <class S>
+__device__ __forceinline__ unsigned skip_place(unsigned token, unsigned column) {
+  return token * S::kXRowBytes + (((column >> 3) ^ 2 * token) & 7) * 32 + (column & 7) * 4;
+}
+
+// The compiler shall know that all lanes have the same: addresses of products are made for warps.
+__device__ __forceinline__ unsigned uniform(unsigned number) {
+  return __shfl_sync(0xffffffffu, number, 0);
+}
+
 // Which stage a chunk has, and how often stages were used before.
 struct StageCursor {
   int stage = 0;
   std::uint32_t parity = 0;
-  // The compiler shall know that all lanes have the same: addresses of products are made for warps.
   __device__ __forceinline__ int uniform_stage() const {
-    return __shfl_sync(0xffffffffu, stage, 0);
+    return static_cast<int>(uniform(static_cast<unsigned>(stage)));
   }
   // The chunk's place among weights.
   __device__ __forceinline__ unsigned weights() const { return stage + parity * kStages; }
@@ -266,23 +303,19 @@ __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, Chunk
   const Mamba3Params& params = job.params;
   const HeadState start = start_state(job, at);
   const int thread = static_cast<int>(threadIdx.x);
+  TokenBefore<S>& before = m.stages[0].before();
   for (int i = thread; i < S::kState / 2; i += kChunkThreads) {
     for (int r = 0; r < S::kRank; ++r) {
-      m.before.k[r][i] = canonical_pair(sizes, start.k + r * start.rank_stride, i);
+      before.k[r][i] = canonical_pair(sizes, start.k + r * start.rank_stride, i);
     }
   }
   for (int p = thread; p < kChunkHeadDim; p += kChunkThreads) {
-    m.before.x[p] = start.v[p];
+    before.x[p] = start.v[p];
     if (sizes.out_norm) m.out_norm[p] = params.out_norm[at.head * kChunkHeadDim + p];
     for (int r = 0; r < S::kRank; ++r) {
       const int from = (at.head * S::kRank + r) * kChunkHeadDim + p;
       m.mimo_x[r][p] = S::kRank == 1 ? 1.0f : params.mimo_x[from];
       m.skip_x[r][p] = params.skip[at.head] * m.mimo_x[r][p];
-      if constexpr (S::kRank > 1) {
-        auto* weights = reinterpret_cast<float*>(&m.gate_weights[r][p / 2]);
-        weights[p % 2] = kGateRate * params.mimo_z[from];
-        weights[2 + p % 2] = params.mimo_z[from] * params.mimo_o[from];
-      }
     }
   }
 }

@@ -5,35 +5,48 @@
 #include <cstdint>
 
 #include "ops/mamba3_scan/scan_chunked_products_cuda.cuh"
+#include "ops/mamba3_scan/scan_chunked_ranks_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
-// O = decayed Q h + weighted scores X, in the second half of `products`. When this returns the last
-// product is still being made.
+// What the decays of a chunk make of the thread's scores and of its rows of Q h.
 template <class S>
+struct RowWeights {
+  ScoreWeights<S> scores;
+  float decays[2];
+
+  __device__ __forceinline__ RowWeights(const ChunkWeights<S>& of_chunk, const Fragment& own) {
+    make_score_weights<S>(of_chunk, own, scores);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      decays[half] = of_chunk.start_decay[Weights<S>::row_token(own, half)];
+    }
+  }
+};
+
+// O = decayed Q h + weighted scores X, in the second half of `products`. When this returns the last
+// product is still being made. Calls `meanwhile` while the first one is, and `emptied` behind it.
+template <class S, class F, class G>
 __device__ __forceinline__ void start_read_out(const Fragment& own, const ChunkStage<S>& stage,
-                                               const ChunkWeights<S>& of_chunk,
-                                               float (&products)[2][kAccumulators]) {
+                                               const RowWeights<S>& weights,
+                                               float (&products)[2][kAccumulators],
+                                               const F& meanwhile, const G& emptied) {
   auto& scores = products[0];
   auto& o = products[1];
   wgmma_fence();
   multiply_rows(stage, products);
   wgmma_commit();
-  ScoreWeights<S> weights;
-  make_score_weights<S>(of_chunk, own, weights);
-  float decays[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    decays[half] = of_chunk.start_decay[Weights<S>::row_token(own, half)];
-  }
+  __syncwarp();  // loads shall not go before a product
+  meanwhile();
   wgmma_wait<0>();
   wgmma_hold(scores);
   wgmma_hold(o);
+  emptied();
   std::uint32_t weighted[4][4];
-  weigh_scores<S>(own, weights, scores, weighted);
+  weigh_scores<S>(weights.scores, scores, weighted);
 #pragma unroll
-  for (int i = 0; i < kAccumulators; ++i) o[i] *= decays[i / 2 % 2];
+  for (int i = 0; i < kAccumulators; ++i) o[i] *= weights.decays[i / 2 % 2];
   const std::uint64_t x = wgmma_operand(stage.x_rows());
   wgmma_hold(o);
   wgmma_fence();
@@ -42,6 +55,7 @@ __device__ __forceinline__ void start_read_out(const Fragment& own, const ChunkS
     wgmma_k16<1>(o, weighted[step], wgmma_further(x, step * 16 * kTileRowBytes));
   }
   wgmma_commit();
+  __syncwarp();
 }
 
 // A token's row of x, as a thread reads the columns of its fragment: of a tile in bf16, or, as
@@ -78,16 +92,12 @@ struct Outputs {
   int begin;
 
   __device__ __forceinline__ Row x(unsigned token) const {
-    if constexpr (!kWide) return {tile_address(stage.x, token), nullptr};
+    if constexpr (!kWide) {
+      return {shared_address(stage.x) + place_in_x<S>(token, own.column), nullptr};
+    }
     if (begin + static_cast<int>(token) >= at.end) return {0, nullptr};
     return {0, job.columns.x + (begin + token) * job.columns.row_stride + at.head * kChunkHeadDim +
                    own.column};
-  }
-
- private:
-  __device__ __forceinline__ std::uint32_t tile_address(const unsigned char* tile,
-                                                        unsigned token) const {
-    return shared_address(tile) + swizzled(token, own.column);
   }
 };
 
@@ -160,7 +170,7 @@ struct GateRows {
   }
 };
 
-// y where a row is a token: the gated read-outs.
+// The gated read-outs: y where a row is a token.
 __device__ __forceinline__ void gate_rows(const GateRows& gates, float (&o)[kAccumulators]) {
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
@@ -172,13 +182,11 @@ __device__ __forceinline__ void gate_rows(const GateRows& gates, float (&o)[kAcc
 }
 
 // y of a token that has several rows, in the place of the first: two of them are in this thread.
-__device__ __forceinline__ void gate_ranks(const GateRows& gates, float (&o)[kAccumulators]) {
+__device__ __forceinline__ void add_ranks(float (&y)[kAccumulators]) {
 #pragma unroll
   for (int j = 0; j < kColumnSteps; ++j) {
-    const float2& first = gates.first[j];
-    const float2& second = gates.second[j];
-    o[4 * j] = fmaf(o[4 * j], first.x, o[4 * j + 2] * second.x);
-    o[4 * j + 1] = fmaf(o[4 * j + 1], first.y, o[4 * j + 3] * second.y);
+    y[4 * j] += y[4 * j + 2];
+    y[4 * j + 1] += y[4 * j + 3];
   }
 }
 
@@ -209,6 +217,32 @@ template <class S>
 __device__ __forceinline__ unsigned y_column(const Fragment& own) {
   return S::kRank == 4 ? own.row % 2 * 8 + own.column : own.column;
 }
+
+// What is skipped to a thread's y, which the rotating warps have made of all ranks; nothing where
+// it is in the read-outs, because they are normalised.
+template <class S>
+struct Skips {
+  float2 of_step[kColumnSteps / kYStep<S>];
+
+  __device__ __forceinline__ Skips(const Fragment& own, const ChunkStage<S>& stage, bool normed) {
+    if constexpr (S::kRank == 1) return;
+    const std::uint32_t place =
+        shared_address(stage.x) + skip_place<S>(Weights<S>::row_token(own, 0), y_column<S>(own));
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
+      const float2 skip = load_shared_pair(place ^ (j << 5));
+      of_step[j / kYStep<S>] = normed ? make_float2(0, 0) : skip;
+    }
+  }
+
+  __device__ __forceinline__ void add_to(float (&y)[kAccumulators]) const {
+#pragma unroll
+    for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
+      y[4 * j] += of_step[j / kYStep<S>].x;
+      y[4 * j + 1] += of_step[j / kYStep<S>].y;
+    }
+  }
+};
 
 // y in bf16 waits for whole rows to go out: each row in the first half of its gates' row, in the
 // order of a tile. Only this warp reads those gates, and it has.
@@ -243,7 +277,7 @@ __device__ __forceinline__ void store_rows(const Out& out) {
     constexpr unsigned kRow = S::row(kToken, 0);
     const uint4 piece = load_shared_piece<kRow * kGateRowBytes>(at_piece(from, kRow % 8));
     if (out.begin + static_cast<int>(first) + kToken >= at.end) return;
-    *reinterpret_cast<uint4*>(to + kToken * out.job.y_stride) = piece;
+    __stwb(reinterpret_cast<uint4*>(to + kToken * out.job.y_stride), piece);
   });
 }
 
@@ -268,18 +302,20 @@ __device__ __forceinline__ void store_wide(const Out& out, const float (&y)[kAcc
 // `o` becomes y.
 template <class Out>
 __device__ __forceinline__ void write_chunk(const Out& out, const GateRows& gates,
+                                            const Skips<typename Out::Shape>& skips,
                                             float (&o)[kAccumulators]) {
   using S = typename Out::Shape;
-  add_skip_x(out, o);
-  if (out.job.sizes.out_norm) {
+  const bool normed = out.job.sizes.out_norm;
+  if (S::kRank == 1 || normed) add_skip_x(out, o);
+  if (normed) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) norm_row(out, half, o);
   }
-  if constexpr (S::kRank == 1) {
-    gate_rows(gates, o);
-  } else {
-    gate_ranks(gates, o);
+  gate_rows(gates, o);
+  if constexpr (S::kRank > 1) {
+    add_ranks(o);
     if constexpr (S::kRank == 4) add_other_ranks(out.own, o);
+    skips.add_to(o);
   }
   if constexpr (Out::kIsWide) {
     store_wide(out, o);
@@ -294,7 +330,7 @@ __device__ __forceinline__ void write_chunk(const Out& out, const GateRows& gate
 // One warpgroup's way through the chunks of a sequence.
 template <class S>
 __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPlace at,
-                                             ChunkMemory<S>& m) {
+                                             ChunkMemory<S>& m, RankSpreader<S>& ranks) {
   Fragment own;
   StageCursor cursor;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
@@ -302,21 +338,61 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
     own.forget();
     const int s = cursor.uniform_stage();
     ChunkStage<S>& stage = m.stages[s];
-    barrier_wait(&m.filled[s], cursor.parity);
     barrier_wait(&m.shown[s], cursor.parity);
+    const RowWeights<S> weights(m.weights[cursor.weights()], own);
+    barrier_wait(&m.filled[s], cursor.parity);
+    if constexpr (S::kRank > 1) barrier_wait(&m.spread[s], cursor.parity);
+    cursor.next();
     float products[2][kAccumulators];
     auto& o = products[1];
-    start_read_out<S>(own, stage, m.weights[cursor.weights()], products);
+    start_read_out<S>(
+        own, stage, weights, products,
+        [&] {
+          // The state before this chunk came after the weights of the next.
+          const int next = begin + S::kTokens;
+          if (S::kRank > 1 && next < at.end) ranks.make(job, at, next, cursor, m);
+        },
+        [&] { arrive_warp(&m.emptied[s], at.lane); });
     const GateRows gates(own, stage);
+    const Skips<S> skips(own, stage, job.sizes.out_norm);
     wgmma_wait<0>();
     wgmma_hold(o);
     if (__builtin_expect(job.y_bf16, 1)) {
-      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, gates, o);
+      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, gates, skips, o);
     } else {
-      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, gates, o);
+      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, gates, skips, o);
     }
-    arrive_warp(&m.emptied[s], at.lane);
+    arrive_warp(&m.written[s], at.lane);
+  }
+}
+
+// The same where only X is made.
+template <class S>
+__device__ __forceinline__ void spread_ranks(const ChunkedScanJob& job, const ChunkPlace& at,
+                                             ChunkMemory<S>& m, RankSpreader<S>& ranks) {
+  StageCursor cursor;
+  for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
+    barrier_wait(&m.turned[cursor.stage], cursor.parity);
+    ranks.make(job, at, begin, cursor, m);
     cursor.next();
+  }
+}
+
+// What the first warpgroup does.
+template <class S>
+__device__ __forceinline__ void run_outputs(const ChunkedScanJob& job, const ChunkPlace& at,
+                                            ChunkMemory<S>& m) {
+  RankSpreader<S> ranks(job, at, m);
+  if constexpr (S::kRank > 1) ranks.request(job, at.begin, at.end);
+  if constexpr (!S::kOutputs) {
+    if constexpr (S::kRank > 1) spread_ranks(job, at, m, ranks);
+    return;
+  } else {
+    if constexpr (S::kRank > 1) {
+      barrier_wait(&m.turned[0], 0);
+      ranks.make(job, at, at.begin, StageCursor{}, m);
+    }
+    make_outputs(job, at, m, ranks);
   }
 }
 

@@ -89,10 +89,9 @@ __device__ __forceinline__ void add_before(const ChunkMemory<S>& m, const TokenB
 
 // The state as products read it.
 template <class S>
-__device__ __forceinline__ void show_state(const Fragment& own, const State<S>& h,
+__device__ __forceinline__ void show_state(unsigned lane, const Fragment& own, const State<S>& h,
                                            ChunkStage<S>& stage) {
   // A lane says where a row of eight columns goes: rows 0 to 15 of two steps of columns.
-  const unsigned lane = threadIdx.x % kWarpLanes;
   const std::uint32_t place =
       shared_address(stage.tiles[0].h) + swizzled(own.row / 16 * 16 + lane % 16, lane / 16 * 8);
   for_each_number<S::kTiles>([&](auto tile) {
@@ -150,7 +149,7 @@ struct Weights {
 template <class S>
 using ScoreWeights = float[4][Weights<S>::kRowTokens][Weights<S>::kColumnTokens];
 
-// Groups behind the rows' own tokens have none.
+// What is later than a row counts for nothing.
 template <class S>
 __device__ __forceinline__ void make_score_weights(const ChunkWeights<S>& of_chunk,
                                                    const Fragment& own, ScoreWeights<S>& out) {
@@ -158,62 +157,36 @@ __device__ __forceinline__ void make_score_weights(const ChunkWeights<S>& of_chu
   TokenTerms rows[W::kRowTokens];
 #pragma unroll
   for (int i = 0; i < W::kRowTokens; ++i) rows[i] = of_chunk.terms[W::row_token(own, i)];
-  const unsigned diagonal = own.row / 16;
 #pragma unroll
   for (unsigned group = 0; group < 4; ++group) {
-    if (group > diagonal) break;
 #pragma unroll
     for (int c = 0; c < W::kColumnTokens; ++c) {
       const unsigned token = W::column_token(own, group, c);
       const TokenTerms column = of_chunk.terms[token];
 #pragma unroll
       for (int i = 0; i < W::kRowTokens; ++i) {
-        const float weight = pair_weight(rows[i], column);
-        out[group][i][c] = token == W::row_token(own, i) ? rows[i].now : weight;
+        const unsigned row = W::row_token(own, i);
+        const float weight = token < row ? pair_weight(rows[i], column) : 0.0f;
+        out[group][i][c] = token == row ? rows[i].now : weight;
       }
     }
   }
 }
 
-// 16 columns of the scores with their weights, as the next product takes them. kDiagonal: those of
-// the rows' own tokens, where what is later counts for nothing, whatever it is.
-template <class S, bool kDiagonal>
-__device__ __forceinline__ void weigh_columns(
-    const Fragment& own, unsigned group,
-    const float (&weights)[Weights<S>::kRowTokens][Weights<S>::kColumnTokens], const float* scores,
-    std::uint32_t (&out)[4]) {
-  using W = Weights<S>;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float weighted[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int i = W::kRowTokens == 2 ? half : 0;
-        const int c = W::column_index(j, e);
-        const bool later = kDiagonal && W::column_token(own, group, c) > W::row_token(own, i);
-        weighted[e] = later ? 0.0f : weights[i][c] * scores[4 * j + 2 * half + e];
-      }
-      out[2 * j + half] = pack_bf16(weighted[0], weighted[1]);
-    }
-  }
-}
-
+// The scores with their weights, as the next product takes them.
 template <class S>
-__device__ __forceinline__ void weigh_scores(const Fragment& own, const ScoreWeights<S>& weights,
+__device__ __forceinline__ void weigh_scores(const ScoreWeights<S>& weights,
                                              const float (&scores)[kAccumulators],
                                              std::uint32_t (&out)[4][4]) {
-  const unsigned diagonal = own.row / 16;
+  using W = Weights<S>;
 #pragma unroll
-  for (unsigned group = 0; group < 4; ++group) {
-    if (group < diagonal) {
-      weigh_columns<S, false>(own, group, weights[group], &scores[8 * group], out[group]);
-    } else if (group == diagonal) {
-      weigh_columns<S, true>(own, group, weights[group], &scores[8 * group], out[group]);
-    } else {
+  for (int group = 0; group < 4; ++group) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) out[group][i] = 0;
+    for (int i = 0; i < 4; ++i) {
+      const float(&row)[W::kColumnTokens] = weights[group][W::kRowTokens == 2 ? i % 2 : 0];
+      const float* from = &scores[8 * group + 2 * i];
+      out[group][i] = pack_bf16(row[W::column_index(i / 2, 0)] * from[0],
+                                row[W::column_index(i / 2, 1)] * from[1]);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Rows of K and Q for the chunked scan, by two warpgroups: they normalise, bias and rotate those of
-// a chunk, while others multiply those of the chunk before. X of every rank and the gates are made
-// here too. Each warp has tokens of its own, whose rows come from memory a chunk ahead.
+// a chunk, while others multiply those of the chunk before. The gates and what is skipped to y are
+// made here too. Each warp has tokens of its own, whose rows come from memory by
+// bulk copies, a chunk ahead.
 #pragma once
 
 #include <cstddef>
@@ -25,46 +26,108 @@ __device__ __forceinline__ __half2 raw_pair(std::uint32_t pairs, int) {
   return *reinterpret_cast<const __half2*>(&pairs);
 }
 
-// Rows of B and C of a warp's tokens. Behind the sequence's end stand its last token's rows, whose
-// weights are zero.
+// The rows of B and C of a warp's tokens, which are requested a chunk ahead and then taken one by
+// one. Behind the sequence's end stand its last token's rows, whose weights are zero.
+
+// By bulk copies to shared memory.
 template <class S>
-struct RawRows {
-  LanePairs<S> b[S::kWarpRows];
-  LanePairs<S> c[S::kWarpRows];
-  const LanePairs<S>* from_b;  // the lane's share of the next to be loaded
+struct RowsInMemory {
+  static constexpr int kTokenBytes = S::kRank * S::kRowBytes;
+  SharedRows<S>& rows;
+  Barrier* barrier;
+  std::uint32_t own;  // the address of the lane's share of the first
+  std::uint32_t parity = 0;
 
-  // `first`: the warp's first token.
-  __device__ __forceinline__ RawRows(const ChunkedScanJob& job, const ChunkPlace& at, int first)
-      : from_b(reinterpret_cast<const LanePairs<S>*>(job.in_b) +
-               (at.group * job.tokens + first) * S::kRank * kWarpLanes + at.lane) {}
+  __device__ __forceinline__ RowsInMemory(ChunkMemory<S>& m, const ChunkPlace& at)
+      : rows(m.rows[at.warp]),
+        barrier(&m.brought[at.warp]),
+        own(held(shared_address(rows.b) + sizeof(LanePairs<S>) * at.lane)) {}
 
-  // `left`: tokens before the end, from the warp's first on.
-  __device__ __forceinline__ void load(const ChunkedScanJob& job, int left) {
-    if (__builtin_expect(left >= S::kWarpTokens, 1)) {
-      load_tokens<true>(job, left);
-    } else {
-      load_tokens<false>(job, left);
+  // `token`: the warp's first. All lanes have taken what was there.
+  __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
+                                          int token) {
+    __syncwarp();
+    if (!elect_lane()) return;
+    barrier_arrive_expecting(barrier, (S::kOutputs ? 2 : 1) * S::kWarpTokens * kTokenBytes);
+    if (__builtin_expect(token + S::kWarpTokens <= at.end, 1)) {
+      return copy<S::kWarpTokens * kTokenBytes>(job, at, token, 0);
     }
-    from_b += S::kTokens * S::kRank * kWarpLanes;
+#pragma unroll 1
+    for (int i = 0; i < S::kWarpTokens; ++i) {
+      copy<kTokenBytes>(job, at, min(token + i, at.end - 1), i * kTokenBytes);
+    }
+  }
+
+  __device__ __forceinline__ void wait() {
+    barrier_wait(barrier, parity);
+    parity ^= 1;
+  }
+
+  template <int kRow>
+  __device__ __forceinline__ LanePairs<S> b() const {
+    return load<kRow * S::kRowBytes>();
+  }
+  template <int kRow>
+  __device__ __forceinline__ LanePairs<S> c() const {
+    return load<offsetof(SharedRows<S>, c) + kRow * S::kRowBytes>();
   }
 
  private:
-  template <bool kWhole>
-  __device__ __forceinline__ void load_tokens(const ChunkedScanJob& job, int left) {
-    const auto* const from_c = reinterpret_cast<const LanePairs<S>*>(
-        reinterpret_cast<const __half*>(from_b) + (job.out_c - job.in_b));
-#pragma unroll
-    for (int t = 0; t < S::kWarpTokens; ++t) {
-      const int token = kWhole ? t : min(t, left - 1);
-#pragma unroll
-      for (int r = 0; r < S::kRank; ++r) {
-        b[t * S::kRank + r] = __ldg(from_b + (token * S::kRank + r) * kWarpLanes);
-        if (!S::kOutputs) continue;
-        c[t * S::kRank + r] = __ldg(from_c + (token * S::kRank + r) * kWarpLanes);
-      }
+  template <int kBytes>
+  __device__ __forceinline__ void copy(const ChunkedScanJob& job, const ChunkPlace& at, int token,
+                                       int place) {
+    const std::int64_t from = (at.group * job.tokens + token) * (S::kRank * S::kState);
+    bulk_copy(rows.b + place, job.in_b + from, kBytes, barrier);
+    if (S::kOutputs) bulk_copy(rows.c + place, job.out_c + from, kBytes, barrier);
+  }
+
+  template <int kOffset>
+  __device__ __forceinline__ LanePairs<S> load() const {
+    if constexpr (S::kLanePairs == 1) {
+      return load_shared<kOffset>(own);
+    } else {
+      const float2 bits = load_shared_pair<kOffset>(own);
+      return make_uint2(__float_as_uint(bits.x), __float_as_uint(bits.y));
     }
   }
 };
+
+// To registers.
+template <class S>
+struct RowsInRegisters {
+  LanePairs<S> in_b[S::kWarpRows];
+  LanePairs<S> out_c[S::kWarpRows];
+
+  __device__ __forceinline__ RowsInRegisters(ChunkMemory<S>&, const ChunkPlace&) {}
+
+  __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
+                                          int token) {
+    const std::int64_t first =
+        (at.group * job.tokens + token) * S::kRank * kWarpLanes + static_cast<int>(at.lane);
+    const auto* const from_b = reinterpret_cast<const LanePairs<S>*>(job.in_b) + first;
+    const auto* const from_c = reinterpret_cast<const LanePairs<S>*>(job.out_c) + first;
+#pragma unroll
+    for (int i = 0; i < S::kWarpRows; ++i) {
+      const int row = min(i / S::kRank, at.end - 1 - token) * S::kRank + i % S::kRank;
+      in_b[i] = __ldg(from_b + row * kWarpLanes);
+      if (S::kOutputs) out_c[i] = __ldg(from_c + row * kWarpLanes);
+    }
+  }
+
+  __device__ __forceinline__ void wait() {}
+
+  template <int kRow>
+  __device__ __forceinline__ LanePairs<S> b() const {
+    return in_b[kRow];
+  }
+  template <int kRow>
+  __device__ __forceinline__ LanePairs<S> c() const {
+    return out_c[kRow];
+  }
+};
+
+template <class S>
+using RawRows = std::conditional_t<S::kRowsShared, RowsInMemory<S>, RowsInRegisters<S>>;
 
 // A pair as the products take it. `j`: which of the lane's.
 template <class S>
@@ -81,6 +144,8 @@ struct LanePlaces {
   std::uint32_t row;   // of K and Q, from the first tile of either
   std::uint32_t gate;  // from a stage's gates
   std::uint32_t z;     // the same
+  std::uint32_t x;     // from a stage's x
+  std::uint32_t skip;  // the same
   std::uint32_t turn;  // from a chunk's phases
   unsigned lane;
 
@@ -91,6 +156,8 @@ struct LanePlaces {
         held(column / kTileColumns * kNextTile + swizzled(S::row(token, 0), column % kTileColumns));
     gate = held(gate_place(S::row(token, 0), 2 * at.lane));
     z = held(S::row(token, 0) * kGateRowBytes + 4 * at.lane);
+    x = held(place_in_x<S>(token, 2 * at.lane));
+    skip = held(skip_place<S>(token, 2 * at.lane));
     turn = held(ChunkTurns<S>::place(token, at.lane));
   }
 };
@@ -169,25 +236,34 @@ __device__ __forceinline__ void load_rotations(const ChunkTurns<S>& turns,
   }
 }
 
-// Rows K and Q of the warp's tokens.
-template <class S>
+// Rows K and Q of the warp's tokens. Calls `halfway` there.
+template <class S, class F>
 __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw,
                                             const TokenRotations<S>& rotations,
                                             const PairParameters<S>& parameters, std::uint32_t row,
-                                            ChunkStage<S>& stage) {
+                                            ChunkStage<S>& stage, const F& halfway) {
   constexpr int kQ = offsetof(ChunkStage<S>, tiles[0].q) - offsetof(ChunkStage<S>, tiles[0].k);
+  constexpr int kAtOnce = 4;  // memory answers late
   const std::uint32_t place = shared_address(stage.tiles[0].k) + row;
-  for_each_number<S::kWarpTokens>([&](auto token) {
-    constexpr int kToken = decltype(token)::value;
-    for_each_number<S::kRank>([&](auto rank) {
-      constexpr int kRank = decltype(rank)::value;
-      constexpr int kFrom = kToken * S::kRank + kRank;
+  for_each_number<S::kWarpRows / kAtOnce>([&](auto number) {
+    constexpr int kFirst = decltype(number)::value * kAtOnce;
+    if constexpr (kFirst == S::kWarpRows / 2) halfway();
+    LanePairs<S> b[kAtOnce], c[kAtOnce];
+    for_each_number<kAtOnce>([&](auto i) {
+      constexpr int kI = decltype(i)::value;
+      b[kI] = raw.template b<kFirst + kI>();
+      if constexpr (S::kOutputs) c[kI] = raw.template c<kFirst + kI>();
+    });
+    for_each_number<kAtOnce>([&](auto i) {
+      constexpr int kI = decltype(i)::value;
+      constexpr int kToken = (kFirst + kI) / S::kRank;
+      constexpr int kRank = (kFirst + kI) % S::kRank;
       constexpr unsigned kRow = S::row(kToken, kRank);
-      put_row<S, kRow, 0>(raw.b[kFrom], parameters.b_norm, parameters.b_bias[kRank],
-                          rotations[kToken], place);
+      put_row<S, kRow, 0>(b[kI], parameters.b_norm, parameters.b_bias[kRank], rotations[kToken],
+                          place);
       if constexpr (S::kOutputs) {
-        put_row<S, kRow, kQ>(raw.c[kFrom], parameters.c_norm, parameters.c_bias[kRank],
-                             rotations[kToken], place);
+        put_row<S, kRow, kQ>(c[kI], parameters.c_norm, parameters.c_bias[kRank], rotations[kToken],
+                             place);
       }
     });
   });
@@ -198,7 +274,7 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw,
 template <class S>
 __device__ __forceinline__ void keep_k(const LanePairs<S>* from, const ChunkTurns<S>& turns,
                                        const PairParameters<S>& parameters, unsigned lane, int kept,
-                                       ChunkStage<S>& stage) {
+                                       TokenBefore<S>& to) {
   float2 cos_sin[S::kTurned];
 #pragma unroll
   for (int j = 0; j < S::kTurned; ++j) {
@@ -210,76 +286,11 @@ __device__ __forceinline__ void keep_k(const LanePairs<S>* from, const ChunkTurn
     const LanePairs<S> raw = from[r * kWarpLanes];
 #pragma unroll
     for (int j = 0; j < S::kLanePairs; ++j) {
-      stage.kept.k[r][lane * S::kLanePairs + j] =
+      to.k[r][lane * S::kLanePairs + j] =
           rotated<S>(raw_pair(raw, j), parameters.b_norm[j], parameters.b_bias[r][j], j, cos_sin);
     }
   }
 }
-
-// Makes X of every rank of a warp's tokens, and the same with the tokens' weights at the chunk's
-// end. A lane has the same rank and columns of several tokens.
-template <class S>
-struct RankSpreader {
-  static constexpr int kPieces = S::kWarpRows * kRowPieces / kWarpLanes;
-  static constexpr int kTokensAtOnce = S::kWarpTokens / kPieces;
-  float weights[8];
-  // Bytes, of the first token's: in x, in X, and in the fades.
-  std::uint32_t from;
-  std::uint32_t to;
-  std::uint32_t fade_from;
-  uint4 x[kPieces];
-  float fade[kPieces];
-
-  __device__ __forceinline__ RankSpreader(const ChunkMemory<S>& m, const ChunkPlace& at) {
-    const unsigned column = at.lane % kRowPieces * 8;
-    const unsigned rank = at.lane / kRowPieces % S::kRank;
-    const unsigned token = at.warp * S::kWarpTokens + at.lane / kRowPieces / S::kRank;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) weights[i] = m.mimo_x[rank][column + i];
-    from = held(swizzled(token, column));
-    to = held(swizzled(S::row(token, rank), column));
-    fade_from = held(token * sizeof(float));
-  }
-
-  __device__ __forceinline__ void load(const ChunkWeights<S>& of_chunk,
-                                       const ChunkStage<S>& stage) {
-    const std::uint32_t place = shared_address(stage.x) + from;
-    const std::uint32_t fades = shared_address(of_chunk.fade) + fade_from;
-    for_each_number<kPieces>([&](auto number) {
-      constexpr int kNumber = decltype(number)::value;
-      constexpr int kToken = kNumber * kTokensAtOnce;
-      x[kNumber] = load_shared_piece<kToken * kTileRowBytes>(at_piece(place, kToken));
-      fade[kNumber] = __uint_as_float(load_shared<kToken * sizeof(float)>(fades));
-    });
-  }
-
-  __device__ __forceinline__ void spread(ChunkStage<S>& stage) const {
-    constexpr int kFaded = offsetof(ChunkStage<S>, faded_x) - offsetof(ChunkStage<S>, own_x);
-    const std::uint32_t place = shared_address(stage.own_x) + to;
-    for_each_number<kPieces>([&](auto number) {
-      constexpr int kNumber = decltype(number)::value;
-      constexpr unsigned kRow = S::row(kNumber * kTokensAtOnce, 0);
-      constexpr int kOffset = kRow * kTileRowBytes;
-      const std::uint32_t pairs[4] = {x[kNumber].x, x[kNumber].y, x[kNumber].z, x[kNumber].w};
-      std::uint32_t own[4], faded[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float a;
-        float b;
-        unpack_bf16(pairs[i], a, b);
-        a *= weights[2 * i];
-        b *= weights[2 * i + 1];
-        own[i] = pack_bf16(a, b);
-        faded[i] = pack_bf16(a * fade[kNumber], b * fade[kNumber]);
-      }
-      const std::uint32_t row = at_piece(place, kRow % 8);
-      if constexpr (S::kOutputs) {
-        store_shared_piece<kOffset>(row, make_uint4(own[0], own[1], own[2], own[3]));
-      }
-      store_shared_piece<kOffset + kFaded>(row, make_uint4(faded[0], faded[1], faded[2], faded[3]));
-    });
-  }
-};
 
 // Two warpgroups' way through the chunks of a sequence.
 template <class S>
@@ -290,7 +301,7 @@ struct ChunkRotator {
   int first;  // the warp's first token, from the chunk's start
   const PairParameters<S> parameters;
   LanePlaces<S> places;
-  RankSpreader<S> ranks;
+  const GateWeights<S> gate_weights;
   ColumnPieces<S> columns;
   RawRows<S> rows;
 
@@ -302,44 +313,48 @@ struct ChunkRotator {
         first(static_cast<int>(at.warp * S::kWarpTokens)),
         parameters(job, at),
         places(at),
-        ranks(m, at),
+        gate_weights(job, at),
         columns(job, at),
-        rows(job, at, at.begin + first) {}
+        rows(m, at) {}
 
   static __device__ __forceinline__ ChunkPlace among_rotating(ChunkPlace place) {
-    place.warp -= kRotatingThread / kWarpLanes;
+    place.warp = uniform(place.warp - kRotatingThread / kWarpLanes);
     return place;
   }
 
-  // X and the gates of the warp's tokens, whose x and z are there.
-  __device__ __forceinline__ void make_x_and_gates(int begin, const ChunkWeights<S>& weights,
-                                                   ChunkStage<S>& stage) {
-    if constexpr (S::kRank > 1) ranks.load(weights, stage);
-    if constexpr (S::kOutputs) {
-      const std::uint32_t place = shared_address(stage.gates);
-      Gates<S> gates(m, place + places.z, places.lane);
-      if (__builtin_expect(!job.y_bf16, 0)) gates.load_wide(job, at, begin + first);
-      __syncwarp();
-      if constexpr (S::kRank > 1) ranks.spread(stage);
-      gates.make(m, place + places.gate, places.lane);
-    } else if constexpr (S::kRank > 1) {
-      ranks.spread(stage);
-    }
+  // x and z of the warp's tokens.
+  __device__ __forceinline__ void bring_columns(int begin, const StageCursor& cursor) {
+    if constexpr (S::kOutputs) barrier_wait(&m.written[cursor.stage], cursor.parity ^ 1);
+    columns.bring(job, begin, at.end, m.stages[cursor.stage]);
+  }
+
+  // The gates and the skips of the warp's tokens, whose x and z are there.
+  __device__ __forceinline__ void make_gates(int begin, ChunkStage<S>& stage) {
+    const std::uint32_t place = shared_address(stage.gates);
+    const std::uint32_t x = shared_address(stage.x);
+    Gates<S> gates(place + places.z, x + places.x);
+    if (__builtin_expect(!job.y_bf16, 0)) gates.load_wide(job, at, begin + first);
+    __syncwarp();
+    float2 skips[S::kWarpTokens];
+    gates.make(gate_weights, shared_address(m.skip_x) + 8 * places.lane, place + places.gate,
+               skips);
+    if (S::kRank > 1 && !job.sizes.out_norm) Gates<S>::put_skips(x + places.skip, skips);
   }
 
   // Where a stretch of the grid or the sequence ends with the chunk.
   __device__ __forceinline__ void keep_last(int begin, const ChunkTurns<S>& turns,
-                                            ChunkStage<S>& stage) {
+                                            TokenBefore<S>& to) {
     const int kept = min(begin + S::kTokens, at.end) - 1 - begin;
     const int own = kept - first;
     if (own < 0 || own >= S::kWarpTokens) return;
-    const auto* from = rows.from_b + (own - S::kTokens) * S::kRank * kWarpLanes;
-    keep_k(from, turns, parameters, places.lane, kept, stage);
+    const auto* from = reinterpret_cast<const LanePairs<S>*>(job.in_b) +
+                       (at.group * job.tokens + begin + kept) * S::kRank * kWarpLanes + places.lane;
+    keep_k(from, turns, parameters, places.lane, kept, to);
   }
 
   __device__ __forceinline__ void run() {
     StageCursor cursor;
-    rows.load(job, at.end - at.begin - first);
+    rows.request(job, at, at.begin + first);
     int stretch_end = at.begin;
     for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
       const int s = cursor.stage;
@@ -348,17 +363,20 @@ struct ChunkRotator {
       TokenRotations<S> rotations;
       load_rotations(m.turns[s], places, rotations);
       barrier_wait(&m.emptied[s], cursor.parity ^ 1);
-      columns.bring(job, begin, at.end, stage);
-      rotate_rows(rows, rotations, parameters, places.row, stage);
+      rows.wait();
+      if (S::kRank == 1) bring_columns(begin, cursor);
+      rotate_rows<S>(rows, rotations, parameters, places.row, stage, [&] {
+        if (S::kRank > 1) bring_columns(begin, cursor);
+      });
       const int next = begin + S::kTokens;
       if (begin == stretch_end) stretch_end += kGridTokens;
       if (__builtin_expect(next >= min(stretch_end, at.end), 0)) {
-        keep_last(begin, m.turns[s], stage);
+        keep_last(begin, m.turns[s], m.kept[s]);
       }
-      if (next < at.end) rows.load(job, at.end - next - first);
+      if (next < at.end) rows.request(job, at, next + first);
       __pipeline_wait_prior(0);
       __syncwarp();
-      make_x_and_gates(begin, m.weights[cursor.weights()], stage);
+      if constexpr (S::kOutputs) make_gates(begin, stage);
       fence_async_proxy();
       arrive_warp(&m.filled[s], places.lane);
       cursor.next();

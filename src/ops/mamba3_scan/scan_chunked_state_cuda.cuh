@@ -76,12 +76,15 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
     for (int step = 0; step < 4; ++step) load_faded<S>(stage, weights, own, step, faded[step]);
   }
   const float decay = weights.chunk_decay;
+  if (__any_sync(0xffffffffu, decay != 1)) {
 #pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
+    for (int tile = 0; tile < S::kTiles; ++tile) {
 #pragma unroll
-    for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
-    wgmma_hold(h[tile]);
+      for (int i = 0; i < kAccumulators; ++i) h[tile][i] *= decay;
+    }
   }
+#pragma unroll
+  for (int tile = 0; tile < S::kTiles; ++tile) wgmma_hold(h[tile]);
   wgmma_fence();
   if constexpr (S::kRank == 1) {
     add_tokens<S>(stage, faded, h);
@@ -98,23 +101,28 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
 // x of the chunk's token `kept`, in fp32, as the op was given it.
 template <class S>
 __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
-                                       int kept, ChunkStage<S>& stage) {
+                                       int kept, TokenBefore<S>& to) {
   for (int p = static_cast<int>(at.lane); p < kChunkHeadDim; p += kWarpLanes) {
     const std::int64_t token = begin + kept;
     const int column = at.head * kChunkHeadDim + p;
-    stage.kept.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
-                                 : job.columns.x[token * job.columns.row_stride + column];
+    to.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
+                         : job.columns.x[token * job.columns.row_stride + column];
   }
 }
 
-// Which warp of the group with the state does what no other does.
-constexpr int kWeighingWarp = 1;
-constexpr int kKeepingWarp = 2;
+// Which warps of the group with the state do what no other does.
+constexpr unsigned kPairWeighingWarp = 1;
+constexpr unsigned kStateWeighingWarp = 2;
+constexpr unsigned kKeepingWarp = 3;
 
 // The warpgroup's way through the chunks of a sequence. The state before a chunk is shown when the
 // chunk before is in it; phases and weights are made one chunk earlier still.
 template <class S>
 struct StateCarrier {
+  // Products in double wait until the tensor cores have none. With several ranks they come behind
+  // the state's product, so that K is free before them; with one, of which a chunk has many tokens,
+  // there are so many that they are made meanwhile.
+  static constexpr bool kPhasesLast = S::kRank > 1;
   const ChunkedScanJob& job;
   ChunkMemory<S>& m;
   ChunkPlace at;
@@ -126,8 +134,15 @@ struct StateCarrier {
   __device__ __forceinline__ StateCarrier(const ChunkedScanJob& job_in, const ChunkPlace& place,
                                           ChunkMemory<S>& memory)
       : job(job_in), m(memory), at(place), turner(job_in, place) {
+    at.lane = held(at.lane);
+    at.warp = uniform(at.warp);
     load_state<S>(job, own, start_state(job, at).ssm, h);
-    if (at.warp % kGroupWarps == kWeighingWarp) decays.load(job, at, at.begin);
+    if (weighs()) decays.load(job, at, at.begin);
+  }
+
+  __device__ __forceinline__ bool weighs() const {
+    const unsigned warp = at.warp % kGroupWarps;
+    return warp == kPairWeighingWarp || warp == kStateWeighingWarp;
   }
 
   __device__ __forceinline__ void request_turns(int begin) {
@@ -135,27 +150,35 @@ struct StateCarrier {
     __pipeline_commit();
   }
 
-  // Phases and weights of the chunk from `begin` on, which was requested.
-  __device__ __forceinline__ void make_turns(int begin, int stage, unsigned weights) {
+  // Weights of the chunk from `begin` on.
+  __device__ __forceinline__ void make_weights(int begin, ChunkWeights<S>& to) {
+    if (begin >= at.end || !weighs()) return;
+    const int next = begin + S::kTokens;
+    const int end = min(next, at.end);
+    const bool last_joins = (next - at.begin) % kGridTokens != 0;
+    if (at.warp % kGroupWarps == kPairWeighingWarp) {
+      decays.weigh_pairs(at.lane, begin, end, last_joins, to);
+    } else {
+      decays.weigh_state(at.lane, begin, end, last_joins, kept_token<S>(at, begin) >= 0, to);
+    }
+    decays.load(job, at, next);
+  }
+
+  // Its phases, which were requested, when its weights are there.
+  __device__ __forceinline__ void make_phases(int begin, int stage) {
     if (begin >= at.end) return;
     __pipeline_wait_prior(0);
     __syncwarp();
     turner.make(at, m, m.turns[stage]);
-    const int next = begin + S::kTokens;
-    if (at.warp % kGroupWarps == kWeighingWarp) {
-      decays.weigh(at.lane, begin, min(next, at.end), (next - at.begin) % kGridTokens != 0,
-                   m.weights[weights]);
-      decays.load(job, at, next);
-    }
     arrive_warp(&m.turned[stage], at.lane);
-    request_turns(next);
+    request_turns(begin + S::kTokens);
   }
 
   // The state before the chunk whose stage that is.
   __device__ __forceinline__ void show(const StageCursor& cursor) {
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     if constexpr (!S::kOutputs) return;
-    show_state<S>(own, h, m.stages[cursor.stage]);
+    show_state<S>(at.lane, own, h, m.stages[cursor.stage]);
     fence_async_proxy();
     arrive_warp(&m.shown[cursor.stage], at.lane);
   }
@@ -165,20 +188,24 @@ struct StateCarrier {
     add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
   }
 
-  __device__ __forceinline__ void keep_last_x(int begin, ChunkStage<S>& stage) {
+  __device__ __forceinline__ void keep_last_x(int begin, TokenBefore<S>& to) {
     const int kept = kept_token<S>(at, begin);
     if (__builtin_expect(kept < 0, 1)) return;
-    if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, stage);
+    if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, to);
     sync_state();
   }
 
   __device__ __forceinline__ void run() {
     StageCursor cursor;
     request_turns(at.begin);
-    make_turns(at.begin, 0, 0);
-    add_token_before(at.begin, m.before);
+#pragma unroll 1
+    for (int i = 0; i < kStages; ++i) {
+      make_weights(at.begin + i * S::kTokens, m.weights[i]);
+      make_phases(at.begin + i * S::kTokens, i);
+    }
+    add_token_before(at.begin, m.stages[0].before());
+    sync_state();
     show(cursor);
-    make_turns(at.begin + S::kTokens, 1, 1);
     int last = 0;
     for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
       forget_lane(at);
@@ -186,20 +213,25 @@ struct StateCarrier {
       const int s = last = cursor.uniform_stage();
       ChunkStage<S>& stage = m.stages[s];
       barrier_wait(&m.filled[s], cursor.parity);
+      if constexpr (S::kRank > 1) barrier_wait(&m.spread[s], cursor.parity);
       const unsigned weights = cursor.weights();
-      update_state<S>(own, stage, m.weights[weights], h,
-                      [&] { make_turns(begin + 2 * S::kTokens, s, weights ^ kStages); });
-      keep_last_x(begin, stage);
+      const int ahead = begin + kStages * S::kTokens;
+      update_state<S>(own, stage, m.weights[weights], h, [&] {
+        make_weights(ahead, m.weights[weights ^ kStages]);
+        if (!kPhasesLast) make_phases(ahead, s);
+      });
+      keep_last_x(begin, m.kept[s]);
       cursor.next();
       const int next = begin + S::kTokens;
-      if (next < at.end) add_token_before(next, stage.kept);
+      if (next < at.end) add_token_before(next, m.kept[s]);
       arrive_warp(&m.emptied[s], at.lane);
+      if (kPhasesLast) make_phases(ahead, s);
       if (next < at.end) show(cursor);
     }
     const ChunkPlace place(job);
     const HeadState end = end_state(job, place);
     store_state<S>(job, own, h, end.ssm);
-    store_end<S>(job, end, m.stages[last].kept);
+    store_end<S>(job, end, m.kept[last]);
     turner.store(job, place, end.turns);
   }
 };
