@@ -126,9 +126,12 @@ __device__ __forceinline__ std::int64_t segments_behind(const SortedRows& sorted
   }
 }
 
-// A block for each segment; it has work if a run begins in it that goes on behind it.
+// A block for each segment and kWarpLanes vectors of columns; it has work if a run begins in the
+// segment that goes on behind it. Each warp adds up a share of the run's partial sums.
 template <int V>
 __global__ void __launch_bounds__(kMostThreads) add_partial_sums(const EmbeddingBackwardJob job) {
+  constexpr int kWarps = kMostThreads / kWarpLanes;
+  __shared__ float shares[kWarps][kWarpLanes][V];
   start_successor();
   wait_for_predecessor();
   const std::int64_t segment = blockIdx.x;
@@ -138,25 +141,29 @@ __global__ void __launch_bounds__(kMostThreads) add_partial_sums(const Embedding
   const bool goes_on = job.sorted.ids[next] == id;
   const bool came_in = begin > 0 && job.sorted.ids[begin - 1] == id;
   if (!goes_on || came_in || id == job.sorted.unknown) return;
-  const std::int64_t more = segments_behind(job.sorted, segment, id);
-  const std::int64_t step = 2 * std::int64_t{job.d};
-  for (int i = static_cast<int>(threadIdx.x) * V; i < job.d;
-       i += static_cast<int>(blockDim.x) * V) {
-    const float* partial = job.partial + segment * step + i;
-    float sum[V];
-    load_vector<V>(partial + job.d, sum);
-#pragma unroll 8
-    for (std::int64_t j = 1; j <= more; ++j) {
-      float part[V];
-      load_vector<V>(partial + j * step, part);
-      for (int v = 0; v < V; ++v) sum[v] += part[v];
-    }
-    float* to = job.grad_table + id * job.grad_table_stride + i;
-    float before[V];
-    load_vector<V>(to, before);
-    for (int v = 0; v < V; ++v) before[v] += sum[v];
-    store_vector<V>(before, to);
+  const std::int64_t parts = 1 + segments_behind(job.sorted, segment, id);
+  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int i = (static_cast<int>(blockIdx.y) * kWarpLanes + lane) * V;
+  const float* partial = job.partial + segment * 2 * job.d + i;
+  float sum[V] = {};
+#pragma unroll 4
+  for (std::int64_t j = parts * warp / kWarps; j < parts * (warp + 1) / kWarps; ++j) {
+    float part[V] = {};
+    if (i < job.d) load_vector<V>(partial + j * 2 * job.d + (j == 0 ? job.d : 0), part);
+    for (int v = 0; v < V; ++v) sum[v] += part[v];
   }
+  for (int v = 0; v < V; ++v) shares[warp][lane][v] = sum[v];
+  __syncthreads();
+  if (warp > 0 || i >= job.d) return;
+  for (int other = 1; other < kWarps; ++other) {
+    for (int v = 0; v < V; ++v) sum[v] += shares[other][lane][v];
+  }
+  float* to = job.grad_table + id * job.grad_table_stride + i;
+  float total[V];
+  load_vector<V>(to, total);
+  for (int v = 0; v < V; ++v) total[v] += sum[v];
+  store_vector<V>(total, to);
 }
 
 std::int64_t segments_of(const EmbeddingBackwardArgs& args) {
@@ -205,8 +212,8 @@ void launch(const EmbeddingBackwardJob& job, Context& ctx) {
   launch_dependent("embedding_backward", add_segments<V>,
                    {dim3(segments, grid_blocks(vectors, threads)), threads}, ctx, job);
   if (segments == 1) return;
-  launch_dependent("embedding_backward: partial sums", add_partial_sums<V>, {segments - 1, threads},
-                   ctx, job);
+  launch_dependent("embedding_backward: partial sums", add_partial_sums<V>,
+                   {dim3(segments - 1, grid_blocks(vectors, kWarpLanes)), kMostThreads}, ctx, job);
 }
 
 }  // namespace
