@@ -96,12 +96,6 @@ __device__ __forceinline__ void spread_x(KeyMemory<S>& m) {
   });
 }
 
-__device__ __forceinline__ float fast_inverse(float v) {
-  float out;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
-  return out;
-}
-
 // z sigmoid(z) and its slope.
 struct Gate {
   float at;
