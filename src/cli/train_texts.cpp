@@ -38,6 +38,8 @@ Tokens open_tokens(const TrainCommand& command, const TrainStart& start,
       ctx.log(LogLevel::kWarning, str(error.what(), "; building it again"));
     }
   }
+  std::error_code ec;  // where it cannot be made, writing into it says why
+  fs::create_directories(path.parent_path(), ec);
   ProgressBar bar(command.common, "encoding", "bytes");
   TokenCache::build(sources, tokenizer, fingerprint, path, ctx.pool(),
                     [&](std::int64_t done, std::int64_t all) { bar.update(done, all); });

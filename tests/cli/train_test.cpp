@@ -80,7 +80,7 @@ TEST_F(Train, WritesAModelThatScoresAsItWasEvaluated) {
 }
 
 TEST_F(Train, ContinuesBitForBitAndWithAnotherCache) {
-  ASSERT_EQ(run_mamba3(fresh("whole")).code, 0);
+  ASSERT_EQ(run_mamba3(fresh("whole", {"--cache", folder_ / "new/cache"})).code, 0);
   ASSERT_EQ(run_mamba3(fresh("cut", {"--save-every", "6"})).code, 0);
   fs::remove_all(folder_ / "cut/checkpoints/step-12");
   for (const auto& entry : fs::directory_iterator(folder_ / "cut")) {
