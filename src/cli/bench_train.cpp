@@ -153,7 +153,11 @@ void measure(const TrainCase& which, const BenchOptions& options, BenchReport& r
 void bench_train(const BenchOptions& options, BenchReport& report, Context& ctx) {
   const std::vector<TrainCase> cases = cases_of(options, ctx);
   for (const TrainCase& which : cases) check_layers(bench_preset(which.preset), ctx);
-  for (const TrainCase& which : cases) measure(which, options, report, ctx);
+  for (const TrainCase& which : cases) {
+    // Of its own, so that no other model's workspace is counted as its memory.
+    Context own = make_context(options.common, choose_device(options.common));
+    measure(which, options, report, own);
+  }
 }
 
 }  // namespace mamba3::cli

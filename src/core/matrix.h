@@ -68,4 +68,12 @@ inline ConstMatrix matrix_of(const TensorRef& w) {
   return out;
 }
 
+// Whether rows so many bytes apart all begin on 16 bytes, for what copies such pieces.
+inline bool begins_on_pieces(const void* rows, std::int64_t stride_bytes) {
+  constexpr std::int64_t kPiece = 16;  // bytes
+  return (reinterpret_cast<std::uintptr_t>(rows) | static_cast<std::uintptr_t>(stride_bytes)) %
+             kPiece ==
+         0;
+}
+
 }  // namespace mamba3

@@ -181,7 +181,7 @@ inline std::vector<Mamba3Dims> ring_dims() {
   add(6, 64, 3, 1, 16, false);
   add(2, 64, 1, 2, 32, true);
   add(3, 64, 1, 4, 16, true);
-  add(1, 64, 1, 1, 0, false);
+  add(1, 64, 1, 1, 16, false);
   add(70, 64, 1, 1, 12, false);  // more heads than a segment has
   out.back().a_activation = AActivation::kSoftplus;
   return out;

@@ -108,8 +108,9 @@ TEST(CudaLossAndGradients, AgreeWithTheOracleInFp32) {
   }
 }
 
-// Against the oracle, with the error of the same roundings on a CPU as the measure: there linears
-// round what they read, and the scan, on some processors, what its products do.
+// Against the oracle, with the error of the roundings on a CPU as the measure: there linears round
+// what they read, and the scan, on some processors, what its products do. On a GPU what passes from
+// op to op is rounded too, as often again.
 TEST(CudaLossAndGradients, InBf16AreAsGoodAsOnACpu) {
   SKIP_WITHOUT_GPU();
   Context setup(on(DeviceKind::kCpu));
@@ -129,7 +130,7 @@ TEST(CudaLossAndGradients, InBf16AreAsGoodAsOnACpu) {
         return rms_error(std::span<const float>(found.gradients.values(name)),
                          std::span<const double>(values), ErrorMetric::kRelative);
       };
-      const Comparison c = judge(error(gpu), error(cpu), 2 * kBf16Rounding);
+      const Comparison c = judge(error(gpu), error(cpu), 4 * kBf16Rounding);
       EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", on a CPU " << c.naive_error;
     }
   }

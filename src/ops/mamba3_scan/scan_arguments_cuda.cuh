@@ -11,13 +11,6 @@
 
 namespace mamba3 {
 
-inline bool begins_on_pieces(const void* rows, std::int64_t stride_bytes) {
-  constexpr std::int64_t kPiece = 16;  // bytes
-  return (reinterpret_cast<std::uintptr_t>(rows) | static_cast<std::uintptr_t>(stride_bytes)) %
-             kPiece ==
-         0;
-}
-
 template <class Job>
 void take_arguments(const Mamba3ScanArgs& args, Job& job) {
   job.sizes = token_sizes(args.dims);
