@@ -75,7 +75,7 @@ TEST(RunFile, RefusesWhatNoOptionHasWithTheLine) {
            {"~: 1", "a key is missing"},
            {"a: 'x", "line 1"},
            {"a: \"\\q\"", "line 1"}}) {
-    const std::string message = error_of([&] { parsed(text); });
+    const std::string message = error_of([text = text] { parsed(text); });
     EXPECT_NE(message.find(part), std::string::npos) << text << "\n" << message;
     EXPECT_NE(message.find("run.yaml, line "), std::string::npos) << message;
     EXPECT_NE(message.find("; expected"), std::string::npos) << message;
