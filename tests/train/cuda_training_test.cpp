@@ -126,7 +126,7 @@ TEST(CudaLossAndGradients, InBf16AreAsGoodAsOnACpu) {
     const Found gpu = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
     EXPECT_NEAR(gpu.sums.loss, truth.loss, truth.loss * kBf16Rounding);
     for (const auto& [name, values] : truth.tensors) {
-      const auto error = [&](const Found& found) {
+      const auto error = [&name = name, &values = values](const Found& found) {
         return rms_error(std::span<const float>(found.gradients.values(name)),
                          std::span<const double>(values), ErrorMetric::kRelative);
       };
