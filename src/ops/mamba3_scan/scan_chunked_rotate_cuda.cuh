@@ -248,7 +248,8 @@ __device__ __forceinline__ void rotate_rows(const RawRows<S>& raw,
   for_each_number<S::kWarpRows / kAtOnce>([&](auto number) {
     constexpr int kFirst = decltype(number)::value * kAtOnce;
     if constexpr (kFirst == S::kWarpRows / 2) halfway();
-    LanePairs<S> b[kAtOnce], c[kAtOnce];
+    LanePairs<S> b[kAtOnce];
+    [[maybe_unused]] LanePairs<S> c[kAtOnce];  // not where only states are wanted
     for_each_number<kAtOnce>([&](auto i) {
       constexpr int kI = decltype(i)::value;
       b[kI] = raw.template b<kFirst + kI>();
