@@ -14,8 +14,6 @@ namespace {
 constexpr std::int64_t kFloatBytes = 4;
 // An arena grows by doubling, so it may hold twice what is in use.
 constexpr std::int64_t kArenaGrowth = 2;
-// Kernels, their modules and cuBLASLt's: loaded when first used.
-constexpr std::int64_t kGpuLibraryBytes = std::int64_t{512} << 20;
 constexpr std::int64_t kMostBatch = std::int64_t{1} << 20;
 
 // Of one token on its way through a block: the residual, the widest buffers that live at once, and
@@ -86,7 +84,7 @@ MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind d
   need.states_bytes = batch * (slot_bytes(config) + (gpu ? ring_slot_bytes(config) : 0));
   need.workspace_bytes =
       kArenaGrowth * (token * (gpu ? kGpuSegmentTokens : kSegmentTokens) + token * batch + logits) +
-      (gpu ? kGpuLibraryBytes : 0);
+      (gpu ? kGpuModuleBytes : 0);
   return need;
 }
 

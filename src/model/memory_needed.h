@@ -12,6 +12,9 @@
 
 namespace mamba3 {
 
+// Of a GPU's memory: kernels, their modules and cuBLASLt's, loaded when first used.
+constexpr std::int64_t kGpuModuleBytes = std::int64_t{512} << 20;
+
 // What a model's memory is computed from.
 struct ModelSize {
   ModelConfig config;

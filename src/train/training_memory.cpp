@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "core/gpu.h"
+#include "model/memory_needed.h"
 #include "train/loss_and_gradients.h"
 #include "train/pass_workspace.h"
 
@@ -11,9 +12,6 @@ namespace mamba3 {
 namespace {
 
 constexpr std::int64_t kFloatBytes = 4, kBf16Bytes = 2;
-
-// Kernels, their modules and cuBLASLt's: loaded when first used.
-constexpr std::int64_t kGpuLibraryBytes = std::int64_t{512} << 20;
 
 std::string gigabytes(std::int64_t bytes) {
   const std::int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
@@ -56,7 +54,7 @@ TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOpti
       pass_shape(config, need.micro_batch, windows, loss_options(options), true, ctx);
   need.pass_bytes =
       static_cast<std::int64_t>(pass_workspace_bytes(config, shape, options.compute, ctx));
-  need.library_bytes = ctx.gpu() ? kGpuLibraryBytes : 0;
+  need.module_bytes = ctx.gpu() ? kGpuModuleBytes : 0;
   return need;
 }
 

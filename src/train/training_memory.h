@@ -15,8 +15,8 @@ struct TrainingMemory {
   std::int64_t micro_batch = 0;       // tokens that are read at once, whole windows
   std::int64_t parameters_bytes = 0;  // weights, gradients, moments, rounded copies
   std::int64_t pass_bytes = 0;        // at most: of a micro-batch on its way forward and back
-  std::int64_t library_bytes = 0;     // on a GPU: kernels and libraries
-  std::int64_t total_bytes() const { return parameters_bytes + pass_bytes + library_bytes; }
+  std::int64_t module_bytes = 0;      // on a GPU: kernels and libraries
+  std::int64_t total_bytes() const { return parameters_bytes + pass_bytes + module_bytes; }
 };
 
 TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOptions& options,
