@@ -2,7 +2,10 @@
 // leaves. Skipped where there is no GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
+#include <string>
 
 #include "core/mirror.h"
 #include "mamba3/error.h"
@@ -82,8 +85,8 @@ bool same_bits(const ParameterValues& a, const ParameterValues& b) {
 // One token, none, and cuts beside those of chunks.
 const std::vector<std::int64_t> kLengths = {70, 0, 1, 64, 19, 129};
 
-TokenBatch awkward_batch(const ModelConfig& config) {
-  return {random_ids(283, config.vocab, 5), kLengths};
+TokenBatch awkward_batch(const ModelConfig& config, std::uint64_t seed = 5) {
+  return {random_ids(283, config.vocab, seed), kLengths};
 }
 
 TEST(CudaLossAndGradients, AgreeWithTheOracleInFp32) {
@@ -108,29 +111,44 @@ TEST(CudaLossAndGradients, AgreeWithTheOracleInFp32) {
   }
 }
 
-// Against the oracle, with the error of the roundings on a CPU as the measure: there linears round
-// what they read, and the scan, on some processors, what its products do. On a GPU what passes from
-// op to op is rounded too, as often again.
+// The errors of each tensor's gradient with bf16 products, as root mean squares: on a CPU, where
+// linears round what they read and the scan, on some processors, what its products do; and on a
+// GPU.
+struct Bf16Errors {
+  double cpu = 0, gpu = 0;
+};
+
+// Raises `worst` to the errors of one batch.
+void raise(std::map<std::string, Bf16Errors>& worst, const Tiny& tiny, const TokenBatch& batch) {
+  LossOptions options = mean_of(278);
+  const auto truth =
+      reference_gradients<double>(tiny.config, tiny.initial.tensors, batch.view(), options);
+  options.compute = Compute::kBf16;
+  const Found cpu = gradients_on(DeviceKind::kCpu, tiny, batch.view(), options);
+  const Found gpu = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
+  EXPECT_NEAR(gpu.sums.loss, truth.loss, truth.loss * kBf16Rounding);
+  for (const auto& tensor : truth.tensors) {
+    const auto error = [&tensor](const Found& found) {
+      return rms_error(std::span<const float>(found.gradients.values(tensor.first)),
+                       std::span<const double>(tensor.second), ErrorMetric::kRelative);
+    };
+    Bf16Errors& errors = worst[tensor.first];
+    errors.cpu = std::max(errors.cpu, error(cpu));
+    errors.gpu = std::max(errors.gpu, error(gpu));
+  }
+}
+
+// Over some batches: the gradient of a tensor of two numbers may be close in one by luck.
 TEST(CudaLossAndGradients, InBf16AreAsGoodAsOnACpu) {
   SKIP_WITHOUT_GPU();
   Context setup(on(DeviceKind::kCpu));
   for (const TinyModel& model : all_models()) {
     SCOPED_TRACE(model.name);
     const Tiny tiny(model, setup);
-    const TokenBatch batch = awkward_batch(tiny.config);
-    LossOptions options = mean_of(278);
-    const auto truth =
-        reference_gradients<double>(tiny.config, tiny.initial.tensors, batch.view(), options);
-    options.compute = Compute::kBf16;
-    const Found cpu = gradients_on(DeviceKind::kCpu, tiny, batch.view(), options);
-    const Found gpu = gradients_on(DeviceKind::kCuda, tiny, batch.view(), options);
-    EXPECT_NEAR(gpu.sums.loss, truth.loss, truth.loss * kBf16Rounding);
-    for (const auto& [name, values] : truth.tensors) {
-      const auto error = [&name = name, &values = values](const Found& found) {
-        return rms_error(std::span<const float>(found.gradients.values(name)),
-                         std::span<const double>(values), ErrorMetric::kRelative);
-      };
-      const Comparison c = judge(error(gpu), error(cpu), 4 * kBf16Rounding);
+    std::map<std::string, Bf16Errors> worst;
+    for (const std::uint64_t seed : {5, 6, 7}) raise(worst, tiny, awkward_batch(tiny.config, seed));
+    for (const auto& [name, errors] : worst) {
+      const Comparison c = judge(errors.gpu, errors.cpu, 2 * kBf16Rounding);
       EXPECT_TRUE(c.ok) << name << ": error " << c.error << ", on a CPU " << c.naive_error;
     }
   }
