@@ -20,6 +20,7 @@ using testing::BackwardTypes;
 using testing::describe;
 using testing::expect_right;
 using testing::Expected;
+using testing::extreme_case;
 using testing::Gradients;
 using testing::gradients_of;
 using testing::ParamGradients;
@@ -174,20 +175,7 @@ TEST(CudaScanBackwardBlocks, RoundsOfHeadsChangeNoBit) {
 TEST(CudaScanBackwardExtremes, StrongAndWeakDecaysAndHugeSteps) {
   SKIP_WITHOUT_GPU();
   for (const std::int64_t rank : {1, 2, 4}) {
-    BackwardCase data(sizes(2, 20, 24, rank, 6), {150}, 58);
-    Mamba3RefInputs<float>& in = data.inputs[0];
-    Random random(59);
-    const auto draw = [&](std::vector<float>& to, const std::vector<float>& from) {
-      for (float& v : to) {
-        if (random.below(3) == 0) v = from[random.below(std::ssize(from))];
-      }
-    };
-    draw(in.dt_raw, {-800, -90, -30, 0, 3, 30});
-    draw(in.decay_raw, {-1e6f, -2e4f, -1, 0, 50, 1000});
-    draw(in.trap_raw, {-100, -30, 0, 30, 100});
-    draw(in.angle_raw, {-1e4f, -8, 0, 0.3f, 8, 50});
-    for (float& v : in.in_b) v *= random.below(9) == 0 ? 1e-10f : 1.0f;
-    for (float& v : in.out_c) v *= random.below(9) == 0 ? 1e10f : 1.0f;
+    const BackwardCase data = extreme_case(sizes(2, 20, 24, rank, 6));
     const Expected expected(data);
     const Gradients got = gradients_of(data, on_the_gpu());
     expect_right(got.sequences, expected);

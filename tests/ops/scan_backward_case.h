@@ -32,6 +32,25 @@ struct BackwardCase : ScanCase {
   }
 };
 
+// A sequence with strong and weak decays, huge steps and rows that are nearly zero.
+inline BackwardCase extreme_case(const Mamba3Dims& dims) {
+  BackwardCase data(dims, {150}, 58);
+  Mamba3RefInputs<float>& in = data.inputs[0];
+  Random random(59);
+  const auto draw = [&](std::vector<float>& to, const std::vector<float>& from) {
+    for (float& v : to) {
+      if (random.below(3) == 0) v = from[random.below(std::ssize(from))];
+    }
+  };
+  draw(in.dt_raw, {-800, -90, -30, 0, 3, 30});
+  draw(in.decay_raw, {-1e6f, -2e4f, -1, 0, 50, 1000});
+  draw(in.trap_raw, {-100, -30, 0, 30, 100});
+  draw(in.angle_raw, {-1e4f, -8, 0, 0.3f, 8, 50});
+  for (float& v : in.in_b) v *= random.below(9) == 0 ? 1e-10f : 1.0f;
+  for (float& v : in.out_c) v *= random.below(9) == 0 ? 1e10f : 1.0f;
+  return data;
+}
+
 // One sequence after a run.
 struct BackwardResult {
   std::vector<float> columns;  // [t, e]

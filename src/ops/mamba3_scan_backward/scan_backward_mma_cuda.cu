@@ -54,24 +54,11 @@ struct Workspace {
 };
 
 void take_backward_arguments(const Mamba3ScanBackwardArgs& args, BackwardMmaJob& job) {
-  MmaScanJob& scan = job.scan;
-  scan.sizes = token_sizes(args.dims);
-  scan.params = args.params;
-  scan.columns = args.columns;
-  scan.states = args.states;
-  scan.cu_seqlens = args.cu_seqlens.data();
-  scan.slots = args.slots.data();
-  scan.tokens = args.grad_y.shape[0];
-  scan.sequences = static_cast<std::int64_t>(args.slots.size());
-  scan.z = reinterpret_cast<const __nv_bfloat16*>(args.columns.z_bf16);
-  scan.x = reinterpret_cast<const __nv_bfloat16*>(args.columns.x_bf16);
-  scan.zx_stride = args.columns.zx_stride;
+  take_inputs(args, args.grad_y.shape[0], "mamba3_scan_backward", job.scan);
   job.grad_y = static_cast<const __nv_bfloat16*>(args.grad_y.data);
   job.grad_y_stride = args.grad_y.stride[0];
   job.grads = gradient_columns(args.dims, args.grad_columns);
   job.grad_states = args.grad_states;
-  check_input(scan.tokens < (std::int64_t{1} << 30), "mamba3_scan_backward: ", scan.tokens,
-              " tokens in one call; expected fewer than 2^30; shorten the segment");
 }
 
 template <class S>
