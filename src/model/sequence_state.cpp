@@ -2,6 +2,7 @@
 //
 // A state file is a 96-byte header, the turns of all layers, the values of all layers, and a
 // checksum of everything before it, all little-endian. docs/FORMATS.md has the table.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -153,8 +154,9 @@ std::vector<std::byte> SequenceState::serialize() const {
   const std::size_t payload_end = sizeof(Header) + header.payload_bytes;
   std::vector<std::byte> out(payload_end + sizeof(std::uint64_t));
   std::memcpy(out.data(), &header, sizeof(Header));
-  std::memcpy(out.data() + sizeof(Header), turns.data(), turns.size());
-  std::memcpy(out.data() + sizeof(Header) + turns.size(), values.data(), values.size());
+  // Not memcpy: a model without rotation has no turns, and then no pointer to them.
+  auto* const after_turns = std::ranges::copy(turns, out.data() + sizeof(Header)).out;
+  std::ranges::copy(values, after_turns);
   const std::uint64_t sum = checksum(std::span(out).first(payload_end));
   std::memcpy(out.data() + payload_end, &sum, sizeof(sum));
   return out;
@@ -187,8 +189,9 @@ SequenceState SequenceState::deserialize(std::span<const std::byte> bytes,
   check_input(header.position >= 0 && header.pending_id >= -1 && header.pending_id < config.vocab,
               "state ", origin, " names position ", header.position, " and pending id ",
               header.pending_id, ", outside of what this model can have; save it again");
-  std::memcpy(turns.data(), bytes.data() + sizeof(Header), turns.size());
-  std::memcpy(values.data(), bytes.data() + sizeof(Header) + turns.size(), values.size());
+  const auto payload = bytes.subspan(sizeof(Header));
+  std::ranges::copy(payload.first(turns.size()), turns.begin());
+  std::ranges::copy(payload.subspan(turns.size(), values.size()), values.begin());
   state.position_ = header.position;
   state.pending_id_ = header.pending_id;
   return state;
