@@ -19,9 +19,13 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   target_compile_definitions(mamba3_options INTERFACE
     "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
 else()
+  set(mamba3_disabled_targets HWY_SSSE3|HWY_SSE4)
+  if(MAMBA3_SANITIZE)  # the portable one and AVX2 do: a better target has a lower bit
+    string(APPEND mamba3_disabled_targets "|(HWY_AVX2-1)")
+  endif()
   # The portable one takes numbers one by one with every compiler; clang would emulate vectors by loops, which triples the
   # time to compile them.
-  target_compile_definitions(mamba3_options INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4)" HWY_BROKEN_EMU128=1)
+  target_compile_definitions(mamba3_options INTERFACE "HWY_DISABLED_TARGETS=(${mamba3_disabled_targets})" HWY_BROKEN_EMU128=1)
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # gcc 12 reports std::string's operator+ as an overlapping copy (its bug 105651).
@@ -30,10 +34,13 @@ endif()
 if(MAMBA3_WERROR)
   mamba3_cxx_options(-Werror)
 endif()
+# Where nothing is hot, time to compile counts more than time to run.
+set(mamba3_cold_options $<$<CONFIG:Release>:-O1>)
 if(MAMBA3_SANITIZE)
   target_compile_options(mamba3_options INTERFACE -fsanitize=${MAMBA3_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=all)
   target_link_options(mamba3_options INTERFACE -fsanitize=${MAMBA3_SANITIZE})
+  set(mamba3_cold_options -O0)  # sanitizers double what there is to optimise
   # clang counts this as undefined behaviour, gcc does not; Highway's emulated conversions of a NaN would trip over it.
   target_compile_options(mamba3_options INTERFACE $<$<CXX_COMPILER_ID:Clang>:-fno-sanitize=float-cast-overflow>)
 endif()
