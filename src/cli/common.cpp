@@ -17,7 +17,7 @@ namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kBundledModel = "siso-9m";
+constexpr const char* kBundledModel = "siso-10m";
 
 // A file or, for "-", stdin; a signal that comes while it waits is noticed.
 class InputFile : public ByteStream {

@@ -8,7 +8,7 @@ namespace mamba3 {
 namespace {
 
 const std::filesystem::path kTokenizer =
-    std::filesystem::path(MAMBA3_REPOSITORY) / "models/siso-9m/tokenizer.json";
+    std::filesystem::path(MAMBA3_REPOSITORY) / "models/siso-10m/tokenizer.json";
 
 class TokenCacheTest : public ::testing::Test {
  protected:
