@@ -4,6 +4,7 @@
 #include <array>
 #include <span>
 
+#include "core/arena.h"
 #include "model/mixer.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/linear_backward/linear_backward.h"
@@ -43,7 +44,8 @@ class Nowhere {
   TensorView<float, 2> floats(std::int64_t n, std::int64_t k) { return {&number_, {n, k}}; }
 
  private:
-  float number_ = 0;
+  // Ops ask how their rows begin; those of a pass begin so.
+  alignas(Arena::kAlignBytes) float number_ = 0;
 };
 
 std::size_t loss_bytes(const ModelConfig& config, const PassShape& shape, Compute compute,
