@@ -103,6 +103,9 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
     config.width = 64;
     config.layers = task == Task::kParity ? 1 : 3;
     config.mixer.state = 64;
+    // Of so few symbols a tied head would shrink with their embeddings as long as guessing is
+    // best, and leave no slope to learn by: parity then stays at chance.
+    config.tied_embeddings = false;
   }
   set(config.width, command.width);
   set(config.layers, command.layers);

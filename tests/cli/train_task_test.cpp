@@ -56,6 +56,15 @@ TEST_F(TrainTask, WritesAModelThatAnswers) {
   EXPECT_EQ(asked.json()["prompt_ids"], (json{9, 9, 6, 2, 10, 7, 9, 1, 5, 3, 10, 10, 8}));
 }
 
+// A tied head of two symbols shrinks with their embeddings until nothing is learnt.
+TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
+  const Outcome made = run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4",
+                                   "--stages", "4", "--stage-steps", "2", "--eval-length", "4",
+                                   "--eval-blocks", "4", "-o", folder_ / "run"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_EQ(json::parse(read_file(folder_ / "run/config.json"))["tie_embeddings"], false);
+}
+
 TEST_F(TrainTask, ContinuesBitForBitOverTheStages) {
   for (const char* rope : {"data-dependent", "standard", "none"}) {
     const std::string whole = std::string(rope) + "-whole", cut = std::string(rope) + "-cut";
