@@ -59,8 +59,7 @@ std::int64_t LaneSource::sequences_in(std::int64_t position, std::int64_t tokens
 
 std::string LaneSource::names(std::int64_t position, std::int64_t count) const {
   const std::int64_t first = position % lanes_;
-  return str("window ", position / lanes_ % steps_, " of lanes ", first, " to ",
-             first + count - 1);
+  return str("window ", position / lanes_ % steps_, " of lanes ", first, " to ", first + count - 1);
 }
 
 }  // namespace mamba3

@@ -57,9 +57,9 @@ LaneStates::HostCopy LaneStates::host_copy() const {
   for (std::int64_t l = 0; l < layers_; ++l) {
     copy_to_host(gpu_.get(), layer.data(), before(l).data, layer.size() * sizeof(float));
     for (const StatePart& part : parts) {
-      out.tensors.push_back({tensor_name(l, part),
-                             {reinterpret_cast<const std::byte*>(to), part.dtype,
-                              tensor_shape(lanes_, part)}});
+      out.tensors.push_back(
+          {tensor_name(l, part),
+           {reinterpret_cast<const std::byte*>(to), part.dtype, tensor_shape(lanes_, part)}});
       for (std::int64_t i = 0; i < lanes_; ++i, to += part.elements()) {
         const float* from = layer.data() + i * before(l).stride[0] + part.begin;
         std::memcpy(to, from, static_cast<std::size_t>(part.elements()) * sizeof(float));
