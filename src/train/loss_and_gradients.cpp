@@ -90,7 +90,7 @@ class Pass {
   // Numbers of the host where ops read them: as they are, or copied to `to`.
   template <class T>
   std::span<const T> place(std::span<const T> numbers, T* to) {
-    if (!ctx_.gpu()) return numbers;
+    if (!ctx_.gpu() || numbers.empty()) return numbers;
     ctx_.gpu()->copy_in(to, numbers.data(), numbers.size_bytes());
     return {to, numbers.size()};
   }

@@ -215,8 +215,7 @@ LaneBatch first_windows(const ModelConfig& config, std::uint32_t seed) {
   return {TokenBatch(random_ids(100, config.vocab, seed), {30, 70}), {4, 4}, {1, 0}, 1};
 }
 LaneBatch second_windows(const ModelConfig& config, std::uint32_t seed) {
-  return {
-      TokenBatch(random_ids(136, config.vocab, seed + 100), {1, 65, 70}), {2, 4, 1}, {2, 1}, 1};
+  return {TokenBatch(random_ids(136, config.vocab, seed + 100), {1, 65, 70}), {2, 4, 1}, {2, 1}, 1};
 }
 constexpr std::int64_t kTargets = 133;
 
@@ -287,8 +286,8 @@ TEST(CudaCarriedStates, InBf16GradientsAreAsGoodAsOnACpu) {
         for (const auto& [name, values] : truth.tensors) {
           double& error = worst[name][device == DeviceKind::kCuda];
           const auto got = found.gradients.values(name);
-          error = std::max(error, rms_error(got, std::span<const double>(values),
-                                            ErrorMetric::kRelative));
+          error = std::max(error,
+                           rms_error(got, std::span<const double>(values), ErrorMetric::kRelative));
         }
       }
     }

@@ -115,7 +115,8 @@ TEST(LaneSource, AMicroBatchEndsWithTheStep) {
 
 TEST(LaneSource, LessThanAWindowForEachLaneIsRefused) {
   const TempFolder folder;
-  expect_error("at least one for each of 200 lanes", [&] { Lanes(cache_of(folder, 100), 16, 200); });
+  expect_error("at least one for each of 200 lanes",
+               [&] { Lanes(cache_of(folder, 100), 16, 200); });
 }
 
 }  // namespace
