@@ -25,14 +25,16 @@ namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
 
+void check_memory(const TrainStart& start, const BatchSource* data, const Context& ctx) {
+  const std::int64_t available =
+      ctx.gpu() ? ctx.gpu()->info().free_bytes : available_memory_bytes();
+  check_training_memory(start.config, start.record.options, available, ctx, data);
+}
+
 // Refuses what the device has no kernels or no room for, before anything is written.
 void check_device(const TrainStart& start, const Context& ctx) {
   check_layers(start.config, ctx);
-  const TrainOptions& options = start.record.options;
-  const std::int64_t available =
-      ctx.gpu() ? ctx.gpu()->info().free_bytes : available_memory_bytes();
-  check_training_memory(start.config, options, available, ctx);
-  ctx.log(LogLevel::kInfo, describe(training_memory_needed(start.config, options, ctx)));
+  check_memory(start, nullptr, ctx);
 }
 
 std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
@@ -259,6 +261,9 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
                  "takes time, saves memory, changes no bit (default: none)")
       ->type_name("NAME")
       ->check(one_of({"none", "scan", "block"}));
+  app.add_flag("--carry-states", command.carry_states,
+               "window i of a step begins with the states that window i of the step before has "
+               "ended with, and goes on in the text there; documents begin with fresh ones");
   real(app, "--rate", command.rate, 1e3, "peak of the learning rate (default: 0.003)");
   whole(app, "--warmup", command.warmup, 0,
         "steps up to the peak (default: 200, but at most a fifth of the steps)");
@@ -298,7 +303,11 @@ RunResult run_training(const TrainCommand& command, TrainStart& start, const Mak
   prepare_folder(start);
   const Sequences sequences =
       start.record.task ? open_task(start, ctx) : open_texts(command, start, *tokenizer, ctx);
-  Trainer trainer(start.config, start.record.options, sequences.training, ctx);
+  const TrainOptions& options = start.record.options;
+  check_memory(start, sequences.training.get(), ctx);
+  ctx.log(LogLevel::kInfo,
+          describe(training_memory_needed(start.config, options, ctx, sequences.training.get())));
+  Trainer trainer(start.config, options, sequences.training, ctx);
   set_weights(start, trainer, ctx);
   return TrainingRun(start.folder, start.record, trainer, sequences.held_out, hooks(trainer), ctx)
       .run();

@@ -26,6 +26,7 @@ struct TrainCommand {
   std::vector<std::string> data, held_out;
   std::optional<std::string> separator, json_key, schedule, recompute;
   std::optional<std::int64_t> steps, batch, length, accumulate, warmup;
+  bool carry_states = false;
   std::optional<double> valid_split;
   std::optional<double> rate, final_rate, decay_from, decay, clip, beta1, beta2, z_loss;
   std::optional<std::int64_t> eval_every, eval_blocks, save_every, keep;

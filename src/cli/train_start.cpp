@@ -108,6 +108,12 @@ void refuse_other_order(const TrainRecord& record_before, const TrainRecord& rec
               "the training was made with --length ", before.length, " and --seed ", before.seed,
               "; expected the same, because they decide what its position in the data means; leave "
               "them out, or begin anew with --init-from");
+  check_input(before.carry_states == now.carry_states,
+              "the training was made without --carry-states; expected the same, because it decides "
+              "the order of the data; leave it out, or begin anew with --init-from");
+  check_input(!before.carry_states || before.batch == now.batch, "the training carries states in ",
+              before.batch, " lanes, one for each window of a step; expected --batch ",
+              before.batch, ", not ", now.batch, "; leave it out, or begin anew with --init-from");
   if (!record_before.task) return;
   const Json tasks[] = {to_json(*record_before.task), to_json(*record_now.task)};
   check_input(tasks[0] == tasks[1] && before.batch == now.batch,
@@ -155,6 +161,7 @@ void check_task_command(const TrainCommand& command) {
   refuse(!command.init_from.empty(), "--init-from", "a new model");
   refuse(!command.common.tokenizer.empty(), "--tokenizer", "the task's own symbols");
   refuse(command.length.has_value(), "--length", "--stages with the longest sequences");
+  refuse(command.carry_states, "--carry-states", "sequences that are whole");
   const auto refuse_both = [](bool one, const std::string& list, const char* option) {
     if (one && !list.empty()) {
       fail(ErrorCode::kUsage, option, " and ", option,
@@ -223,6 +230,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(options.schedule.decay_from, command.decay_from);
   if (command.schedule) options.schedule.kind = schedule_kind(*command.schedule);
   if (command.recompute) options.recompute = recompute_named(*command.recompute);
+  if (command.carry_states) options.carry_states = true;
   set(options.optimizer.decay, command.decay);
   set(options.optimizer.clip, command.clip);
   set(options.optimizer.beta1, command.beta1);

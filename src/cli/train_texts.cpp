@@ -6,6 +6,7 @@
 #include "cli/train.h"
 #include "core/check.h"
 #include "core/hash.h"
+#include "train/lane_source.h"
 #include "train/window_source.h"
 
 namespace mamba3::cli {
@@ -71,15 +72,21 @@ struct Texts {
 Texts read_texts(const TrainCommand& command, TrainStart& start, const Tokenizer& tokenizer,
                  Context& ctx) {
   const TrainData& data = start.record.data;
-  const std::int64_t length = start.record.options.length;
+  const TrainOptions& options = start.record.options;
+  const std::int64_t length = options.length;
+  // Windows of lanes are read in the order of the documents, others are shuffled themselves.
+  const auto training = [&](const TokenSelection& tokens, const char* what) {
+    return WindowReader(options.carry_states ? tokens.shuffled(options.seed) : tokens, length,
+                        what);
+  };
   const Tokens tokens = open_tokens(command, start, data.files, tokenizer, ctx);
   set_fingerprint(start, with_share(tokens.fingerprint, data.held_out_share));
   if (data.held_out_share > 0) {
     HeldOutSplit split = hold_out(tokens.cache, data.held_out_share);
-    return {WindowReader(std::move(split.training), length, "--data without what is held out"),
+    return {training(split.training, "--data without what is held out"),
             WindowReader(std::move(split.held_out), length, "what --valid-split holds out")};
   }
-  Texts texts{WindowReader(tokens.cache, length, "--data"), std::nullopt};
+  Texts texts{training(tokens.cache, "--data"), std::nullopt};
   if (data.held_out.empty()) return texts;
   const Tokens held_out = open_tokens(command, start, data.held_out, tokenizer, ctx);
   texts.held_out.emplace(held_out.cache, length, "--valid");
@@ -96,7 +103,11 @@ Sequences open_texts(const TrainCommand& command, TrainStart& start, const Token
                                " windows of ", options.length, " tokens, ",
                                options.tokens_per_step(), " tokens a step, seed ", options.seed));
   Sequences out;
-  out.training = std::make_shared<WindowSource>(std::move(texts.training), options.seed);
+  if (options.carry_states) {
+    out.training = std::make_shared<LaneSource>(std::move(texts.training), options.batch);
+  } else {
+    out.training = std::make_shared<WindowSource>(std::move(texts.training), options.seed);
+  }
   if (texts.held_out) out.held_out = std::make_shared<WindowSource>(std::move(*texts.held_out));
   return out;
 }

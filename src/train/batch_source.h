@@ -14,8 +14,14 @@ namespace mamba3 {
 struct SequenceBatch {
   std::vector<std::int32_t> ids, targets;
   std::vector<std::int64_t> cu_seqlens{0};
+  // Where lanes carry states, as TrainingBatch has them.
+  std::vector<std::int64_t> starts, ends;
+  std::int64_t first_lane = 0;
 
-  TrainingBatch view() const { return {ids, targets, cu_seqlens}; }
+  // Whoever has the lanes adds them.
+  TrainingBatch view() const {
+    return {ids, targets, cu_seqlens, nullptr, starts, ends, first_lane};
+  }
 };
 
 class BatchSource {
@@ -23,8 +29,13 @@ class BatchSource {
   virtual ~BatchSource() = default;
 
   // Sequences [position, position + count) since the beginning of the training, one after the
-  // other; each is one of its own: nothing is carried from one to the next.
+  // other; each is one of its own, but where there are lanes.
   virtual SequenceBatch read(std::int64_t position, std::int64_t count) const = 0;
+  // Sequence i goes on where sequence i - lanes() has ended, with its states; 0: none does. All
+  // lanes() of them are a step.
+  virtual std::int64_t lanes() const { return 0; }
+  // The most pieces that so many sequences of a step, read at once, are cut into.
+  virtual std::int64_t most_pieces(std::int64_t sequences) const { return sequences; }
   // How many sequences there are before they come again; kEndless: they never do.
   virtual std::int64_t sequences() const = 0;
   // How many from there on stay within `tokens`, whatever they are; at least one.

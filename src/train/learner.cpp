@@ -42,7 +42,8 @@ std::span<const T> BatchStage::put(std::span<const T> numbers) {
 TrainingBatch BatchStage::stage(const TrainingBatch& batch) {
   if (!gpu_) return batch;
   const std::size_t bytes = batch.ids.size_bytes() + batch.targets.size_bytes() +
-                            batch.cu_seqlens.size_bytes() + 3 * kCacheLineBytes;
+                            batch.cu_seqlens.size_bytes() + batch.starts.size_bytes() +
+                            batch.ends.size_bytes() + 5 * kCacheLineBytes;
   if (used_bytes_ + bytes > size_bytes_) {
     gpu_->synchronize();
     used_bytes_ = 0;
@@ -56,11 +57,17 @@ TrainingBatch BatchStage::stage(const TrainingBatch& batch) {
            "; choose a smaller batch");
     }
   }
-  return {put(batch.ids), put(batch.targets), put(batch.cu_seqlens)};
+  TrainingBatch out = batch;
+  out.ids = put(batch.ids);
+  out.targets = put(batch.targets);
+  out.cu_seqlens = put(batch.cu_seqlens);
+  out.starts = put(batch.starts);
+  out.ends = put(batch.ends);
+  return out;
 }
 
 Learner::Learner(const ModelConfig& config, const LossOptions& loss,
-                 const OptimizerOptions& optimizer, Context& ctx)
+                 const OptimizerOptions& optimizer, Context& ctx, std::int64_t lanes)
     : config_(config),
       loss_(loss),
       ctx_(ctx),
@@ -75,6 +82,7 @@ Learner::Learner(const ModelConfig& config, const LossOptions& loss,
     set_zero(ctx.gpu().get(), rounded_.get(), bytes);
   }
   bound_ = view_weights(config_, pass_tensors());
+  if (lanes > 0) lanes_.emplace(config, lanes, ctx.gpu());
 }
 
 std::map<std::string, TensorRef> Learner::pass_tensors() const {
@@ -97,6 +105,12 @@ void Learner::assign(const std::map<std::string, TensorRef>& weights) {
              ctx_);
 }
 
+void Learner::resume(std::int64_t steps, const std::map<std::string, TensorRef>& moments,
+                     const std::map<std::string, TensorRef>& states) {
+  optimizer_.resume(steps, moments);
+  if (lanes_) lanes_->assign(states);
+}
+
 void Learner::clear() {
   gradients_.clear(ctx_);
   pending_ = 0;
@@ -108,14 +122,20 @@ CrossEntropySums* Learner::next_sums() {
   return reinterpret_cast<DeviceFigures*>(device_figures_.get())->sums + pending_++;
 }
 
+TrainingBatch Learner::stage(const TrainingBatch& batch) {
+  TrainingBatch out = stage_.stage(batch);
+  if (lanes_ && !batch.starts.empty()) out.lanes = &*lanes_;
+  return out;
+}
+
 void Learner::add(const TrainingBatch& batch, double grad_scale) {
   LossOptions options = loss_;
   options.grad_scale = grad_scale;
-  loss_and_gradients(config_, bound_, stage_.stage(batch), options, gradients_, next_sums(), ctx_);
+  loss_and_gradients(config_, bound_, stage(batch), options, gradients_, next_sums(), ctx_);
 }
 
 void Learner::measure(const TrainingBatch& batch) {
-  loss_of(config_, bound_, stage_.stage(batch), loss_, next_sums(), ctx_);
+  loss_of(config_, bound_, stage(batch), loss_, next_sums(), ctx_);
 }
 
 void Learner::read_sums() {
@@ -150,6 +170,7 @@ Learner::Figures Learner::figures() {
 // ahead of them.
 void Learner::update(double norm, double rate) {
   optimizer_.step(gradients_, norm, rate, weights_, reinterpret_cast<Bf16*>(rounded_.get()), ctx_);
+  if (lanes_) lanes_->advance();
 }
 
 }  // namespace mamba3

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -13,6 +14,7 @@
 #include "mamba3/config.h"
 #include "mamba3/context.h"
 #include "model/weights.h"
+#include "train/lane_states.h"
 #include "train/loss_and_gradients.h"
 #include "train/optimizer.h"
 #include "train/parameter_values.h"
@@ -42,18 +44,18 @@ class BatchStage {
 // update(). On a GPU all but figures() and sums() return before their work is done.
 class Learner {
  public:
-  // Weights are zero until they are assigned. The Context must outlive it.
+  // Weights are zero until they are assigned, states of `lanes` fresh. The Context must outlive it.
   Learner(const ModelConfig& config, const LossOptions& loss, const OptimizerOptions& optimizer,
-          Context& ctx);
+          Context& ctx, std::int64_t lanes = 0);
 
   void assign(const std::map<std::string, TensorRef>& weights);
-  // As Optimizer::resume.
-  void resume(std::int64_t steps, const std::map<std::string, TensorRef>& moments) {
-    optimizer_.resume(steps, moments);
-  }
+  // As Optimizer::resume and, where there are lanes, LaneStates::assign.
+  void resume(std::int64_t steps, const std::map<std::string, TensorRef>& moments,
+              const std::map<std::string, TensorRef>& states = {});
 
   void clear();
-  // Adds the gradient of grad_scale times the loss, and the loss to the sums.
+  // Adds the gradient of grad_scale times the loss, and the loss to the sums. Where sequences start
+  // from states of lanes, these are the learner's own.
   void add(const TrainingBatch& batch, double grad_scale);
   // The loss alone.
   void measure(const TrainingBatch& batch);
@@ -64,7 +66,7 @@ class Learner {
     double norm = 0;  // of the gradients
   };
   Figures figures();
-  // By gradients of this norm, which figures() has given.
+  // By gradients of this norm, which figures() has given. Lanes go on from where they were left.
   void update(double norm, double rate);
 
   const ModelConfig& config() const { return config_; }
@@ -72,8 +74,10 @@ class Learner {
   const ParameterValues& weights() const { return weights_; }
   const ParameterValues& gradients() const { return gradients_; }
   const Optimizer& optimizer() const { return optimizer_; }
+  const LaneStates* lanes() const { return lanes_ ? &*lanes_ : nullptr; }
 
  private:
+  TrainingBatch stage(const TrainingBatch& batch);
   std::map<std::string, TensorRef> pass_tensors() const;
   CrossEntropySums* next_sums();
   void read_sums();
@@ -83,6 +87,7 @@ class Learner {
   Context& ctx_;
   ParameterValues weights_, gradients_;
   Optimizer optimizer_;
+  std::optional<LaneStates> lanes_;
   Memory rounded_;  // the matrices in bf16, as weights_ has them in fp32; or none
   ModelWeights bound_;
   BatchStage stage_;

@@ -12,6 +12,7 @@
 #include "model/stream.h"
 #include "ops/embedding/embedding.h"
 #include "ops/embedding_backward/embedding_backward.h"
+#include "ops/gather_rows/gather_rows.h"
 #include "ops/linear/fused_linear.h"
 #include "ops/linear_backward/linear_backward.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
@@ -47,6 +48,8 @@ class Pass {
         options_(options),
         gradients_(gradients),
         sums_(sums),
+        lanes_(batch.lanes),
+        first_lane_(batch.first_lane),
         ctx_(ctx),
         dims_(mixer_dims(config)),
         shape_(pass_shape(config, std::ssize(batch.ids), std::ssize(batch.cu_seqlens) - 1, options,
@@ -61,20 +64,22 @@ class Pass {
     cu_seqlens_ = place(batch.cu_seqlens, memory_.cu_seqlens);
     copy_from_host(ctx.gpu().get(), memory_.slots, slots.data(), slots.size() * sizeof(slots[0]));
     slots_ = {memory_.slots, slots.size()};
+    starts_ = place(batch.starts, memory_.starts);
+    ends_ = place(batch.ends, memory_.ends);
   }
 
   void run() {
     Rows residual = memory_.tapes[0].before_mixer;
     embedding({ids_, weights_.embedding, residual}, ctx_);
     for (std::int64_t l = 0; l < config_.layers; ++l) {
-      residual = forward(weights_.blocks[l], residual, memory_.tapes[l]);
+      residual = forward(l, residual);
     }
     join(residual, memory_.last, weights_.final_norm);
     loss();
     if (gradients_ == nullptr) return;
     for (std::int64_t l = config_.layers - 1; l >= 0; --l) {
-      if (l + 1 < config_.layers) restore(weights_.blocks[l], memory_.tapes[l]);
-      backward(l, memory_.tapes[l]);
+      if (l + 1 < config_.layers) restore(l);
+      backward(l);
     }
     embedding_backward({ids_, memory_.grad_stream,
                         matrix("backbone.embedding.weight", config_.padded_vocab(), config_.width)},
@@ -85,7 +90,7 @@ class Pass {
   // Numbers of the host where ops read them: as they are, or copied to `to`.
   template <class T>
   std::span<const T> place(std::span<const T> numbers, T* to) {
-    if (!ctx_.gpu()) return numbers;
+    if (!ctx_.gpu() || numbers.empty()) return numbers;
     ctx_.gpu()->copy_in(to, numbers.data(), numbers.size_bytes());
     return {to, numbers.size()};
   }
@@ -98,11 +103,12 @@ class Pass {
 
   // A tape whose shared parts a later block has used: as it was after this one. The last block's
   // needs none.
-  void restore(const BlockWeights& block, const BlockTape& tape) {
-    if (options_.recompute == Recompute::kScan) scan(block, tape);
+  void restore(std::int64_t layer) {
+    if (options_.recompute == Recompute::kScan) scan(layer);
     if (options_.recompute != Recompute::kBlock) return;
-    join(tape.before_mixer, tape.before_mixer, block.norm);
-    inside(block, tape);
+    const BlockTape& tape = memory_.tapes[layer];
+    join(tape.before_mixer, tape.before_mixer, weights_.blocks[layer].norm);
+    inside(layer);
   }
 
   // to = residual + what the half block before, if one waits, has left in `hidden`; normed = its
@@ -124,9 +130,12 @@ class Pass {
   }
 
   // Returns the residual stream as it stands before the last half block's output joins it.
-  Rows forward(const BlockWeights& block, const Rows& residual, const BlockTape& tape) {
+  Rows forward(std::int64_t layer, const Rows& residual) {
+    const BlockWeights& block = weights_.blocks[layer];
+    const BlockTape& tape = memory_.tapes[layer];
     join(residual, tape.before_mixer, block.norm);
-    inside(block, tape);
+    inside(layer);
+    leave_states(layer);
     const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp);
     if (mlp == nullptr) {
       give(tape.mixed, std::get<Mamba3MixerWeights>(block.mixer).out_proj);
@@ -138,10 +147,12 @@ class Pass {
   }
 
   // From the first norm's output to what the block's last product reads.
-  void inside(const BlockWeights& block, const BlockTape& tape) {
+  void inside(std::int64_t layer) {
+    const BlockWeights& block = weights_.blocks[layer];
+    const BlockTape& tape = memory_.tapes[layer];
     const auto& mixer = std::get<Mamba3MixerWeights>(block.mixer);
     project(mixer, tape);
-    scan(block, tape);
+    scan(layer);
     const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp);
     if (mlp == nullptr) return;
     give(tape.mixed, mixer.out_proj);
@@ -161,12 +172,26 @@ class Pass {
     fused_linear(args, ctx_);
   }
 
-  void scan(const BlockWeights& block, const BlockTape& tape) const {
-    clear(memory_.states.numbers());
-    mamba3_scan(
-        {dims_, mixer_params(std::get<Mamba3MixerWeights>(block.mixer)), columns(tape), cu_seqlens_,
-         slots_, memory_.states.states(), tape.mixed, options_.compute == Compute::kBf16},
-        ctx_);
+  // Those that the sequences start from.
+  void set_states(std::int64_t layer) const {
+    if (lanes_ == nullptr) return clear(memory_.states.numbers());
+    gather_rows({lanes_->before(layer), starts_, memory_.states.rows()}, ctx_);
+  }
+
+  // What a scan has left.
+  void leave_states(std::int64_t layer) const {
+    if (lanes_ == nullptr) return;
+    const Rows to = lanes_->after(layer).slice(first_lane_, first_lane_ + std::ssize(ends_));
+    gather_rows({memory_.states.rows(), ends_, to}, ctx_);
+  }
+
+  void scan(std::int64_t layer) const {
+    const BlockTape& tape = memory_.tapes[layer];
+    const auto& mixer = std::get<Mamba3MixerWeights>(weights_.blocks[layer].mixer);
+    set_states(layer);
+    mamba3_scan({dims_, mixer_params(mixer), columns(tape), cu_seqlens_, slots_,
+                 memory_.states.states(), tape.mixed, options_.compute == Compute::kBf16},
+                ctx_);
   }
 
   // The product that ends a half block waits for the next norm.
@@ -232,13 +257,15 @@ class Pass {
   }
 
   // grad_stream: that of the stream after the block; becomes that before it.
-  void backward(std::int64_t layer, const BlockTape& tape) {
-    const std::string name = "backbone.layers." + std::to_string(layer) + ".";
+  void backward(std::int64_t layer) {
     const BlockWeights& block = weights_.blocks[layer];
     if (const auto* mlp = std::get_if<SwigluMlpWeights>(&block.mlp)) {
-      mlp_backward(*mlp, name, tape);
+      mlp_backward(*mlp, block_name(layer), memory_.tapes[layer]);
     }
-    mixer_backward(std::get<Mamba3MixerWeights>(block.mixer), block.norm, name, tape);
+    mixer_backward(layer);
+  }
+  static std::string block_name(std::int64_t layer) {
+    return "backbone.layers." + std::to_string(layer) + ".";
   }
 
   void mlp_backward(const SwigluMlpWeights& mlp, const std::string& name, const BlockTape& tape) {
@@ -253,32 +280,35 @@ class Pass {
     norm_backward(tape.before_mlp, mlp.norm, name + "norm2.weight");
   }
 
-  void mixer_backward(const Mamba3MixerWeights& mixer, Values norm, const std::string& name,
-                      const BlockTape& tape) {
+  void mixer_backward(std::int64_t layer) {
+    const std::string name = block_name(layer);
+    const BlockTape& tape = memory_.tapes[layer];
+    const Values norm = weights_.blocks[layer].norm;
+    const auto& mixer = std::get<Mamba3MixerWeights>(weights_.blocks[layer].mixer);
     product_backward(tape.mixed, mixer.out_proj, name + "mixer.out_proj.weight", memory_.grad_half,
                      memory_.grad_mixed);
-    scan_backward(mixer, name + "mixer.", tape);
+    scan_backward(layer);
     join(tape.before_mixer, tape.before_mixer, norm);
     product_backward(memory_.normed, mixer.in_proj, name + "mixer.in_proj.weight",
                      memory_.grad_projected, memory_.grad_normed);
     norm_backward(tape.before_mixer, norm, name + "norm.weight");
   }
 
-  void scan_backward(const Mamba3MixerWeights& mixer, const std::string& name,
-                     const BlockTape& tape) const {
-    clear(memory_.states.numbers());
+  // No later sequence's gradient comes in by the last states, and that of the first goes nowhere.
+  void scan_backward(std::int64_t layer) const {
+    set_states(layer);
     clear(memory_.grad_states.numbers());
     Mamba3ScanBackwardArgs args;
     args.dims = dims_;
-    args.params = mixer_params(mixer);
-    args.columns = columns(tape);
+    args.params = mixer_params(std::get<Mamba3MixerWeights>(weights_.blocks[layer].mixer));
+    args.columns = columns(memory_.tapes[layer]);
     args.cu_seqlens = cu_seqlens_;
     args.slots = slots_;
     args.states = memory_.states.states();
     args.grad_y = memory_.grad_mixed;
     args.grad_columns = column_gradients();
     args.grad_states = memory_.grad_states.gradients();
-    args.grad_params = param_gradients(name);
+    args.grad_params = param_gradients(block_name(layer) + "mixer.");
     args.bf16_products = shape_.bf16_activations;
     mamba3_scan_backward(args, ctx_);
   }
@@ -314,6 +344,8 @@ class Pass {
   const LossOptions& options_;
   ParameterValues* gradients_;  // null: only the loss is wanted
   CrossEntropySums* sums_;
+  LaneStates* lanes_;  // null: all sequences start from fresh states
+  std::int64_t first_lane_;
   Context& ctx_;
   Mamba3Dims dims_;
   PassShape shape_;
@@ -321,7 +353,7 @@ class Pass {
   Carver carver_;
   PassMemory memory_;
   std::span<const std::int32_t> ids_, targets_, slots_;
-  std::span<const std::int64_t> cu_seqlens_;
+  std::span<const std::int64_t> cu_seqlens_, starts_, ends_;
   bool has_hidden_ = false;
 };
 
@@ -336,6 +368,25 @@ void check_ids(const TrainingBatch& batch, std::int64_t vocab) {
   }
 }
 
+void check_lanes(const TrainingBatch& batch) {
+  const std::int64_t sequences = std::ssize(batch.cu_seqlens) - 1;
+  const std::int64_t lanes = batch.lanes == nullptr ? 0 : batch.lanes->lanes();
+  check_input(std::ssize(batch.starts) == (batch.lanes == nullptr ? 0 : sequences),
+              "states are given for ", batch.starts.size(), " of ", sequences,
+              " sequences to start from; expected all, or without lanes none");
+  check_input(batch.first_lane >= 0 && batch.first_lane + std::ssize(batch.ends) <= lanes,
+              "sequences end lanes ", batch.first_lane, " to ",
+              batch.first_lane + std::ssize(batch.ends) - 1, " of ", lanes);
+  for (const std::int64_t lane : batch.starts) {
+    check_input(lane >= 0 && lane <= lanes, "a sequence starts from the states of lane ", lane,
+                "; expected 0 to ", lanes - 1, ", or ", lanes, " for fresh ones");
+  }
+  for (const std::int64_t sequence : batch.ends) {
+    check_input(sequence >= 0 && sequence < sequences, "a lane ends with sequence ", sequence,
+                "; expected 0 to ", sequences - 1);
+  }
+}
+
 void check(const TrainingBatch& batch, const ModelConfig& config) {
   check_input(batch.ids.size() == batch.targets.size(), "a batch has ", batch.ids.size(),
               " ids and ", batch.targets.size(), " targets; expected as many");
@@ -345,6 +396,7 @@ void check(const TrainingBatch& batch, const ModelConfig& config) {
               "the sequences of a batch do not begin at 0, follow each other and end at ",
               batch.ids.size());
   check_ids(batch, config.padded_vocab());
+  check_lanes(batch);
 }
 
 }  // namespace

@@ -18,56 +18,17 @@ Rows take_rows(std::int64_t rows, std::int64_t columns, Carver& carver) {
 
 }  // namespace
 
-FreshStates::FreshStates(const Mamba3Dims& dims, std::int64_t slots, Carver& carver)
-    : turns_(dims.heads * dims.angles),
-      ssm_(dims.heads * dims.state * dims.head_dim),
-      k_(dims.rank * dims.heads * dims.state),
-      v_(dims.heads * dims.head_dim),
-      count_(slots),
-      data_(carver.take<float>(slots * (turns_ + ssm_ + k_ + v_))) {}
-
-std::span<float> FreshStates::numbers() const {
-  return {data_, static_cast<std::size_t>(count_ * (turns_ + ssm_ + k_ + v_))};
-}
-
-// The large part comes first, so that each of its rows begins as the memory does.
-Mamba3States FreshStates::states() const {
-  Mamba3States out;
-  out.ssm = data_;
-  out.k = out.ssm + count_ * ssm_;
-  out.v = out.k + count_ * k_;
-  out.turns = reinterpret_cast<std::uint32_t*>(out.v + count_ * v_);
-  out.slots = count_;
-  out.turns_stride = turns_;
-  out.ssm_stride = ssm_;
-  out.k_stride = k_;
-  out.v_stride = v_;
-  return out;
-}
-
-Mamba3StateGradients FreshStates::gradients() const {
-  Mamba3StateGradients out;
-  out.ssm = data_;
-  out.k = out.ssm + count_ * ssm_;
-  out.v = out.k + count_ * k_;
-  out.angle = out.v + count_ * v_;
-  out.slots = count_;
-  out.angle_stride = turns_;
-  out.ssm_stride = ssm_;
-  out.k_stride = k_;
-  out.v_stride = v_;
-  return out;
-}
-
 PassMemory::PassMemory(const ModelConfig& config, const PassShape& shape, Carver& carver)
     : ids(carver.take<std::int32_t>(shape.tokens)),
       targets(carver.take<std::int32_t>(shape.tokens)),
       cu_seqlens(carver.take<std::int64_t>(shape.sequences + 1)),
       slots(carver.take<std::int32_t>(shape.sequences)),
-      states(mixer_dims(config), shape.sequences, carver),
+      starts(carver.take<std::int64_t>(shape.sequences)),
+      ends(carver.take<std::int64_t>(shape.sequences)),
       hidden(take_rows(shape.tokens, config.width, carver)),
       config_(config),
       shape_(shape) {
+  states = take_states(carver);
   normed = activations(config.width, carver);
   for (std::int64_t l = 0; l < config.layers; ++l) {
     if (l == 0) {
@@ -125,6 +86,12 @@ BlockTape PassMemory::next_tape(const BlockTape& before, Carver& carver) const {
   return tape;
 }
 
+LayerStates PassMemory::take_states(Carver& carver) const {
+  const Mamba3Dims dims = mixer_dims(config_);
+  const std::int64_t elements = shape_.sequences * LayerStates::row_elements(dims);
+  return {dims, shape_.sequences, carver.take<float>(elements)};
+}
+
 void PassMemory::take_mixer_gradients(Carver& carver) {
   constexpr std::int64_t kPiece = 8;  // bf16 numbers in 16 bytes
   const std::int64_t e = config_.in_proj_rows();
@@ -132,7 +99,7 @@ void PassMemory::take_mixer_gradients(Carver& carver) {
   const std::int64_t stride = bf16 ? (e + kPiece - 1) / kPiece * kPiece : e;
   grad_mixed = activations(config_.inner(), carver);
   grad_projected = take_matrix(shape_.tokens, e, stride, bf16, carver);
-  grad_states = FreshStates(mixer_dims(config_), shape_.sequences, carver);
+  grad_states = take_states(carver);
 }
 
 void PassMemory::take_stream_gradients(Carver& carver) {

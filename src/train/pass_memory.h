@@ -9,9 +9,8 @@
 
 #include "core/matrix.h"
 #include "mamba3/config.h"
-#include "ops/mamba3_common/mamba3_args.h"
 #include "ops/mamba3_scan/carver.h"
-#include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
+#include "train/layer_states.h"
 
 namespace mamba3 {
 
@@ -42,28 +41,14 @@ struct BlockTape {
   Matrix wide;        // [t, 2 f], what fc1 gives; on the way back its gradient
 };
 
-// States of one layer for all sequences, or gradients of such.
-class FreshStates {
- public:
-  FreshStates() = default;
-  FreshStates(const Mamba3Dims& dims, std::int64_t slots, Carver& carver);
-
-  Mamba3States states() const;
-  Mamba3StateGradients gradients() const;
-  std::span<float> numbers() const;
-
- private:
-  std::int64_t turns_ = 0, ssm_ = 0, k_ = 0, v_ = 0, count_ = 0;  // elements of a slot; slots
-  float* data_ = nullptr;
-};
-
 struct PassMemory {
   PassMemory(const ModelConfig& config, const PassShape& shape, Carver& carver);
 
   std::int32_t *ids, *targets;  // [t]
   std::int64_t* cu_seqlens;     // [q + 1]
   std::int32_t* slots;          // [q]
-  FreshStates states;
+  std::int64_t *starts, *ends;  // [q], where lanes carry states
+  LayerStates states;
   Rows hidden;                   // [t, d], what a half block gives
   Matrix normed;                 // [t, d], a norm's output
   std::vector<BlockTape> tapes;  // of each block; without gradients all are one
@@ -77,7 +62,7 @@ struct PassMemory {
   Matrix grad_gated;      // [t, f]
   Matrix grad_mixed;      // [t, h p]
   Matrix grad_projected;  // [t, e], rows that begin on 16 bytes
-  FreshStates grad_states;
+  LayerStates grad_states;
 
  private:
   Matrix activations(std::int64_t columns, Carver& carver) const;
@@ -85,6 +70,7 @@ struct PassMemory {
   void take_mlp(BlockTape& tape, Carver& carver) const;
   BlockTape first_tape(Carver& carver) const;
   BlockTape next_tape(const BlockTape& before, Carver& carver) const;
+  LayerStates take_states(Carver& carver) const;
   void take_mixer_gradients(Carver& carver);
   void take_stream_gradients(Carver& carver);
 

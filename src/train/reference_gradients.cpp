@@ -35,12 +35,14 @@ class Reference {
     }
   }
 
-  void sequence(std::span<const std::int32_t> ids, std::span<const std::int32_t> targets) {
+  // `states` of each layer: read and overwritten.
+  void sequence(std::span<const std::int32_t> ids, std::span<const std::int32_t> targets,
+                std::vector<Mamba3RefState<T>>& states) {
     tokens_ = std::ssize(ids);
     if (tokens_ == 0) return;
     tapes_.clear();
     Vector stream = embed(ids);
-    for (std::int64_t l = 0; l < config_.layers; ++l) forward(layer_name(l), stream);
+    for (std::int64_t l = 0; l < config_.layers; ++l) forward(layer_name(l), stream, states[l]);
     Vector grad = loss(stream, targets);
     for (std::int64_t l = config_.layers - 1; l >= 0; --l) backward(layer_name(l), tapes_[l], grad);
     embedding_backward_ref(ids, grad, config_.width, out_.tensors.at("backbone.embedding.weight"));
@@ -52,6 +54,7 @@ class Reference {
   struct Tape {
     Vector before_mixer, mixer_in, mixed, before_mlp, mlp_in, wide, gated;
     Mamba3RefInputs<T> scan;
+    Mamba3RefState<T> start;
   };
 
   static std::string layer_name(std::int64_t l) {
@@ -99,12 +102,12 @@ class Reference {
     return y;
   }
 
-  void forward(const std::string& name, Vector& stream) {
+  void forward(const std::string& name, Vector& stream, Mamba3RefState<T>& state) {
     Tape& tape = tapes_.emplace_back();
     tape.before_mixer = stream;
     tape.mixer_in = norm(stream, name + "norm.weight");
     load_scan(tape.scan, name + "mixer.", product(tape.mixer_in, name + "mixer.in_proj.weight"));
-    auto state = Mamba3RefState<T>::zeros(tape.scan.dims);
+    tape.start = state;
     tape.mixed = mamba3_scan_ref(tape.scan, state);
     add(stream, product(tape.mixed, name + "mixer.out_proj.weight"));
     if (config_.mlp_hidden == 0) return;
@@ -189,7 +192,7 @@ class Reference {
     if (config_.mlp_hidden > 0) mlp_backward(name, tape, grad);
     const Vector grad_mixed = product_backward(tape.mixed, name + "mixer.out_proj.weight", grad);
     const auto zeros = Mamba3RefState<T>::zeros(tape.scan.dims);
-    auto found = mamba3_scan_backward_ref<T>(tape.scan, zeros, grad_mixed, zeros);
+    auto found = mamba3_scan_backward_ref<T>(tape.scan, tape.start, grad_mixed, zeros);
     found.inputs.dims = tape.scan.dims;
     for (const auto& [tensor, part] : parameters(found.inputs, name + "mixer.")) {
       add(out_.tensors.at(tensor), *part);
@@ -230,18 +233,36 @@ class Reference {
   std::vector<Tape> tapes_;
 };
 
+ReferenceStates<float> rounded(const ReferenceStates<double>& states) {
+  ReferenceStates<float> out;
+  for (const std::vector<Mamba3RefState<double>>& layers : states) {
+    std::vector<Mamba3RefState<float>>& to = out.emplace_back();
+    for (const auto& [angle, ssm, k, v] : layers) {
+      to.push_back({{angle.begin(), angle.end()},
+                    {ssm.begin(), ssm.end()},
+                    {k.begin(), k.end()},
+                    {v.begin(), v.end()}});
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 template <class T>
 ReferenceGradients<T> reference_gradients(const ModelConfig& config,
                                           const std::map<std::string, TensorRef>& tensors,
                                           const TrainingBatch& batch, const LossOptions& options,
-                                          int first_quarter) {
+                                          int first_quarter, ReferenceStates<T>* states) {
+  const std::vector fresh(static_cast<std::size_t>(config.layers),
+                          Mamba3RefState<T>::zeros(mixer_dims(config)));
   Reference<T> reference(config, tensors, options, first_quarter);
   for (std::size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
     const auto begin = static_cast<std::size_t>(batch.cu_seqlens[i]);
     const auto count = static_cast<std::size_t>(batch.cu_seqlens[i + 1]) - begin;
-    reference.sequence(batch.ids.subspan(begin, count), batch.targets.subspan(begin, count));
+    auto own = fresh;
+    reference.sequence(batch.ids.subspan(begin, count), batch.targets.subspan(begin, count),
+                       states == nullptr ? own : states->at(i));
   }
   return reference.take();
 }
@@ -249,20 +270,23 @@ ReferenceGradients<T> reference_gradients(const ModelConfig& config,
 template ReferenceGradients<double> reference_gradients(const ModelConfig&,
                                                         const std::map<std::string, TensorRef>&,
                                                         const TrainingBatch&, const LossOptions&,
-                                                        int);
+                                                        int, ReferenceStates<double>*);
 template ReferenceGradients<float> reference_gradients(const ModelConfig&,
                                                        const std::map<std::string, TensorRef>&,
                                                        const TrainingBatch&, const LossOptions&,
-                                                       int);
+                                                       int, ReferenceStates<float>*);
 
 std::map<std::string, double> plain_gradient_errors(const ModelConfig& config,
                                                     const std::map<std::string, TensorRef>& tensors,
                                                     const TrainingBatch& batch,
                                                     const LossOptions& options,
-                                                    const ReferenceGradients<double>& exact) {
+                                                    const ReferenceGradients<double>& exact,
+                                                    const ReferenceStates<double>& states) {
   std::map<std::string, double> out;
   for (int quarter = 0; quarter < 4; ++quarter) {
-    const auto plain = reference_gradients<float>(config, tensors, batch, options, quarter);
+    ReferenceStates<float> own = rounded(states);
+    const auto plain = reference_gradients<float>(config, tensors, batch, options, quarter,
+                                                  own.empty() ? nullptr : &own);
     for (const auto& [name, values] : plain.tensors) {
       const double error =
           largest_error(std::span<const float>(values),

@@ -223,7 +223,8 @@ ReportFacts report_facts(const std::string& name, const ModelConfig& config,
        str(options.batch, record.task ? " sequences" : str(" x ", options.length, " tokens"),
            " a step, rate ", options.schedule.peak, " (", schedule_name(options.schedule.kind),
            ", warm-up ", options.schedule.warmup_steps, "), ",
-           options.compute == Compute::kBf16 ? "bf16" : "fp32", ", seed ", options.seed)},
+           options.compute == Compute::kBf16 ? "bf16" : "fp32",
+           options.carry_states ? ", carried states" : "", ", seed ", options.seed)},
       {"version", record.version},
       {"command", record.command}};
   return facts;

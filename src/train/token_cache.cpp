@@ -259,4 +259,17 @@ std::int64_t TokenCache::document_begin(std::int64_t document) const {
   return static_cast<std::int64_t>(begin);
 }
 
+std::int64_t TokenCache::first_document(std::int64_t token) const {
+  std::int64_t first = 0, end = documents_;
+  while (first < end) {
+    const std::int64_t middle = first + (end - first) / 2;
+    if (document_begin(middle) < token) {
+      first = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return first;
+}
+
 }  // namespace mamba3

@@ -49,6 +49,8 @@ class TokenCache {
   void copy(std::int64_t begin, std::span<std::int32_t> ids) const;
   // The first token of each document, and at the end tokens().
   std::int64_t document_begin(std::int64_t document) const;
+  // The first document that begins at a token or later; documents() where none does.
+  std::int64_t first_document(std::int64_t token) const;
 
  private:
   TokenCache() = default;

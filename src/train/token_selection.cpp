@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/hash.h"
+#include "train/window_order.h"
 
 namespace mamba3 {
 namespace {
@@ -49,16 +50,55 @@ void TokenSelection::add(std::int64_t begin, std::int64_t end) {
 void TokenSelection::copy(std::int64_t begin, std::span<std::int32_t> ids) const {
   check_input(begin >= 0 && begin + std::ssize(ids) <= tokens_, "tokens ", begin, " to ",
               begin + std::ssize(ids), " of ", tokens_, "; expected tokens of the selection");
-  auto run = std::ranges::upper_bound(runs_, begin, {}, &Run::begin);
-  while (!ids.empty()) {
-    const std::int64_t end = run == runs_.end() ? tokens_ : run->begin;
-    const Run& here = *std::prev(run);
-    const auto count = static_cast<std::size_t>(std::min(end - begin, std::ssize(ids)));
-    cache_->copy(here.in_cache + begin - here.begin, ids.first(count));
+  if (ids.empty()) return;
+  for (auto run = run_at(begin); !ids.empty(); ++run) {
+    const auto count = static_cast<std::size_t>(std::min(end_of(run) - begin, std::ssize(ids)));
+    cache_->copy(run->in_cache + begin - run->begin, ids.first(count));
     ids = ids.subspan(count);
-    begin = end;
-    if (run != runs_.end()) ++run;
+    begin = end_of(run);
   }
+}
+
+std::vector<TokenSelection::Run>::const_iterator TokenSelection::run_at(std::int64_t token) const {
+  return std::prev(std::ranges::upper_bound(runs_, token, {}, &Run::begin));
+}
+
+std::int64_t TokenSelection::end_of(std::vector<Run>::const_iterator run) const {
+  return std::next(run) == runs_.end() ? tokens_ : std::next(run)->begin;
+}
+
+std::vector<std::int64_t> TokenSelection::document_begins(std::int64_t begin,
+                                                          std::int64_t end) const {
+  std::vector<std::int64_t> begins;
+  if (begin >= end) return begins;
+  for (auto run = run_at(begin); run != runs_.end() && run->begin < end; ++run) {
+    const std::int64_t to_cache = run->in_cache - run->begin;
+    const std::int64_t last = std::min(end, end_of(run)) + to_cache;
+    for (std::int64_t document = cache_->first_document(std::max(begin, run->begin) + to_cache);
+         document < cache_->documents() && cache_->document_begin(document) < last; ++document) {
+      const std::int64_t at = cache_->document_begin(document) - to_cache;
+      if (begins.empty() || begins.back() < at) begins.push_back(at);
+    }
+  }
+  return begins;
+}
+
+TokenSelection TokenSelection::shuffled(std::uint64_t seed) const {
+  std::vector<std::int64_t> bounds = document_begins(0, tokens_);
+  const std::int64_t documents = std::ssize(bounds);
+  if (documents == 0) return *this;
+  bounds.push_back(tokens_);
+  TokenSelection out = *this;
+  out.runs_.clear();
+  out.tokens_ = 0;
+  const WindowOrder order(documents, seed);
+  for (std::int64_t i = 0; i < documents; ++i) {
+    const std::int64_t number = order.window(i), begin = bounds[number];
+    const auto run = run_at(begin);
+    const std::int64_t in_cache = run->in_cache + begin - run->begin;
+    out.add(in_cache, in_cache + bounds[number + 1] - begin);
+  }
+  return out;
 }
 
 bool is_held_out_share(double share) {

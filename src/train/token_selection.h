@@ -19,9 +19,14 @@ class TokenSelection {
   TokenSelection(std::shared_ptr<const TokenCache> cache, const std::vector<bool>& chosen,
                  bool which);
 
+  // The same documents in an order drawn by the seed.
+  TokenSelection shuffled(std::uint64_t seed) const;
+
   std::int64_t tokens() const { return tokens_; }
   // Tokens [begin, begin + ids.size()).
   void copy(std::int64_t begin, std::span<std::int32_t> ids) const;
+  // Tokens of [begin, end) at which documents begin, ascending. Documents without tokens are none.
+  std::vector<std::int64_t> document_begins(std::int64_t begin, std::int64_t end) const;
 
  private:
   // Neighbouring documents.
@@ -29,6 +34,9 @@ class TokenSelection {
     std::int64_t begin = 0;  // its first token here
     std::int64_t in_cache = 0;
   };
+  // The one that has a token, and where it ends here.
+  std::vector<Run>::const_iterator run_at(std::int64_t token) const;
+  std::int64_t end_of(std::vector<Run>::const_iterator run) const;
   void add(std::int64_t begin, std::int64_t end);  // tokens of the cache
 
   std::shared_ptr<const TokenCache> cache_;

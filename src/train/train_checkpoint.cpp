@@ -21,6 +21,7 @@ using nlohmann::ordered_json;
 constexpr const char* kFormat = "mamba3 training 1";
 constexpr const char* kWeightsName = "model.safetensors";
 constexpr const char* kMomentsName = "optimizer.safetensors";
+constexpr const char* kStatesName = "states.safetensors";
 constexpr const char* kRecordName = "training.json";
 
 fs::path checkpoints_of(const fs::path& run) {
@@ -104,6 +105,16 @@ void write_moments(const fs::path& path, const Trainer& trainer) {
   });
 }
 
+void write_states(const fs::path& path, const LaneStates& lanes) {
+  write_safetensors(path, lanes.host_copy().tensors, {});
+}
+
+// That a checkpoint has beside its record, each with a checksum there.
+std::vector<const char*> tensor_files(const TrainOptions& options) {
+  if (options.carry_states) return {kWeightsName, kMomentsName, kStatesName};
+  return {kWeightsName, kMomentsName};
+}
+
 ordered_json to_json(const TrainRecord& record) {
   const TrainData& data = record.data;
   const Rhythm& rhythm = record.rhythm;
@@ -167,8 +178,9 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   write_text(folder / "config.json", config_to_json(trainer.config()));
   write_weights(folder / kWeightsName, trainer);
   write_moments(folder / kMomentsName, trainer);
+  if (trainer.lanes() != nullptr) write_states(folder / kStatesName, *trainer.lanes());
   ordered_json json = to_json(record);
-  for (const char* name : {kWeightsName, kMomentsName}) {
+  for (const char* name : tensor_files(record.options)) {
     json["checksums"][name] = checksum_of(folder / name);
   }
   // Names of files may be any bytes.
@@ -230,14 +242,15 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
   try {
     const auto file = MappedFile::open(folder / kRecordName);
     const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
-    for (const char* name : {kWeightsName, kMomentsName}) {
+    out.record = record_from(json);
+    for (const char* name : tensor_files(out.record.options)) {
       check_input(json.at("checksums").at(name) == checksum_of(folder / name), name,
                   " is not what was written; expected another checksum");
     }
-    out.record = record_from(json);
     out.config = read_config(folder / "config.json");
     out.weights = read_safetensors(folder / kWeightsName);
     out.moments = read_safetensors(folder / kMomentsName);
+    if (out.record.options.carry_states) out.states = read_safetensors(folder / kStatesName);
     fit_mlp_to_weights(out.config, out.weights.tensors);
   } catch (const nlohmann::json::exception& error) {
     fail(ErrorCode::kBadInput, quote(folder.string()),
@@ -301,7 +314,8 @@ bool has_train_checkpoints(const fs::path& run) {
 
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
   trainer.assign(checkpoint.weights.tensors);
-  trainer.resume(checkpoint.record.step, checkpoint.record.position, checkpoint.moments.tensors);
+  trainer.resume(checkpoint.record.step, checkpoint.record.position, checkpoint.moments.tensors,
+                 checkpoint.states.tensors);
 }
 
 void write_model(const fs::path& run, const Trainer& trainer) {

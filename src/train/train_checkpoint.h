@@ -47,6 +47,7 @@ struct TrainCheckpoint {
   TrainRecord record;
   ModelConfig config;
   TensorFile weights, moments;
+  TensorFile states;  // of lanes; empty where none are carried
 };
 
 // Writes RUN/checkpoints/step-N of the trainer's step and then removes all but the last
@@ -66,7 +67,7 @@ void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.
 bool has_train_checkpoints(const std::filesystem::path& run);
 
-// Weights, moments, step and position, bit for bit.
+// Weights, moments, carried states, step and position, bit for bit.
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer);
 
 // Writes the weights so far, in fp32, into the run's folder, which then is an ordinary model's.

@@ -71,6 +71,7 @@ nlohmann::ordered_json to_json(const TrainOptions& options) {
           {"z_loss", options.z_loss},
           {"dtype", options.compute == Compute::kBf16 ? kBf16Name : kF32Name},
           {"recompute", kRecomputeNames[static_cast<int>(options.recompute)]},
+          {"carry_states", options.carry_states},
           {"seed", options.seed}};
 }
 
@@ -95,6 +96,7 @@ TrainOptions train_options_from(const nlohmann::json& json) {
   json.at("z_loss").get_to(options.z_loss);
   options.compute = compute_named(json.at("dtype").get<std::string>());
   options.recompute = recompute_named(json.at("recompute").get<std::string>());
+  options.carry_states = json.value("carry_states", false);
   json.at("seed").get_to(options.seed);
   check_train_options(options);
   return options;

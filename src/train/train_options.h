@@ -23,7 +23,9 @@ struct TrainOptions {
   double z_loss = 0;
   Compute compute = Compute::kF32;         // kBf16: matrices and what they multiply are rounded
   Recompute recompute = Recompute::kNone;  // changes memory and time, no bit
-  std::uint64_t seed = 0;                  // of the first weights and of the order of windows
+  // Window i of a step goes on with the states that window i of the step before has ended with.
+  bool carry_states = false;
+  std::uint64_t seed = 0;  // of the first weights and of the order of windows
 
   std::int64_t tokens_per_step() const { return batch * length; }
 };

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <utility>
 
+#include "core/arena.h"
 #include "core/check.h"
+#include "train/training_memory.h"
 
 namespace mamba3 {
 namespace {
@@ -20,15 +22,24 @@ Trainer::Trainer(const ModelConfig& config, const TrainOptions& options,
                  std::shared_ptr<const BatchSource> data, Context& ctx)
     : options_(options),
       data_(std::move(data)),
-      learner_(config, loss_options(options), options.optimizer, ctx) {
+      learner_(config, loss_options(options), options.optimizer, ctx, data_->lanes()) {
   check_train_options(options);
+  const std::int64_t lanes = options.carry_states ? options.batch : 0;
+  check_input(data_->lanes() == lanes, "the data have ", data_->lanes(),
+              " lanes that carry states; expected ", lanes);
+  // The pieces of later steps may be more, and what grows step by step leaves blocks behind that
+  // are too small.
+  if (lanes == 0) return;
+  const TrainingMemory need = training_memory_needed(config, options, ctx, data_.get());
+  ctx.workspace().reserve(static_cast<std::size_t>(need.pass_bytes));
 }
 
 void Trainer::resume(std::int64_t steps, std::int64_t position,
-                     const std::map<std::string, TensorRef>& moments) {
+                     const std::map<std::string, TensorRef>& moments,
+                     const std::map<std::string, TensorRef>& states) {
   check_input(position >= 0, "a training cannot go on at sequence ", position,
               "; expected 0 or more");
-  learner_.resume(steps, moments);
+  learner_.resume(steps, moments, states);
   position_ = position;
 }
 

@@ -1,6 +1,6 @@
-// A training: weights, moments and the position in the data, and the steps that change them. What a
-// step gives depends on the step, the options and the data alone, not on when it is taken or on the
-// number of threads.
+// A training: weights, moments, the position in the data and the states that its lanes carry, and
+// the steps that change them. What a step gives depends on the step, the options and the data
+// alone, not on when it is taken or on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -43,15 +43,17 @@ class Trainer {
   // Called between micro-batches; may throw, and nothing of the step has then happened.
   using Poll = std::function<void()>;
 
-  // Weights are zero until they are assigned or resumed. The Context must outlive it.
+  // Weights are zero until they are assigned or resumed. The Context must outlive it. Data with
+  // lanes are refused without options.carry_states, or where they are not as many as its batch.
   Trainer(const ModelConfig& config, const TrainOptions& options,
           std::shared_ptr<const BatchSource> data, Context& ctx);
 
   void assign(const std::map<std::string, TensorRef>& weights) { learner_.assign(weights); }
-  // Goes on after `steps` updates with the moments that they left, as Optimizer::resume takes them,
-  // at `position` sequences.
+  // Goes on after `steps` updates with the moments and the lanes' states that they left, as
+  // Learner::resume takes them, at `position` sequences.
   void resume(std::int64_t steps, std::int64_t position,
-              const std::map<std::string, TensorRef>& moments);
+              const std::map<std::string, TensorRef>& moments,
+              const std::map<std::string, TensorRef>& states);
 
   // Refuses (DivergedError) to go on when the loss or the gradients are not finite or the loss is
   // far above that of guessing, with the step and its sequences; nothing has then changed.
@@ -67,6 +69,7 @@ class Trainer {
   // In the memory of the Context's device.
   const ParameterValues& weights() const { return learner_.weights(); }
   const Optimizer& optimizer() const { return learner_.optimizer(); }
+  const LaneStates* lanes() const { return learner_.lanes(); }  // null without
 
  private:
   // How many sequences from `begin` on, at most `most`, options().accumulate lets be read at once.

@@ -19,17 +19,19 @@ std::string gigabytes(std::int64_t bytes) {
 }
 
 std::string advice(const ModelConfig& config, TrainOptions options, std::int64_t available_bytes,
-                   const Context& ctx) {
-  const std::int64_t fits = largest_accumulate(config, options, available_bytes, ctx);
+                   const Context& ctx, const BatchSource* data) {
+  const std::int64_t fits = largest_accumulate(config, options, available_bytes, ctx, data);
   if (fits > 0) return str("--accumulate ", fits, " fits: choose that or less");
   options.recompute = Recompute::kBlock;
-  const std::int64_t with_less_kept = largest_accumulate(config, options, available_bytes, ctx);
+  const std::int64_t with_less_kept =
+      largest_accumulate(config, options, available_bytes, ctx, data);
   if (with_less_kept > 0) {
     return str("--recompute block with --accumulate ", with_less_kept,
                " fits: choose that or less");
   }
-  return str("not even one window of ", options.length,
-             " tokens fits: choose a smaller model, a shorter --length or a larger machine");
+  return str("not even one window of ", options.length, " tokens fits: choose a smaller model, ",
+             options.carry_states ? "a smaller --batch, " : "",
+             "a shorter --length or a larger machine");
 }
 
 }  // namespace
@@ -37,11 +39,12 @@ std::string advice(const ModelConfig& config, TrainOptions options, std::int64_t
 std::string describe(const TrainingMemory& need) {
   return str("micro-batches of ", need.micro_batch, " tokens need ", gigabytes(need.total_bytes()),
              " (weights, gradients and moments ", gigabytes(need.parameters_bytes),
+             need.states_bytes > 0 ? ", carried states " + gigabytes(need.states_bytes) : "",
              ", the tokens up to ", gigabytes(need.pass_bytes), ")");
 }
 
 TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOptions& options,
-                                      const Context& ctx) {
+                                      const Context& ctx, const BatchSource* data) {
   constexpr std::int64_t kMasterCopies = 4;  // weights, gradients, two moments
   const std::int64_t windows =
       std::clamp<std::int64_t>(options.accumulate / options.length, 1, options.batch);
@@ -50,8 +53,12 @@ TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOpti
   need.parameters_bytes =
       config.parameters() *
       (kMasterCopies * kFloatBytes + (options.compute == Compute::kBf16 ? kBf16Bytes : 0));
+  if (options.carry_states) {
+    need.states_bytes = static_cast<std::int64_t>(LaneStates::bytes(config, options.batch));
+  }
+  const std::int64_t pieces = data == nullptr ? windows : data->most_pieces(windows);
   const PassShape shape =
-      pass_shape(config, need.micro_batch, windows, loss_options(options), true, ctx);
+      pass_shape(config, need.micro_batch, pieces, loss_options(options), true, ctx);
   need.pass_bytes =
       static_cast<std::int64_t>(pass_workspace_bytes(config, shape, options.compute, ctx));
   need.module_bytes = ctx.gpu() ? kGpuModuleBytes : 0;
@@ -59,24 +66,27 @@ TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOpti
 }
 
 std::int64_t largest_accumulate(const ModelConfig& config, TrainOptions options,
-                                std::int64_t available_bytes, const Context& ctx) {
+                                std::int64_t available_bytes, const Context& ctx,
+                                const BatchSource* data) {
   std::int64_t fits = 0, too_many = options.batch + 1;  // windows
   while (fits + 1 < too_many) {
     const std::int64_t middle = fits + (too_many - fits) / 2;
     options.accumulate = middle * options.length;
-    const bool ok = training_memory_needed(config, options, ctx).total_bytes() <= available_bytes;
+    const TrainingMemory need = training_memory_needed(config, options, ctx, data);
+    const bool ok = need.total_bytes() <= available_bytes;
     (ok ? fits : too_many) = middle;
   }
   return fits * options.length;
 }
 
 void check_training_memory(const ModelConfig& config, const TrainOptions& options,
-                           std::int64_t available_bytes, const Context& ctx) {
-  const TrainingMemory need = training_memory_needed(config, options, ctx);
+                           std::int64_t available_bytes, const Context& ctx,
+                           const BatchSource* data) {
+  const TrainingMemory need = training_memory_needed(config, options, ctx, data);
   if (need.total_bytes() <= available_bytes) return;
   fail(ErrorCode::kUnavailable, describe(need), "; expected at most what ",
        ctx.gpu() ? ctx.gpu()->info().name + " has free, " : "this process may use, ",
-       gigabytes(available_bytes), "; ", advice(config, options, available_bytes, ctx));
+       gigabytes(available_bytes), "; ", advice(config, options, available_bytes, ctx, data));
 }
 
 std::int64_t default_accumulate(const ModelConfig& config, const TrainOptions& options,

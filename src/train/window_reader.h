@@ -21,6 +21,9 @@ class WindowReader {
   std::int64_t length() const { return length_; }
   // Each window is a sequence of its own: nothing is carried from one to the next.
   SequenceBatch read(std::span<const std::int64_t> windows) const;
+  void append(std::int64_t window, SequenceBatch& batch) const;
+  // Tokens of a window at which documents begin, ascending.
+  std::vector<std::int64_t> document_begins(std::int64_t window) const;
 
  private:
   TokenSelection tokens_;

@@ -145,6 +145,8 @@ TEST_F(RunFileOfTrain, NamesWhatIsWrongInIt) {
          "line 14: there is no option \"stepz\"; expected one that the help lists; "
          "perhaps steps");
   refuse({{"eval_evry", 3}}, "perhaps eval-every");
+  refuse({{"carry_state", true}}, "perhaps carry-states");
+  refuse({{"carry-states", 1}}, "\"carry-states\" has no truth value");
   refuse({{"learning_rate", 3}}, "expected one that the help lists\n");
   refuse({{"steps", "three"}}, "line 10: --steps: found 'three'; expected a whole number");
   refuse({{"steps", -1}}, "found '-1'");

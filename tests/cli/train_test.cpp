@@ -101,6 +101,36 @@ TEST_F(Train, ContinuesBitForBitAndWithAnotherCache) {
       "not those that the training was made");
 }
 
+TEST_F(Train, CarriesStatesAndGoesOnWithThem) {
+  ASSERT_EQ(run_mamba3(fresh("whole", {"--carry-states", "--valid", folder_ / "valid.txt"})).code,
+            0);
+  ASSERT_EQ(run_mamba3(fresh("cut", {"--carry-states", "--save-every", "6"})).code, 0);
+  fs::remove_all(folder_ / "cut/checkpoints/step-12");
+  const Outcome rest = run_mamba3({"train", "--resume", folder_ / "cut"});
+  ASSERT_EQ(rest.code, 0) << rest.err;
+  EXPECT_NE(rest.err.find("carried states"), std::string::npos) << rest.err;
+  for (const char* file : {"model.safetensors", "optimizer.safetensors", "states.safetensors"}) {
+    const std::string at = std::string("/checkpoints/step-12/") + file;
+    EXPECT_TRUE(read_file(folder_ / "whole" + at) == read_file(folder_ / "cut" + at)) << file;
+  }
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "cut", "--batch", "3"}), 1,
+               "carries states in 2 lanes");
+  // By the file that it left, and not in the middle of a training.
+  EXPECT_NE(read_file(folder_ / "cut/run.yaml").find("carry-states: true"), std::string::npos);
+  const Outcome again = run_mamba3(
+      {"train", "--run", folder_ / "cut/run.yaml", "-o", folder_ / "again", "--save-every", "12"});
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_TRUE(read_file(folder_ / "again/model.safetensors") ==
+              read_file(folder_ / "whole/model.safetensors"));
+  ASSERT_EQ(run_mamba3(fresh("other")).code, 0);
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "other", "--carry-states"}), 1,
+               "was made without --carry-states");
+  expect_error(run_mamba3(fresh("large", {"--carry-states", "--batch", "1000"})), 1,
+               "at least one for each of 1000 lanes");
+  expect_error(run_mamba3({"train", "--task", "parity", "--carry-states", "-o", folder_ / "t"}), 2,
+               "--carry-states is given beside --task");
+}
+
 TEST_F(Train, BeginsWithAnotherModel) {
   ASSERT_EQ(run_mamba3(fresh("first")).code, 0);
   const Outcome tuned =

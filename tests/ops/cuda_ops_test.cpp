@@ -167,7 +167,7 @@ TEST(CudaGatherRows, EqualsTheCpu) {
   Context gpu(on_gpu());
   const std::vector<std::int64_t> rows = {4, 4, 0, 8, 2};
   const GpuArray<std::int64_t> gpu_rows(gpu, all(rows));
-  for (const std::int64_t d : {1, 7, 64, 2048}) {
+  for (const std::int64_t d : {1, 7, 64, 2048, 20001, 70000}) {
     for (const std::int64_t gap : {0, 3, 4}) {
       PaddedRows x(random_floats(9 * d, 6), 9, d, gap);
       PaddedRows want(5, d, gap);

@@ -12,6 +12,7 @@
 #include "io/config_file.h"
 #include "io/tensor_file.h"
 #include "mamba3/error.h"
+#include "model/mixer.h"
 #include "tiny_training.h"
 #include "train/reference_gradients.h"
 
@@ -135,40 +136,54 @@ TEST(LossAndGradients, AgreeWithTheOracle) {
 }
 
 // Along a random direction of all tensors together: it finds what oracle and fast path may have in
-// common.
+// common. The sequences go on from `states`.
+void expect_finite_differences(const Tiny& tiny, const TokenBatch& batch,
+                               const ReferenceStates<double>& states) {
+  LossOptions options;
+  options.z_weight = 0.01;
+  const auto gradients = [&](const Tensors& tensors) {
+    ReferenceStates<double> own = states;
+    return reference_gradients<double>(tiny.config, tensors, batch.view(), options, 0, &own);
+  };
+  const auto at = gradients(tiny.initial.tensors);
+  // Tensors are F32, so each element counts with how far rounding lets it move.
+  const auto moved = [&](double step) {
+    double slope = 0;
+    std::map<std::string, std::vector<float>> values;
+    Tensors tensors;
+    std::uint32_t seed = 3;
+    for (const auto& [name, tensor] : tiny.initial.tensors) {
+      auto& to = values[name] = widen(tensor);
+      const std::vector<double>& gradient = at.tensors.at(name);
+      for (std::size_t i = 0; i < to.size(); ++i) {
+        seed = seed * 1664525u + 1013904223u;
+        const float before = to[i];
+        to[i] += static_cast<float>((seed >> 31) != 0 ? step : -step);
+        slope += gradient[i] * (static_cast<double>(to[i]) - before);
+      }
+      tensors[name] = {reinterpret_cast<const std::byte*>(to.data()), DType::kF32, tensor.shape};
+    }
+    const auto found = gradients(tensors);
+    return std::pair(found.loss + options.z_weight * found.squared_z, slope);
+  };
+  const auto [up, slope_up] = moved(0x1p-17);
+  const auto [down, slope_down] = moved(-0x1p-17);
+  EXPECT_NEAR((up - down) / (slope_up - slope_down), 1.0, 1e-4);
+}
+
 TEST(LossAndGradients, OracleEqualsFiniteDifferences) {
   Context ctx(with_threads(1));
   for (const TinyModel& model : tiny_models()) {
     SCOPED_TRACE(model.name);
     const Tiny tiny(model, ctx);
+    ReferenceStates<double> states(
+        2, std::vector(static_cast<std::size_t>(tiny.config.layers),
+                       Mamba3RefState<double>::zeros(mixer_dims(tiny.config))));
     const TokenBatch batch(random_ids(20, model.config.vocab, 5), {13, 7});
-    LossOptions options;
-    options.z_weight = 0.01;
-    // Tensors are F32, so each element counts with how far rounding lets it move.
-    const auto moved = [&](double step) {
-      double slope = 0;
-      std::map<std::string, std::vector<float>> values;
-      Tensors tensors;
-      const auto at =
-          reference_gradients<double>(tiny.config, tiny.initial.tensors, batch.view(), options);
-      std::uint32_t seed = 3;
-      for (const auto& [name, tensor] : tiny.initial.tensors) {
-        auto& to = values[name] = widen(tensor);
-        const std::vector<double>& gradient = at.tensors.at(name);
-        for (std::size_t i = 0; i < to.size(); ++i) {
-          seed = seed * 1664525u + 1013904223u;
-          const float before = to[i];
-          to[i] += static_cast<float>((seed >> 31) != 0 ? step : -step);
-          slope += gradient[i] * (static_cast<double>(to[i]) - before);
-        }
-        tensors[name] = {reinterpret_cast<const std::byte*>(to.data()), DType::kF32, tensor.shape};
-      }
-      const auto found = reference_gradients<double>(tiny.config, tensors, batch.view(), options);
-      return std::pair(found.loss + options.z_weight * found.squared_z, slope);
-    };
-    const auto [up, slope_up] = moved(0x1p-17);
-    const auto [down, slope_down] = moved(-0x1p-17);
-    EXPECT_NEAR((up - down) / (slope_up - slope_down), 1.0, 1e-4);
+    expect_finite_differences(tiny, batch, states);
+    const TokenBatch before(random_ids(16, model.config.vocab, 6), {9, 7});
+    reference_gradients<double>(tiny.config, tiny.initial.tensors, before.view(), {}, 0, &states);
+    expect_finite_differences(tiny, batch, states);
   }
 }
 

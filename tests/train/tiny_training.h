@@ -22,6 +22,40 @@ inline ContextOptions with_threads(int threads) {
   return options;
 }
 
+// Models that take the general kernels, and models whose activations are bf16: those that every GPU
+// scans on tensor cores, and those with kernels of their own on Hopper.
+inline std::vector<TinyModel> models_in_bf16() {
+  ModelConfig siso;
+  siso.width = 64;
+  siso.layers = 2;
+  siso.vocab = 97;
+  siso.mlp_hidden = 88;
+  siso.mixer.state = 64;
+  siso.mixer.head_dim = 64;
+  ModelConfig mimo = siso;
+  mimo.mixer.mimo = true;
+  mimo.mixer.rank = 4;
+  mimo.mlp_hidden = 0;
+  mimo.tied_embeddings = false;
+  ModelConfig general = siso;
+  general.width = 72;
+  general.mixer.head_dim = 24;
+  general.mixer.state = 72;
+  ModelConfig general_mimo = mimo;
+  general_mimo.mixer.state = 32;
+  general_mimo.mixer.rank = 3;
+  general_mimo.mixer.head_dim = 32;
+  general_mimo.mixer.out_norm = true;
+  general_mimo.mlp_hidden = 72;
+  return {{"siso", siso}, {"mimo", mimo}, {"general", general}, {"general mimo", general_mimo}};
+}
+
+inline std::vector<TinyModel> all_models() {
+  std::vector<TinyModel> out = tiny_models();
+  for (const TinyModel& model : models_in_bf16()) out.push_back(model);
+  return out;
+}
+
 // A batch of its own memory.
 struct TokenBatch {
   // Sequences of these lengths; each token's target is the one behind it, the last one's is

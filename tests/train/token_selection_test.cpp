@@ -2,26 +2,11 @@
 
 #include <algorithm>
 
-#include "../io/file_test_util.h"
+#include "byte_tokens.h"
 #include "train/window_reader.h"
 
 namespace mamba3 {
 namespace {
-
-// A token for each byte, and 256 in front.
-class Bytes : public Tokenizer {
- public:
-  std::vector<std::int32_t> encode(std::string_view text, bool) const override {
-    std::vector<std::int32_t> ids{256};
-    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
-    return ids;
-  }
-  std::string decode(std::span<const std::int32_t>, bool) const override { return {}; }
-  std::string token_bytes(std::int32_t, bool) const override { return {}; }
-  std::int64_t vocab() const override { return 257; }
-  std::optional<std::int32_t> token_id(std::string_view) const override { return {}; }
-  std::optional<std::int32_t> end_of_text() const override { return {}; }
-};
 
 // Document i is its number as often as it says.
 std::shared_ptr<const TokenCache> cache_of(const TempFolder& folder, int documents) {
@@ -30,10 +15,7 @@ std::shared_ptr<const TokenCache> cache_of(const TempFolder& folder, int documen
     for (int j = 0; j <= i % 7; ++j) text += std::to_string(i) + ",";
     text += "\n<|endoftext|>\n";
   }
-  write_text(folder / "text.txt", text);
-  ThreadPool pool(1);
-  TokenCache::build({{folder / "text.txt"}, {}}, Bytes(), 1, folder / "cache", pool);
-  return TokenCache::open(folder / "cache", 1);
+  return cache_of_text(folder, text);
 }
 
 std::vector<std::int32_t> ids_of(const TokenSelection& selection) {
@@ -108,6 +90,40 @@ TEST(TokenSelection, AnyPieceIsAsTheWholeHasIt) {
   std::vector<std::int32_t> ids(2);
   expect_error("expected tokens of the selection", [&] { part.copy(part.tokens() - 1, ids); });
   expect_error("expected tokens of the selection", [&] { part.copy(-1, ids); });
+}
+
+TEST(TokenSelection, AShuffledOneHasTheSameDocuments) {
+  const TempFolder folder;
+  const auto cache = cache_of(folder, 100);
+  for (const TokenSelection& tokens : {TokenSelection(cache), hold_out(cache, 0.4).training}) {
+    const auto in_order = documents_of(tokens);
+    const auto first = documents_of(tokens.shuffled(1)), second = documents_of(tokens.shuffled(2));
+    EXPECT_TRUE(std::ranges::is_permutation(first, in_order));
+    EXPECT_TRUE(std::ranges::is_permutation(second, in_order));
+    EXPECT_EQ(first, documents_of(tokens.shuffled(1)));
+    EXPECT_NE(first, in_order);
+    EXPECT_NE(first, second);
+  }
+  EXPECT_EQ(TokenSelection(cache_of(folder, 0)).shuffled(1).tokens(), 0);
+}
+
+TEST(TokenSelection, DocumentsBeginWithTheirFirstToken) {
+  const TempFolder folder;
+  const auto cache = cache_of(folder, 60);
+  for (const TokenSelection& tokens :
+       {TokenSelection(cache), hold_out(cache, 0.4).training, TokenSelection(cache).shuffled(3)}) {
+    const std::vector<std::int32_t> ids = ids_of(tokens);
+    for (std::int64_t begin = 0; begin < tokens.tokens(); begin += 13) {
+      for (const std::int64_t count : {0, 1, 20, 300}) {
+        const std::int64_t end = std::min(tokens.tokens(), begin + count);
+        std::vector<std::int64_t> want;
+        for (std::int64_t i = begin; i < end; ++i) {
+          if (ids[i] == 256) want.push_back(i);
+        }
+        EXPECT_EQ(tokens.document_begins(begin, end), want) << begin << " " << end;
+      }
+    }
+  }
 }
 
 TEST(TokenSelection, ShareThatLeavesNothingIsRefused) {

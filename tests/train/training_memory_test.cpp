@@ -27,9 +27,9 @@ Context on_cpu() {
   return Context(options);
 }
 
-// What a pass takes of its Context's workspace.
+// What a pass takes of its Context's workspace, with so many pieces in each window.
 std::int64_t measured(const ModelConfig& config, const TrainOptions& options, std::int64_t windows,
-                      int threads) {
+                      int threads, std::int64_t pieces = 1) {
   ContextOptions context;
   context.threads = threads;
   Context ctx(context);
@@ -38,7 +38,7 @@ std::int64_t measured(const ModelConfig& config, const TrainOptions& options, st
   const ModelWeights bound = bind_weights(config, first.tensors, nullptr, ctx);
   const std::vector<std::int32_t> ids(static_cast<std::size_t>(windows * options.length), 1);
   std::vector<std::int64_t> cu;
-  for (std::int64_t i = 0; i <= windows; ++i) cu.push_back(i * options.length);
+  for (std::int64_t i = 0; i <= windows * pieces; ++i) cu.push_back(i * options.length / pieces);
   LossOptions loss;
   loss.compute = options.compute;
   loss.recompute = options.recompute;
@@ -68,6 +68,46 @@ TEST(TrainingMemory, IsWhatAPassTakesAndNotMuchMore) {
         }
       }
     }
+  }
+}
+
+// Documents cut each window of a lane into four pieces.
+class FourPieces : public BatchSource {
+ public:
+  SequenceBatch read(std::int64_t, std::int64_t) const override { return {}; }
+  std::int64_t most_pieces(std::int64_t sequences) const override { return 4 * sequences; }
+  std::int64_t sequences() const override { return kEndless; }
+  std::int64_t sequences_in(std::int64_t, std::int64_t) const override { return 1; }
+  std::int64_t targets_each() const override { return 1; }
+  std::string names(std::int64_t, std::int64_t) const override { return {}; }
+};
+
+TEST(TrainingMemory, CountsStatesOfLanesAndOfPieces) {
+  for (const bool mimo : {false, true}) {
+    const ModelConfig config = model(mimo, 256);
+    TrainOptions options;
+    options.batch = 24;
+    options.length = 64;
+    options.accumulate = 8 * 64;
+    EXPECT_EQ(training_memory_needed(config, options, on_cpu()).states_bytes, 0);
+    options.carry_states = true;
+    const FourPieces data;
+    const TrainingMemory need = training_memory_needed(config, options, on_cpu(), &data);
+    EXPECT_EQ(need.micro_batch, 512);
+    // Twice, of each layer and lane, and a fresh one: ssm, k, v and turns.
+    const std::int64_t heads = config.heads(), n = config.mixer.state, p = config.mixer.head_dim;
+    const std::int64_t numbers =
+        heads * (p * n + config.mixer.rank * n + p + config.mixer.angles());
+    EXPECT_GE(need.states_bytes, 2 * 3 * 25 * 4 * numbers);
+    EXPECT_LE(need.states_bytes, 2 * 3 * 25 * 4 * (numbers + 64));
+    const std::int64_t taken = measured(config, options, 8, 1, 4);
+    EXPECT_LE(taken, need.pass_bytes);
+    EXPECT_LE(need.pass_bytes, taken * 3 / 2 + (24 << 20));
+    EXPECT_GT(need.pass_bytes - training_memory_needed(config, options, on_cpu()).pass_bytes,
+              2 * 24 * 4 * numbers);
+    EXPECT_NE(describe(need).find("carried states 0.0"), std::string::npos) << describe(need);
+    EXPECT_EQ(largest_accumulate(config, options, need.total_bytes(), on_cpu(), &data), 512);
+    EXPECT_EQ(largest_accumulate(config, options, need.total_bytes() - 1, on_cpu(), &data), 448);
   }
 }
 

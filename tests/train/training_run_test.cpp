@@ -4,11 +4,13 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "../io/file_test_util.h"
+#include "byte_tokens.h"
 #include "model/init.h"
 #include "model/tiny_models.h"
+#include "train/lane_source.h"
 #include "train/run_report.h"
 #include "train/window_source.h"
 
@@ -16,21 +18,6 @@ namespace mamba3 {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A token for each byte, and 256 in front.
-class Bytes : public Tokenizer {
- public:
-  std::vector<std::int32_t> encode(std::string_view text, bool) const override {
-    std::vector<std::int32_t> ids{256};
-    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
-    return ids;
-  }
-  std::string decode(std::span<const std::int32_t>, bool) const override { return {}; }
-  std::string token_bytes(std::int32_t, bool) const override { return {}; }
-  std::int64_t vocab() const override { return 257; }
-  std::optional<std::int32_t> token_id(std::string_view) const override { return {}; }
-  std::optional<std::int32_t> end_of_text() const override { return {}; }
-};
 
 TrainRecord small_record() {
   TrainRecord record;
@@ -44,14 +31,23 @@ TrainRecord small_record() {
   return record;
 }
 
+// Six lanes, two a micro-batch, that are through their data after 15 steps.
+TrainRecord carrying_record() {
+  TrainRecord record = small_record();
+  record.options.carry_states = true;
+  record.options.batch = 6;
+  return record;
+}
+
 class TrainingRunTest : public ::testing::Test {
  protected:
   TrainingRunTest() {
     std::string text;
-    for (int i = 0; i < 60; ++i) text += "The old man looked at the sea again. ";
-    write_text(folder_ / "text.txt", text);
-    ThreadPool pool(1);
-    TokenCache::build({{folder_ / "text.txt"}, {}}, Bytes(), 1, folder_ / "cache", pool);
+    for (int i = 1; i <= 60; ++i) {
+      text += "The old man looked at the sea again. ";
+      if (i % 7 == 0) text += "\n<|endoftext|>\n";
+    }
+    cache_of_text(folder_, text);
     config_ = tiny_models()[0].config;
     config_.vocab = 257;
   }
@@ -69,6 +65,9 @@ class TrainingRunTest : public ::testing::Test {
     return {TokenCache::open(folder_ / "cache", 1), record.options.length, "text.txt"};
   }
   std::shared_ptr<const BatchSource> data(const TrainRecord& record) const {
+    if (record.options.carry_states) {
+      return std::make_shared<LaneSource>(windows(record), record.options.batch);
+    }
     return std::make_shared<WindowSource>(windows(record), record.options.seed);
   }
   std::shared_ptr<const BatchSource> held_out(const TrainRecord& record) const {
@@ -100,11 +99,16 @@ class TrainingRunTest : public ::testing::Test {
     return TrainingRun(run_folder(name), record, trainer, held_out(record), hooks, ctx).run();
   }
   void expect_same_checkpoint(const std::string& a, const std::string& b) const {
-    for (const char* file : {"model.safetensors", "optimizer.safetensors", "training.json"}) {
-      const fs::path at = fs::path("checkpoints") / "step-20" / file;
-      const std::string bytes = read_text(folder_ / a / at);
+    const fs::path at = fs::path("checkpoints") / "step-20";
+    std::vector<fs::path> files;
+    for (const auto& entry : fs::directory_iterator(folder_ / a / at)) {
+      files.push_back(entry.path().filename());
+    }
+    EXPECT_GE(files.size(), 4u);
+    for (const fs::path& file : files) {
+      const std::string bytes = read_text(folder_ / a / at / file);
       EXPECT_FALSE(bytes.empty()) << file;
-      EXPECT_TRUE(bytes == read_text(folder_ / b / at)) << file;
+      EXPECT_TRUE(bytes == read_text(folder_ / b / at / file)) << file;
     }
   }
 
@@ -137,6 +141,19 @@ TEST_F(TrainingRunTest, WhatIsContinuedIsBitwiseWhatIsNot) {
   EXPECT_EQ(warnings_, "");
 }
 
+TEST_F(TrainingRunTest, CarriedStatesAreContinuedBitwise) {
+  const TrainRecord record = carrying_record();
+  run(record, "whole");
+  EXPECT_TRUE(fs::exists(folder_ / "whole/checkpoints/step-20/states.safetensors"));
+  for (const std::int64_t until : {8, 15, 16}) {  // the epoch's last step ends at 15
+    fs::remove_all(folder_ / "cut");
+    EXPECT_NE(error_of([&] { run(record, "cut", until); }), "");
+    run(record, "cut", 1000, true);
+    expect_same_checkpoint("whole", "cut");
+  }
+  EXPECT_EQ(warnings_, "");
+}
+
 // The same on a GPU. Skipped where there is none.
 class CudaTrainingRunTest : public TrainingRunTest {
  protected:
@@ -166,6 +183,27 @@ TEST_F(CudaTrainingRunTest, WhatIsContinuedIsBitwiseWhatIsNot) {
   expect_same_checkpoint("whole", "cut");
 }
 
+TEST_F(CudaTrainingRunTest, CarriedStatesAreContinuedBitwise) {
+  for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+    TrainRecord record = carrying_record();
+    record.options.compute = compute;
+    for (const char* name : {"whole", "cut"}) fs::remove_all(folder_ / name);
+    run(record, "whole");
+    EXPECT_NE(error_of([&] { run(record, "cut", 8); }), "");
+    run(record, "cut", 1000, true);
+    expect_same_checkpoint("whole", "cut");
+  }
+}
+
+TEST_F(CudaTrainingRunTest, CarryingLearnsAsOnACpu) {
+  const TrainRecord record = carrying_record();
+  const Device gpu = device_;
+  const RunResult there = run(record, "gpu");
+  device_ = {};
+  EXPECT_NEAR(run(record, "cpu").last.loss, there.last.loss, 1e-2);
+  device_ = gpu;
+}
+
 TEST_F(CudaTrainingRunTest, ATrainingGoesOnOnTheOtherDevice) {
   const TrainRecord record = small_record();
   const Device gpu = device_, cpu{};
@@ -180,28 +218,108 @@ TEST_F(CudaTrainingRunTest, ATrainingGoesOnOnTheOtherDevice) {
 }
 
 TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
-  const TrainRecord record = small_record();
+  const TrainRecord record = carrying_record();
   run(record, "whole");
-  const std::string damages[] = {"cut short", "one bit", "no record", "no moments"};
-  for (const std::string& damage : damages) {
+  const std::pair<std::string, std::string> damages[] = {
+      {"cut short", "optimizer.safetensors"}, {"one bit", "optimizer.safetensors"},
+      {"removed", "optimizer.safetensors"},   {"removed", "training.json"},
+      {"cut short", "states.safetensors"},    {"one bit", "states.safetensors"},
+      {"removed", "states.safetensors"}};
+  for (const auto& [damage, file] : damages) {
+    SCOPED_TRACE(damage + " " + file);
     warnings_.clear();
     fs::remove_all(folder_ / "cut");
     EXPECT_NE(error_of([&] { run(record, "cut", 11); }), "");
-    const fs::path newest = folder_ / "cut" / "checkpoints" / "step-11";
-    std::string moments = read_text(newest / "optimizer.safetensors");
-    if (damage == "cut short") moments.resize(moments.size() / 2);
-    if (damage == "one bit") moments[moments.size() / 2] ^= 1;
-    write_text(newest / "optimizer.safetensors", moments);
-    if (damage == "no record") fs::remove(newest / "training.json");
-    if (damage == "no moments") fs::remove(newest / "optimizer.safetensors");
-    EXPECT_EQ(run(record, "cut", 1000, true).tokens, 10 * 4 * 24) << damage;
-    EXPECT_NE(warnings_.find("step-11"), std::string::npos) << damage;
+    const fs::path damaged = folder_ / "cut/checkpoints/step-11" / file;
+    std::string bytes = read_text(damaged);
+    if (damage == "cut short") bytes.resize(bytes.size() / 2);
+    if (damage == "one bit") bytes[bytes.size() / 2] ^= 1;
+    write_text(damaged, bytes);
+    if (damage == "removed") fs::remove(damaged);
+    EXPECT_EQ(run(record, "cut", 1000, true).tokens, 10 * 6 * 24);
+    EXPECT_NE(warnings_.find("step-11"), std::string::npos);
     expect_same_checkpoint("whole", "cut");
     EXPECT_TRUE(fs::exists(folder_ / "cut" / "checkpoints" / "step-11.damaged"));
   }
   fs::remove_all(folder_ / "cut" / "checkpoints");
   EXPECT_NE(error_of([&] { run(record, "cut", 1000, true); }).find("holds no checkpoint"),
             std::string::npos);
+}
+
+// What another source reads, each window from fresh states.
+class Uncarried : public BatchSource {
+ public:
+  explicit Uncarried(std::shared_ptr<const BatchSource> source) : source_(std::move(source)) {}
+  SequenceBatch read(std::int64_t position, std::int64_t count) const override {
+    SequenceBatch batch = source_->read(position, count);
+    batch.starts.clear();
+    batch.ends.clear();
+    batch.first_lane = 0;
+    return batch;
+  }
+  std::int64_t sequences() const override { return source_->sequences(); }
+  std::int64_t sequences_in(std::int64_t position, std::int64_t tokens) const override {
+    return source_->sequences_in(position, tokens);
+  }
+  std::int64_t targets_each() const override { return source_->targets_each(); }
+  std::string names(std::int64_t, std::int64_t) const override { return {}; }
+
+ private:
+  std::shared_ptr<const BatchSource> source_;
+};
+
+// Documents that are as long as windows have nothing to carry; half as long ones even less.
+TEST_F(TrainingRunTest, CarryingChangesABitOnlyInsideADocument) {
+  for (const auto& [words, same] : {std::pair(1, true), std::pair(2, true), std::pair(3, false)}) {
+    std::string text;
+    for (int i = 0; i < 150; ++i) {
+      for (int j = 0; j < words; ++j) text += "word" + std::to_string(i * words + j + 1000) + " ..";
+      text += "\n<|endoftext|>\n";
+    }
+    cache_of_text(folder_, text);
+    TrainRecord record = carrying_record();
+    record.options.length = words == 1 ? 24 : 23;
+    Context ctx = context();
+    Trainer carrying = fresh(record, ctx);
+    const auto source = std::make_shared<Uncarried>(data(record));
+    record.options.carry_states = false;
+    Trainer other(config_, record.options, source, ctx);
+    other.assign(init_tensors(config_, DType::kF32, 5, ctx).tensors);
+    EXPECT_EQ(carrying.step().loss, other.step().loss);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(carrying.step().loss == other.step().loss, same) << words;
+  }
+}
+
+// The next attempt goes on from the states that the first has found.
+TEST_F(TrainingRunTest, AnInterruptedStepHasCarriedNothing) {
+  const TrainRecord record = carrying_record();
+  Context ctx = context();
+  Trainer one = fresh(record, ctx), two = fresh(record, ctx);
+  for (int i = 0; i < 3; ++i) {
+    int polls = 0;
+    EXPECT_EQ(error_of([&] {
+                two.step([&] {
+                  if (++polls == i + 2) throw Error(ErrorCode::kInterrupted, "interrupted");
+                });
+              }),
+              "interrupted");
+    EXPECT_EQ(one.step().loss, two.step().loss);
+  }
+  EXPECT_EQ(
+      std::memcmp(one.lanes()->host_copy().numbers.data(), two.lanes()->host_copy().numbers.data(),
+                  one.lanes()->host_copy().numbers.size() * sizeof(float)),
+      0);
+}
+
+TEST_F(TrainingRunTest, LanesAreThoseOfTheBatch) {
+  TrainRecord record = carrying_record();
+  const auto source = data(record);
+  Context ctx = context();
+  record.options.batch = 5;
+  expect_error("have 6 lanes that carry states; expected 5",
+               [&] { Trainer(config_, record.options, source, ctx); });
+  record.options.carry_states = false;
+  expect_error("expected 0", [&] { Trainer(config_, record.options, source, ctx); });
 }
 
 TEST_F(TrainingRunTest, ThreadCountChangesNoBit) {
@@ -232,17 +350,19 @@ TEST_F(TrainingRunTest, RecomputingChangesNoBit) {
 }
 
 TEST_F(TrainingRunTest, MicroBatchesAddUp) {
-  TrainRecord record = small_record();
-  std::vector<StepReport> reports;
-  for (const std::int64_t tokens : {1, 48, 1000}) {
-    record.options.accumulate = tokens;
-    Context ctx = context();
-    Trainer trainer = fresh(record, ctx);
-    reports.push_back(trainer.step());
-  }
-  for (const StepReport& report : reports) {
-    EXPECT_NEAR(report.loss, reports[0].loss, 1e-5);
-    EXPECT_NEAR(report.norm, reports[0].norm, 1e-4);
+  for (TrainRecord record : {small_record(), carrying_record()}) {
+    std::vector<StepReport> reports;
+    for (const std::int64_t tokens : {1, 48, 110, 1000}) {
+      record.options.accumulate = tokens;
+      Context ctx = context();
+      Trainer trainer = fresh(record, ctx);
+      trainer.step();
+      reports.push_back(trainer.step());
+    }
+    for (const StepReport& report : reports) {
+      EXPECT_NEAR(report.loss, reports[0].loss, 1e-5);
+      EXPECT_NEAR(report.norm, reports[0].norm, 1e-4);
+    }
   }
 }
 
@@ -395,6 +515,7 @@ TEST_F(TrainingRunTest, OptionsComeBackBitForBit) {
   options.schedule.peak = 0.1 + 0.2;
   options.schedule.kind = ScheduleKind::kCosine;
   options.compute = Compute::kBf16;
+  options.carry_states = true;
   options.seed = ~std::uint64_t{0};
   const TrainOptions back =
       train_options_from(nlohmann::json::parse(nlohmann::json(to_json(options)).dump()));

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 
 #include "device/dependent_launch.cuh"
@@ -9,6 +10,8 @@ namespace mamba3 {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr std::int64_t kBlockElements = 8192;  // states are rows of many thousands
+constexpr std::int64_t kMostBlocks = 64;       // of a row
 
 struct GatherJob {
   const float* x;
@@ -20,7 +23,8 @@ struct GatherJob {
   std::int64_t y_stride;
 };
 
-// A block a row. A row that is not there gives NaNs, see embedding_cuda.cu.
+// A block a row, or some of them a long one. A row that is not there gives NaNs, see
+// embedding_cuda.cu.
 template <int V>
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherJob job) {
   start_successor();
@@ -29,7 +33,8 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherJob j
   const bool known = row >= 0 && row < job.x_rows;
   const float* from = job.x + (known ? row : 0) * job.x_stride;
   float* to = job.y + std::int64_t{blockIdx.x} * job.y_stride;
-  for (std::int64_t i = std::int64_t{threadIdx.x} * V; i < job.d; i += kThreads * V) {
+  const std::int64_t first = std::int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  for (std::int64_t i = first * V; i < job.d; i += std::int64_t{gridDim.y} * kThreads * V) {
     float values[V];
     for (int v = 0; v < V; ++v) values[v] = nanf("");
     if (known) load_vector<V>(from + i, values);
@@ -46,8 +51,10 @@ void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx) {
   if (count == 0 || job.d == 0) return;
   const bool vectors =
       job.d % 4 == 0 && takes_vectors(job.x, job.x_stride) && takes_vectors(job.y, job.y_stride);
+  const auto of_row =
+      static_cast<unsigned>(std::clamp<std::int64_t>(job.d / kBlockElements, 1, kMostBlocks));
   launch_dependent("gather_rows", vectors ? gather_rows_kernel<4> : gather_rows_kernel<1>,
-                   {count, kThreads}, ctx, job);
+                   {dim3(count, of_row), kThreads}, ctx, job);
 }
 
 }  // namespace mamba3
