@@ -84,13 +84,22 @@ def config_from_json(path):
 
 
 def preset(name):
-    """Official sizes; the hidden width is already rounded as the package rounds it."""
+    """Official sizes, and 24m; the hidden width is already rounded as the package rounds it."""
+    kind, size = name.split("-", 1)
+    if size == "24m":
+        return dataclasses.replace(
+            preset(f"{kind}-187m"),
+            d_model=384,
+            n_layer=10,
+            d_intermediate=1024,
+            vocab_size=8192,
+            d_state=64,
+        )
     widths = {"187m": (768, 12), "440m": (1024, 24), "890m": (1536, 24), "1.5b": (2048, 24)}
     hidden = {
         "siso": {"187m": 1536, "440m": 2048, "890m": 3072, "1.5b": 4096},
         "mimo": {"187m": 1280, "440m": 1792, "890m": 2816, "1.5b": 3840},
     }
-    kind, size = name.split("-", 1)
     d_model, n_layer = widths[size]
     return Config(
         d_model=d_model,
@@ -203,36 +212,37 @@ class Mixer:
     def __init__(self, config, weights, linear_dtype, compute_dtype, scan_dtype):
         self.config, self.dtype, self.scan_dtype = config, compute_dtype, scan_dtype
         small = {k: v.to(compute_dtype) for k, v in weights.items() if "proj" not in k}
-        order = self._pair_order(config)
-        splits = config.in_proj_splits
-        rows = torch.arange(sum(splits))
-        keys = rows[2 * splits[0] : 2 * splits[0] + 2 * splits[2]].view(-1, config.d_state)
-        rows[2 * splits[0] : 2 * splits[0] + 2 * splits[2]] = keys[:, order].flatten()
-        in_proj = weights["in_proj.weight"].to(linear_dtype)
-        self.in_proj = in_proj[rows] if config.is_mimo else in_proj
+        in_proj = self.ordered("in_proj.weight", weights["in_proj.weight"])
+        self.in_proj = in_proj.to(linear_dtype)
         self.out_proj = weights["out_proj.weight"].to(linear_dtype)
         self.dt_bias, self.skip = small["dt_bias"], small["D"]
-        self.b_bias = small["B_bias"][..., order].contiguous()  # [h, r, n]
-        self.c_bias = small["C_bias"][..., order].contiguous()
-        self.b_norm = small["B_norm.weight"][order].contiguous()
-        self.c_norm = small["C_norm.weight"][order].contiguous()
+        self.b_bias = self.ordered("B_bias", small["B_bias"])  # [h, r, n]
+        self.c_bias = self.ordered("C_bias", small["C_bias"])
+        self.b_norm = self.ordered("B_norm.weight", small["B_norm.weight"])
+        self.c_norm = self.ordered("C_norm.weight", small["C_norm.weight"])
         self.mimo_x, self.mimo_z = small.get("mimo_x"), small.get("mimo_z")  # [h, r, p]
         self.mimo_o = small.get("mimo_o")
         self.norm = None
         if config.is_outproj_norm:
             self.norm = small["norm.weight"].view(config.heads, 1, 1, config.headdim)
 
-    @staticmethod
-    def _pair_order(config):
-        """Brings rotated pairs side by side, so that a rotation is one complex product.
+    def ordered(self, name, tensor):
+        """A tensor of a checkpoint, or its gradient, in the order in which this class keeps it.
 
-        SISO pairs them already. MIMO pairs (i, i + n/2); a permutation of n that q and k share
-        changes no dot product, hence no output.
+        It brings rotated pairs side by side, so that a rotation is one complex product. SISO pairs
+        them already. MIMO pairs (i, i + n/2); a permutation of n that q and k share changes no dot
+        product, hence no output.
         """
-        order = torch.arange(config.d_state)
-        if not config.is_mimo:
-            return order
-        return order.view(2, -1).t().flatten()
+        if not self.config.is_mimo:
+            return tensor
+        if name in ("B_bias", "C_bias", "B_norm.weight", "C_norm.weight"):
+            return tensor.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2).contiguous()
+        if name != "in_proj.weight":
+            return tensor
+        inner, _, keys = self.config.in_proj_splits[:3]
+        zx, bc, rest = tensor.split((2 * inner, 2 * keys, tensor.shape[0] - 2 * (inner + keys)))
+        pairs = bc.view(-1, 2, self.config.d_state // 2, bc.shape[1]).transpose(1, 2)
+        return torch.cat((zx, pairs.reshape(bc.shape), rest))
 
     def new_state(self, batch):
         c = self.config

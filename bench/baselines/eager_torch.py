@@ -14,6 +14,7 @@ import time
 import torch
 
 import eager_mamba3 as mamba3
+from eager_training import TrainingModel
 
 DOUBLE_BOUND = 1e-9
 FLOAT_BOUND = 2e-4
@@ -53,6 +54,7 @@ def relative_error(found, expected):
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
 
 
+@torch.inference_mode()
 def check_golden(folder, dtype, scan):
     """Largest relative error of the logits by prefill, by prefill in two pieces, and by steps."""
     from safetensors.torch import load_file
@@ -73,6 +75,7 @@ def check_golden(folder, dtype, scan):
     return errors
 
 
+@torch.inference_mode()
 def check_logprobs(folder, dtype, scan, texts):
     """Largest and mean distance of log-probabilities from those computed in double precision."""
     golden = json.loads((folder / "golden_fp64.json").read_text())
@@ -89,6 +92,31 @@ def check_logprobs(folder, dtype, scan, texts):
     return {"largest": distances.max().item(), "mean": distances.mean().item()}
 
 
+def check_gradients(folder, dtype):
+    """Largest relative error of a parameter's gradient, with chunks of 64 and of 8."""
+    from safetensors.torch import load_file
+
+    golden = load_file(folder / "golden.safetensors")
+    config = mamba3.config_from_json(folder / "config.json")
+    model = TrainingModel(config, mamba3.read_weights(folder), dtype)
+    targets = torch.full_like(golden["ids"], -100)
+    targets[:, :-1] = golden["ids"][:, 1:]
+    worst = 0.0
+    for chunk in (64, 8):
+        model.backward(golden["ids"], targets, chunk)
+        for name, leaf in model.leaves.items():
+            expected = model.expected(name, golden[f"grad.{name}"])
+            worst = max(worst, relative_error(leaf.grad, expected))
+    return {"gradients": worst}
+
+
+def has_gradients(folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / "golden.safetensors", "pt") as golden:
+        return any(name.startswith("grad.") for name in golden.keys())
+
+
 def run_check(args):
     failed = 0
     for folder in map(pathlib.Path, args.folders):
@@ -96,6 +124,8 @@ def run_check(args):
             bound = {"fp64": DOUBLE_BOUND, "fp32": FLOAT_BOUND}.get(dtype)
             if (folder / "golden.safetensors").exists():
                 errors = check_golden(folder, dtype, args.scan_dtype)
+                if dtype != "bf16" and has_gradients(folder):
+                    errors |= check_gradients(folder, dtype)
                 worst = max(errors.values())
             elif (folder / "golden_fp64.json").exists():
                 errors = check_logprobs(folder, dtype, args.scan_dtype, args.texts)
@@ -188,6 +218,30 @@ def time_decode(model, name, args):
     return rows
 
 
+def run_training(args):
+    """Times forward and backward of one micro-batch, in fp32."""
+    prepare()
+    machine = describe_machine()
+    print("machine: " + ", ".join(f"{k} {v}" for k, v in machine.items()), flush=True)
+    rows = []
+    for preset in args.preset.split(","):
+        config = mamba3.preset(preset)
+        model = TrainingModel(config, mamba3.random_weights(config, dtype=torch.float32))
+        chunk = args.chunk or tuned_chunk(model)
+        for batch in args.batch:
+            ids, targets = torch.randint(config.vocab_size, (2, batch, args.tokens))
+            seconds = []
+            for repeat in range(args.warmup + args.repeat):
+                start = time.perf_counter()
+                model.backward(ids, targets, chunk)
+                if repeat >= args.warmup:
+                    seconds.append(time.perf_counter() - start)
+            name = f"train/{preset}/fp32/batch={batch}/tokens={args.tokens}/pass"
+            rows.append(summarise(name, batch * args.tokens, seconds) | {"chunk": chunk})
+    write_rows(rows, machine, args)
+    return 0
+
+
 def profile(model, args):
     """Operator table of one call, to see where the baseline's own time goes."""
     state = model.new_state(1)
@@ -203,12 +257,23 @@ def profile(model, args):
     print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
 
 
-def run_timing(args):
+def prepare():
     keep_freed_memory()
     torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+
+
+def write_rows(rows, machine, args):
+    if args.json:
+        document = {"baseline": "eager PyTorch", "device": machine, "rows": rows}
+        pathlib.Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def run_timing(args):
+    prepare()
     machine = describe_machine()
     print("machine: " + ", ".join(f"{k} {v}" for k, v in machine.items()), flush=True)
-    torch.manual_seed(0)
     model = load_model(args)
     name = f"{pathlib.Path(args.model).name if args.model else args.preset}/{args.dtype}"
     name += "+fp32-scan" if args.dtype == "bf16" and args.scan_dtype == "fp32" else ""
@@ -216,9 +281,7 @@ def run_timing(args):
         profile(model, args)
         return 0
     rows = (time_prefill if args.command == "prefill" else time_decode)(model, name, args)
-    if args.json:
-        document = {"baseline": "eager PyTorch", "device": machine, "rows": rows}
-        pathlib.Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
+    write_rows(rows, machine, args)
     return 0
 
 
@@ -254,14 +317,22 @@ def parse_arguments():
             timing.add_argument("--all-logits", action="store_true", help="not only the last")
         else:
             timing.add_argument("--batch", type=integers, default=[1, 8, 32])
+    training = commands.add_parser("train", help="time forward and backward of a micro-batch")
+    training.add_argument("--preset", default="siso-24m,mimo-24m")
+    training.add_argument("--threads", type=int, default=os.cpu_count())
+    training.add_argument("--batch", type=integers, default=[2])
+    training.add_argument("--tokens", type=int, default=512)
+    training.add_argument("--repeat", type=int, default=7)
+    training.add_argument("--warmup", type=int, default=2)
+    training.add_argument("--chunk", type=int, default=0, help="tokens per chunk (0: tuned)")
+    training.add_argument("--json", help="write the rows to this file")
     return parser.parse_args()
 
 
 def main():
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with torch.inference_mode():
-        return run_check(args) if args.command == "check" else run_timing(args)
+    return {"check": run_check, "train": run_training}.get(args.command, run_timing)(args)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,22 @@ double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx) {
   return layer_gemm_rate(model.config(), compute, rows, ctx);
 }
 
+double pass_gemm_seconds(const ModelConfig& config, Compute compute, std::int64_t rows,
+                         Context& ctx) {
+  const auto seconds = [&](const GemmShape& forward) {
+    const auto& [m, n, k] = forward;
+    double sum = 0;
+    for (const GemmShape& gemm : {forward, GemmShape{m, k, n}, GemmShape{n, k, m}}) {
+      sum += gemm.flops() / measured_gemm_rate(gemm, compute, ctx);
+    }
+    return sum;
+  };
+  double layer = 0;
+  for (const GemmShape& gemm : layer_gemms(config, rows)) layer += seconds(gemm);
+  const GemmShape head{rows, config.padded_vocab(), config.width};
+  return static_cast<double>(config.layers) * layer + seconds(head);
+}
+
 void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
                    const std::function<void()>& run) {
   OpTimes times;

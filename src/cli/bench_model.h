@@ -48,6 +48,11 @@ double recurrence_flops(const ModelConfig& config);
 // its share of the work.
 double layer_gemm_rate(const ModelConfig& config, Compute compute, std::int64_t rows, Context& ctx);
 double layer_gemm_rate(const Model& model, std::int64_t rows, Context& ctx);
+// Seconds of oneDNN (on a GPU of cuBLASLt) alone on all matrix products of a training's pass over
+// `rows` tokens: those of the layers and of the head, each forward, for the gradient of what it
+// read and for that of its weights, every shape at its own rate.
+double pass_gemm_seconds(const ModelConfig& config, Compute compute, std::int64_t rows,
+                         Context& ctx);
 
 // Rows "NAME/OP" with each op's share of the time of one call of `run`. Call it after the figures
 // that count: the measuring takes time of its own, and on a GPU it waits for every op, which it

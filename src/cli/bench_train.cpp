@@ -33,16 +33,17 @@ std::vector<TrainCase> cases_of(const BenchOptions& options, const Context& ctx)
                                         {"siso-440m", 8, 2048},
                                         {"siso-24m", 128, 512},
                                         {"mimo-24m", 128, 512}};
-  if (options.presets.empty() && options.batches.empty() && options.tokens.empty()) {
-    return ctx.gpu() ? usual : std::vector<TrainCase>{{"siso-24m", 8, 512}};
+  if (options.presets.empty() && options.batches.empty() && options.tokens.empty() && ctx.gpu()) {
+    return usual;
   }
   std::vector<TrainCase> out;
-  const std::vector<std::string> presets =
-      options.presets.empty() ? std::vector<std::string>{"siso-24m"} : options.presets;
+  std::vector<std::string> presets = options.presets;
+  if (presets.empty()) presets = {"siso-24m", "mimo-24m"};
   for (const std::string& preset : presets) {
     const auto same = std::ranges::find(usual, preset, &TrainCase::preset);
     const bool known = same != usual.end() && ctx.gpu();
-    for (const std::int64_t batch : or_else(options.batches, {known ? same->batch : 8})) {
+    const std::int64_t few = ctx.gpu() ? 8 : 2;
+    for (const std::int64_t batch : or_else(options.batches, {known ? same->batch : few})) {
       for (const std::int64_t tokens : or_else(options.tokens, {known ? same->tokens : 512})) {
         out.push_back({preset, batch, tokens});
       }
@@ -94,10 +95,15 @@ SequenceBatch random_batch(const TrainCase& which, std::int64_t vocab) {
   return out;
 }
 
-// Forward, backward and AdamW, with everything that a training waits for.
-void take_step(Learner& learner, const SequenceBatch& batch) {
+// Forward and backward, into fresh gradients.
+void pass(Learner& learner, const SequenceBatch& batch) {
   learner.clear();
   learner.add(batch.view(), 1 / static_cast<double>(batch.ids.size()));
+}
+
+// A pass and AdamW, with everything that a training waits for.
+void take_step(Learner& learner, const SequenceBatch& batch) {
+  pass(learner, batch);
   learner.update(learner.figures().norm, kRate);
 }
 
@@ -119,6 +125,18 @@ void add_memory_rows(const std::string& name, const TrainingMemory& need, std::i
   report.add(row);
 }
 
+// Tokens/s if a step were nothing but its matrix products at the library's rate.
+double products_ceiling(const ModelConfig& config, const TrainOptions& train, Context& ctx) {
+  if (!ctx.gpu()) {
+    const double seconds = pass_gemm_seconds(config, train.compute, train.tokens_per_step(), ctx);
+    return static_cast<double>(train.tokens_per_step()) / seconds;
+  }
+  constexpr std::int64_t kMostCeilingRows = 65536;  // more do not change a product's rate
+  return layer_gemm_rate(config, train.compute, std::min(train.tokens_per_step(), kMostCeilingRows),
+                         ctx) /
+         training_flops_per_token(config);
+}
+
 void measure(const TrainCase& which, const BenchOptions& options, BenchReport& report,
              Context& ctx) {
   const ModelConfig config = bench_preset(which.preset);
@@ -129,22 +147,27 @@ void measure(const TrainCase& which, const BenchOptions& options, BenchReport& r
   Learner learner(config, loss_options(train), train.optimizer, ctx);
   assign_random(learner, ctx);
   const SequenceBatch batch = random_batch(which, config.padded_vocab());
-  const double seconds =
-      time_calls(ctx, options.repeat, [&](std::int64_t) { take_step(learner, batch); });
+  const auto seconds = [&](void (*body)(Learner&, const SequenceBatch&)) {
+    return time_calls(ctx, options.repeat, [&](std::int64_t) { body(learner, batch); });
+  };
   const auto tokens = static_cast<double>(train.tokens_per_step());
   BenchRow row;
   row.name = str("train/", which.preset, "/", train.compute == Compute::kBf16 ? "bf16" : "fp32",
                  "/batch=", which.batch, "/tokens=", which.tokens,
                  train.recompute == Recompute::kNone ? "" : "/recompute=" + options.recompute);
-  row.value = tokens / seconds;
+  row.value = tokens / seconds(take_step);
   row.unit = "tokens/s";
   row.flops = training_flops_per_token(config);
-  constexpr std::int64_t kMostCeilingRows = 65536;  // more do not change a product's rate
-  row.ceiling = layer_gemm_rate(config, train.compute,
-                                std::min(train.tokens_per_step(), kMostCeilingRows), ctx) /
-                *row.flops;
+  row.ceiling = products_ceiling(config, train, ctx);
   report.add(row);
-  if (ctx.gpu()) add_memory_rows(row.name, need, used_bytes(options) - used_before, report);
+  if (ctx.gpu()) {
+    add_memory_rows(row.name, need, used_bytes(options) - used_before, report);
+  } else {
+    BenchRow alone = row;
+    alone.name += "/pass";
+    alone.value = tokens / seconds(pass);
+    report.add(alone);
+  }
   add_op_shares(row.name, report, ctx, [&] { take_step(learner, batch); });
 }
 

@@ -22,8 +22,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // A block of x [kBlockRows, kBlockDepth] waits in the second-level cache while the panels pass by,
 // a panel's [kBlockDepth, kGemmPanel] in the first-level cache while the rows do.
-constexpr std::int64_t kBlockRows = 192;
-constexpr std::int64_t kBlockDepth = 256;
+constexpr std::int64_t kBlockRows = 96;
+constexpr std::int64_t kBlockDepth = 384;
 
 using D = hn::CappedTag<float, kGemmPanel>;
 using V = hn::Vec<D>;

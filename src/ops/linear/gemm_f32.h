@@ -8,7 +8,7 @@ namespace mamba3 {
 // Columns of w side by side in memory.
 inline constexpr std::int64_t kGemmPanel = 16;
 
-// y [m, n] = x [m, k] times w, overwritten or added to. An element is made of sums over 256
+// y [m, n] = x [m, k] times w, overwritten or added to. An element is made of sums over 384
 // neighbours of k, each one chain of fused multiply-adds, added up in order: its bits depend on its
 // row of x and its column of w alone (and on what it is added to). oneDNN promises this for fp32 on
 // some processors only.

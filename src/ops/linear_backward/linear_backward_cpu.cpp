@@ -16,7 +16,7 @@ namespace mamba3 {
 namespace {
 
 // A multiple of what gemm_f32 sums in one chain, so that sums do not depend on it.
-constexpr std::int64_t kBlockDepth = 1024;
+constexpr std::int64_t kBlockDepth = 1152;
 constexpr std::int64_t kTileRows = 192;
 constexpr std::int64_t kTileColumns = 256;  // a multiple of a panel's
 constexpr std::int64_t kPackRows = 64;      // a task of rewriting
