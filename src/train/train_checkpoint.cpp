@@ -188,6 +188,11 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
 }
 
+// A checkpoint that was not finished, or a file.
+bool is_left_over(const fs::path& path) {
+  return (path.extension() == ".tmp" && step_of(path.stem())) || is_abandoned_temporary(path);
+}
+
 // Old checkpoints, and what a killed run left half-written.
 void prune(const fs::path& run, std::int64_t keep) {
   std::error_code ignored;
@@ -197,7 +202,7 @@ void prune(const fs::path& run, std::int64_t keep) {
   }
   for (const fs::path& folder : {run, checkpoints_of(run)}) {
     for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-      if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
     }
   }
 }
@@ -310,6 +315,11 @@ void set_aside_later(const fs::path& run, std::int64_t step) {
 
 bool has_train_checkpoints(const fs::path& run) {
   return !steps_in(run).empty();
+}
+
+fs::path train_checkpoint_at(const fs::path& run, std::int64_t step) {
+  const fs::path folder = folder_of(run, step);
+  return is_there(folder) ? folder : fs::path();
 }
 
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
