@@ -220,11 +220,15 @@ TEST_F(CudaTrainingRunTest, ATrainingGoesOnOnTheOtherDevice) {
 TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
   const TrainRecord record = carrying_record();
   run(record, "whole");
-  const std::pair<std::string, std::string> damages[] = {
-      {"cut short", "optimizer.safetensors"}, {"one bit", "optimizer.safetensors"},
-      {"removed", "optimizer.safetensors"},   {"removed", "training.json"},
-      {"cut short", "states.safetensors"},    {"one bit", "states.safetensors"},
-      {"removed", "states.safetensors"}};
+  const std::pair<std::string, std::string> damages[] = {{"cut short", "optimizer.safetensors"},
+                                                         {"one bit", "optimizer.safetensors"},
+                                                         {"removed", "optimizer.safetensors"},
+                                                         {"removed", "training.json"},
+                                                         {"cut short", "states.safetensors"},
+                                                         {"one bit", "states.safetensors"},
+                                                         {"removed", "states.safetensors"},
+                                                         {"a digit", "training.json"},
+                                                         {"a digit", "config.json"}};
   for (const auto& [damage, file] : damages) {
     SCOPED_TRACE(damage + " " + file);
     warnings_.clear();
@@ -234,6 +238,7 @@ TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
     std::string bytes = read_text(damaged);
     if (damage == "cut short") bytes.resize(bytes.size() / 2);
     if (damage == "one bit") bytes[bytes.size() / 2] ^= 1;
+    if (damage == "a digit") bytes.replace(bytes.find("0.0"), 3, "0.1");
     write_text(damaged, bytes);
     if (damage == "removed") fs::remove(damaged);
     EXPECT_EQ(run(record, "cut", 1000, true).tokens, 10 * 6 * 24);
