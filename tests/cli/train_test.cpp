@@ -1,5 +1,6 @@
 // train, as a user calls it: a small model on a small text.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cli/program.h"
@@ -258,6 +259,17 @@ TEST_F(Train, RefusesWhatCannotBeTrained) {
   write_config(300);
   expect_error(run_mamba3(fresh("run2")), 1, "a vocabulary of 300");
   EXPECT_FALSE(fs::exists(folder_ / "run2"));
+}
+
+TEST_F(Train, AFileThatMayNotGrowIsAnError) {
+  const auto arguments = fresh("run", {"-q"});
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{1000, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const Outcome outcome = run_mamba3(arguments);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  expect_error(outcome, 1, "File too large");
 }
 
 TEST_F(Train, AGpuThatIsNotThereIsRefused) {
