@@ -1,6 +1,7 @@
 #include "cli/sweep_cells.h"
 
 #include <algorithm>
+#include <set>
 
 #include "cli/options.h"
 #include "core/check.h"
@@ -42,6 +43,16 @@ std::vector<std::string> parse_ropes(const std::string& list) {
   return out;
 }
 
+// Two trainings of one name would share a folder, and the second one would be the first one's.
+void refuse_same_names(const std::vector<SweepCell>& cells) {
+  std::set<std::string> names;
+  for (const SweepCell& cell : cells) {
+    if (names.insert(cell.name()).second) continue;
+    fail(ErrorCode::kUsage, "the sweep has two trainings ", cell.name(),
+         "; expected values that differ, rates in their first six digits; correct the lists");
+  }
+}
+
 }  // namespace
 
 std::string SweepCell::name() const {
@@ -75,6 +86,7 @@ std::vector<SweepCell> sweep_cells(const TrainCommand& command) {
       }
     }
   }
+  refuse_same_names(cells);
   return cells;
 }
 

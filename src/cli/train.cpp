@@ -1,6 +1,7 @@
 // train: a model from scratch, from another one, or from where a training was left.
 #include "cli/train.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <memory>
@@ -13,6 +14,8 @@
 #include "core/gpu.h"
 #include "core/host_memory.h"
 #include "core/quote.h"
+#include "io/atomic_file.h"
+#include "io/mapped_file.h"
 #include "model/init.h"
 #include "model/mixer.h"
 #include "train/run_report.h"
@@ -37,6 +40,17 @@ void check_device(const TrainStart& start, const Context& ctx) {
   check_memory(start, nullptr, ctx);
 }
 
+// Those of a step and of the one that is read ahead wait on the host: ids and targets, in vectors
+// that may be half full.
+void check_windows(const TrainOptions& options) {
+  constexpr std::int64_t kTokenBytes = 2 * 2 * 2 * sizeof(std::int32_t);
+  const std::int64_t most = available_memory_bytes() / kTokenBytes / options.length;
+  if (options.batch <= most) return;
+  fail(ErrorCode::kUnavailable, "a step of ", options.batch, " windows of ", options.length,
+       " tokens does not fit into memory; expected at most what this process may use; --batch ",
+       std::max<std::int64_t>(1, most), " fits: choose that or less");
+}
+
 std::shared_ptr<const Tokenizer> fitting_tokenizer(const TrainStart& start) {
   auto tokenizer = Tokenizer::load(start.tokenizer);
   check_input(tokenizer->vocab() == start.config.vocab, quote(start.tokenizer.string()), " has ",
@@ -49,11 +63,11 @@ void copy_tokenizer(const TrainStart& start) {
   std::error_code ec;
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
-  if (!fs::equivalent(start.tokenizer, to, ec)) {
-    fs::copy_file(start.tokenizer, to, fs::copy_options::overwrite_existing, ec);
-    check_input(!ec, "cannot write ", quote(to.string()), ": ", ec.message(),
-                "; expected a folder that can be written, with room; choose another -o");
-  }
+  if (fs::equivalent(start.tokenizer, to, ec)) return;
+  const auto from = MappedFile::open(start.tokenizer);
+  AtomicFile file(to);
+  file.write(from->bytes());
+  file.commit();
 }
 
 void prepare_folder(TrainStart& start) {
@@ -61,7 +75,13 @@ void prepare_folder(TrainStart& start) {
   fs::create_directories(start.folder, ec);
   check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
               "; expected a place that can be written; choose another -o");
-  if (!start.lock) start.lock.emplace(start.folder);
+  if (start.lock) return;
+  start.lock.emplace(start.folder);
+  check_free(start.folder);  // another one may have come and gone meanwhile
+}
+
+// Once nothing more can be refused: what an earlier call has left is still there until then.
+void fill_folder(const TrainStart& start) {
   if (start.record.task) {
     write_task_tokenizer(start.record.task->task, start.folder);
   } else {
@@ -130,18 +150,22 @@ class Display {
                       rounded(1e-12 * flops_ * tokens_per_s, 2), " TFLOP/s"));
     };
     hooks.on_evaluation = [this](std::int64_t step, const Evaluation& found) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", held out ", rounded(found.loss, 4),
+      say(str(at(step), "held out ", rounded(found.loss, 4),
               task_
                   ? ", scaled accuracy " + rounded(scaled_accuracy(task_->task, found.accuracy), 2)
                   : ""));
     };
     hooks.on_save = [this](std::int64_t step, const fs::path& folder) {
-      say(str("step ", step, ": loss ", rounded(loss_, 4), ", saved ", folder.string()));
+      say(str(at(step), "saved ", folder.string()));
     };
     return hooks;
   }
 
  private:
+  // Where no step was made there is no loss.
+  std::string at(std::int64_t step) const {
+    return str("step ", step, ": ", std::isnan(loss_) ? "" : "loss " + rounded(loss_, 4) + ", ");
+  }
   void say(const std::string& text) {
     bar_.clear();
     ctx_.log(LogLevel::kInfo, text);
@@ -299,6 +323,7 @@ void add_rhythm_options(CLI::App& app, TrainCommand& command) {
 RunResult run_training(const TrainCommand& command, TrainStart& start, const MakeHooks& hooks,
                        Context& ctx) {
   check_device(start, ctx);
+  check_windows(start.record.options);
   const auto tokenizer = start.record.task ? nullptr : fitting_tokenizer(start);
   prepare_folder(start);
   const Sequences sequences =
@@ -307,6 +332,7 @@ RunResult run_training(const TrainCommand& command, TrainStart& start, const Mak
   check_memory(start, sequences.training.get(), ctx);
   ctx.log(LogLevel::kInfo,
           describe(training_memory_needed(start.config, options, ctx, sequences.training.get())));
+  fill_folder(start);
   Trainer trainer(start.config, options, sequences.training, ctx);
   set_weights(start, trainer, ctx);
   return TrainingRun(start.folder, start.record, trainer, sequences.held_out, hooks(trainer), ctx)

@@ -36,6 +36,8 @@ struct TrainCommand {
 
 // Refuses options that contradict each other.
 void check_command(const TrainCommand& command);
+// Refuses a folder that holds a model or a training.
+void check_free(const std::filesystem::path& folder);
 // `record` with what the command line gives.
 TrainRecord with_given(const TrainCommand& command, TrainRecord record);
 

@@ -10,6 +10,7 @@
 #include "engine/checkpoint_files.h"
 #include "io/config_file.h"
 #include "mamba3/version.h"
+#include "model/weights.h"
 #include "train/token_selection.h"
 #include "train/training_memory.h"
 
@@ -24,7 +25,12 @@ void set(T& to, const std::optional<T>& given) {
 
 std::vector<std::string> absolute(const std::vector<std::string>& files) {
   std::vector<std::string> out;
-  for (const std::string& file : files) out.push_back(fs::absolute(file).string());
+  for (const std::string& file : files) {
+    if (file.empty()) {
+      fail(ErrorCode::kUsage, "--data or --valid names a file \"\"; expected a name; correct it");
+    }
+    out.push_back(fs::absolute(file).string());
+  }
   return out;
 }
 
@@ -42,8 +48,19 @@ void record_activation(ModelConfig& config, const TrainCommand& command, Context
   config.mixer.a_activation_recorded = true;
 }
 
+// What is missing is best said at once, and from a NaN nothing is learned.
+void check_weights(const CheckpointFiles& files, Context& ctx) {
+  check_tensors(files.config, files.weights->tensors);
+  const std::vector<std::string> bad = find_non_finite(files.config, files.weights->tensors, ctx);
+  if (bad.empty()) return;
+  fail(ErrorCode::kBadInput, "in ", quote(files.folder.string()), " ", bad.size(),
+       " tensors hold NaN or infinity, the first is ", bad.front(),
+       "; expected finite weights to begin with; choose another checkpoint");
+}
+
 void begin_with_model(const TrainCommand& command, TrainStart& start, Context& ctx) {
   const CheckpointFiles files = open_checkpoint_files(command.init_from);
+  check_weights(files, ctx);
   start.config = files.config;
   start.first_weights = files.weights;
   if (start.tokenizer.empty()) start.tokenizer = tokenizer_in(files.folder);
@@ -68,13 +85,6 @@ TrainRecord record_of_texts(const TrainCommand& command, const Context& ctx) {
   Schedule& schedule = record.options.schedule;
   schedule.steps = command.steps.value_or(1000);
   return record;
-}
-
-void check_free(const fs::path& folder) {
-  check_input(
-      !has_train_checkpoints(folder) && !is_there(folder / "config.json"), quote(folder.string()),
-      " holds a model already; expected a new folder, or one without; continue its training "
-      "with --resume, or choose another -o");
 }
 
 TrainStart begin(const TrainCommand& command, Context& ctx) {
@@ -115,11 +125,29 @@ void refuse_other_order(const TrainRecord& record_before, const TrainRecord& rec
               before.batch, " lanes, one for each window of a step; expected --batch ",
               before.batch, ", not ", now.batch, "; leave it out, or begin anew with --init-from");
   if (!record_before.task) return;
+  if (!record_now.data.files.empty() || !record_now.data.held_out.empty()) {
+    fail(ErrorCode::kUsage, "--data or --valid is given to a training of a task; expected its ",
+         "generated sequences alone; leave them out");
+  }
   const Json tasks[] = {to_json(*record_before.task), to_json(*record_now.task)};
   check_input(tasks[0] == tasks[1] && before.batch == now.batch,
               "the training was made with --batch ", before.batch, " on the task ", tasks[0].dump(),
               "; expected the same, because they decide what its position means; "
               "leave the options out, or begin anew");
+}
+
+void refuse_other_model(const TrainCommand& command, const ModelConfig& config) {
+  const TaskCommand& task = command.task;
+  const auto activation = load_options(command.common).a_activation;
+  const auto& mixer = config.mixer;
+  const bool same = task.width.value_or(config.width) == config.width &&
+                    task.layers.value_or(config.layers) == config.layers &&
+                    (task.rope.empty() || rope_named(task.rope) == mixer.rope) &&
+                    activation.value_or(mixer.a_activation) == mixer.a_activation;
+  check_input(same, "the training's model has --width ", config.width, ", --layers ", config.layers,
+              ", --rope ", rope_name(mixer.rope), " and --a-activation ",
+              a_activation_name(mixer.a_activation),
+              "; expected the same; leave them out, or begin anew");
 }
 
 TrainStart resume(const TrainCommand& command, Context& ctx) {
@@ -140,6 +168,7 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   const TrainRecord& before = start.checkpoint->record;
   start.record = with_given(command, before);
   refuse_other_order(before, start.record);
+  refuse_other_model(command, start.config);
   ctx.log(LogLevel::kInfo,
           str("going on after step ", before.step, " of ", start.checkpoint->folder.string()));
   for (const std::string& change : changes(before.options, start.record.options)) {
@@ -182,6 +211,13 @@ void check_task_command(const TrainCommand& command) {
 }
 
 }  // namespace
+
+void check_free(const fs::path& folder) {
+  check_input(
+      !has_train_checkpoints(folder) && !is_there(folder / "config.json"), quote(folder.string()),
+      " holds a model already; expected a new folder, or one without; continue its training "
+      "with --resume, or choose another -o");
+}
 
 void check_command(const TrainCommand& command) {
   if (!command.task.name.empty()) return check_task_command(command);

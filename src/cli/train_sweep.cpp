@@ -80,7 +80,7 @@ class Sweep {
     const std::string_view text = text_of(file->bytes());
     const nlohmann::json found = parse_json_limited(text, quote(path.string()));
     const nlohmann::json wanted = to_json(*record_.task);
-    check_input(found.value("training", nlohmann::json()) == wanted &&
+    check_input(found.is_object() && found.value("training", nlohmann::json()) == wanted &&
                     found.value("batch", 0) == record_.options.batch,
                 quote(path.string()), " is of another training than ", wanted.dump(),
                 "; expected the same; give the options of the sweep's beginning, or choose another "

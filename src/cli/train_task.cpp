@@ -78,12 +78,13 @@ TrainRecord task_record(const TaskCommand& command) {
 
 void give_task(const TaskCommand& command, std::optional<TaskOptions>& task) {
   if (!task) {
-    const bool any = !command.stages.empty() || command.no_multiplication || command.stage_steps ||
-                     command.min_length || command.eval_length;
+    const bool any = !command.name.empty() || !command.stages.empty() ||
+                     command.no_multiplication || command.stage_steps || command.min_length ||
+                     command.eval_length;
     if (!any) return;
     fail(ErrorCode::kUsage,
-         "options of a task are given to a training on texts; expected --task, to say which; add "
-         "it or leave them out");
+         "options of a task are given to a training on texts; expected --task at the beginning of "
+         "a training, to say which; add it or leave them out");
   }
   if (!command.name.empty()) task->task = task_named(command.name);
   if (command.no_multiplication) task->multiplication = false;

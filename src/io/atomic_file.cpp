@@ -1,11 +1,13 @@
 #include "io/atomic_file.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <string>
 #include <system_error>
 
@@ -31,6 +33,17 @@ bool is_device_or_pipe(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+bool is_abandoned_temporary(const std::filesystem::path& path) {
+  const std::string name = path.filename().string();
+  const std::string ending = path.stem().extension().string();  // ".PROCESS-COUNTER"
+  int process = 0, length = 0;
+  unsigned long long counter = 0;
+  const bool named = name.ends_with(".tmp") &&
+                     std::sscanf(ending.c_str(), ".%d-%llu%n", &process, &counter, &length) == 2 &&
+                     length == static_cast<int>(ending.size()) && process > 0;
+  return named && (process == ::getpid() || (::kill(process, 0) != 0 && errno == ESRCH));
+}
 
 void sync_folder_of(const std::filesystem::path& path) {
   const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";

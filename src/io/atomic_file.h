@@ -32,6 +32,10 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// Whether `path` is named as an AtomicFile's temporary file whose process has ended without
+// removing it, or is this one, which then must have none in that folder.
+bool is_abandoned_temporary(const std::filesystem::path& path);
+
 // Makes what was done to the name `path` in its folder durable, as a rename. Some file systems
 // cannot sync a folder: nothing is lost then.
 void sync_folder_of(const std::filesystem::path& path);

@@ -11,12 +11,12 @@ namespace {
 constexpr std::size_t kBufferBytes = std::size_t{1} << 16;
 constexpr std::size_t kMostDocumentBytes = std::size_t{256} << 20;
 
+}  // namespace
+
 bool holds_json_lines(std::filesystem::path path) {
   if (path.extension() == ".xz") path.replace_extension();
   return path.extension() == ".jsonl" || path.extension() == ".ndjson";
 }
-
-}  // namespace
 
 DocumentReader::DocumentReader(const std::filesystem::path& path, DocumentFormat format)
     : DocumentReader(ByteStream::open(path), path, std::move(format)) {}
@@ -72,7 +72,8 @@ bool DocumentReader::next_text(std::string& document) {
       if (!first && line_ended_) document += '\n';  // no separator has taken it
       return !document.empty();
     }
-    if (!format_.separator.empty() && line == format_.separator) {
+    if (is_separator(line)) {
+      if (line.ends_with('\r') && document.ends_with('\r')) document.pop_back();
       return true;
     }
     if (!first) document += '\n';
@@ -81,6 +82,13 @@ bool DocumentReader::next_text(std::string& document) {
                 ": a document has more than ", kMostDocumentBytes >> 20,
                 " MiB; expected shorter ones; is the separator right?");
   }
+}
+
+// Lines may end as on Windows.
+bool DocumentReader::is_separator(std::string_view line) const {
+  if (format_.separator.empty()) return false;
+  return line == format_.separator ||
+         (line.ends_with('\r') && line.substr(0, line.size() - 1) == format_.separator);
 }
 
 bool DocumentReader::next_json(std::string& document) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "io/byte_stream.h"
 
@@ -13,15 +14,17 @@ namespace mamba3 {
 
 struct DocumentFormat {
   // A line that stands between documents of a text, without its line end. Empty: the whole text is
-  // one. The line end before it belongs to the separator.
+  // one. The line end before it belongs to the separator. Line ends are LF or CR LF.
   std::string separator = "<|endoftext|>";
   std::string json_key = "text";  // of a JSONL line, whose value is the document
 };
 
+// By the name, .xz taken off: .jsonl and .ndjson hold a document in each line, anything else is
+// text.
+bool holds_json_lines(std::filesystem::path path);
+
 class DocumentReader {
  public:
-  // By the name, .xz taken off: .jsonl and .ndjson hold a document in each line, anything else is
-  // text.
   DocumentReader(const std::filesystem::path& path, DocumentFormat format);
   // The same from a stream; `name` is that of its file.
   DocumentReader(std::unique_ptr<ByteStream> stream, const std::filesystem::path& name,
@@ -35,6 +38,7 @@ class DocumentReader {
  private:
   bool next_line(std::string& line);  // without its end; false at the end of the file
   bool next_text(std::string& document);
+  bool is_separator(std::string_view line) const;
   bool next_json(std::string& document);
   bool fill();
 

@@ -59,7 +59,8 @@ void check_schedule(const Schedule& s) {
               " of its peak; expected 0 to 1");
   check_input(s.steps >= 1, "the schedule has ", s.steps, " steps; expected at least 1");
   check_input(s.warmup_steps >= 0 && s.warmup_steps <= s.steps, "the warm-up takes ",
-              s.warmup_steps, " of ", s.steps, " steps; expected 0 to all of them");
+              s.warmup_steps, " of ", s.steps,
+              " steps; expected 0 to all of them; choose a smaller --warmup, or more --steps");
   check_input(s.decay_from >= 0 && s.decay_from <= 1, "the learning rate is to fall from ",
               s.decay_from, " of the run on; expected 0 to 1");
 }

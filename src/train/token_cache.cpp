@@ -13,7 +13,7 @@ namespace mamba3 {
 namespace {
 
 constexpr char kMagic[8] = {'M', '3', 'T', 'O', 'K', 'E', 'N', '1'};
-constexpr std::size_t kBatchBytes = std::size_t{8} << 20;  // of text that waits to be encoded
+constexpr std::size_t kBatchBytes = std::size_t{8} << 20;  // of documents that wait to be encoded
 
 // Behind the ids and the begins of documents: both are known only at the end. Little-endian.
 struct Footer {
@@ -78,7 +78,7 @@ class Builder {
         narrow_(tokenizer.vocab() <= std::int64_t{std::numeric_limits<std::uint16_t>::max()} + 1) {}
 
   void add(std::string document, const std::string& where) {
-    waiting_bytes_ += document.size();
+    waiting_bytes_ += document.size() + where.size() + sizeof(Waiting);  // many may be tiny
     waiting_.push_back({std::move(document), where});
     if (waiting_bytes_ >= kBatchBytes) encode_waiting();
   }
@@ -171,7 +171,12 @@ std::uint64_t sources_fingerprint(const TokenSources& sources,
     hash.update(std::as_bytes(std::span(word)));
   }
   hash.update(MappedFile::open(tokenizer)->bytes());
-  for (const auto& file : sources.files) hash.update(MappedFile::open(file)->bytes());
+  for (const auto& file : sources.files) {
+    const auto mapped = MappedFile::open(file);
+    hash.update(mapped->bytes());
+    // The same bytes are other documents by another name.
+    if (holds_json_lines(file)) hash.update(std::uint64_t{1});
+  }
   return hash.value();
 }
 

@@ -22,6 +22,7 @@ constexpr const char* kFormat = "mamba3 training 1";
 constexpr const char* kWeightsName = "model.safetensors";
 constexpr const char* kMomentsName = "optimizer.safetensors";
 constexpr const char* kStatesName = "states.safetensors";
+constexpr const char* kConfigName = "config.json";
 constexpr const char* kRecordName = "training.json";
 
 fs::path checkpoints_of(const fs::path& run) {
@@ -69,6 +70,27 @@ std::uint64_t checksum_of(const fs::path& path) {
   Hash64 hash;
   hash.update(MappedFile::open(path)->bytes());
   return hash.value();
+}
+
+// Of the record itself, whatever the order of its keys.
+std::uint64_t record_checksum(nlohmann::json record) {
+  record.erase("checksums");
+  const std::string text = record.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  Hash64 hash;
+  hash.update(std::as_bytes(std::span(text)));
+  return hash.value();
+}
+
+void check_sum(const char* name, const nlohmann::json& written, std::uint64_t found) {
+  check_input(written == found, name, " is not what was written; expected another checksum");
+}
+
+// Checkpoints of earlier versions have no checksums of these two.
+void check_small_files(const fs::path& folder, const nlohmann::json& record) {
+  const nlohmann::json& sums = record.at("checksums");
+  if (!sums.contains(kRecordName)) return;
+  check_sum(kRecordName, sums[kRecordName], record_checksum(record));
+  check_sum(kConfigName, sums.at(kConfigName), checksum_of(folder / kConfigName));
 }
 
 std::vector<NamedTensor> in_order(const ModelConfig& config, const ParameterValues& values,
@@ -175,7 +197,7 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   fs::remove_all(folder, ec);
   fs::create_directories(folder, ec);
   check_done(ec, folder);
-  write_text(folder / "config.json", config_to_json(trainer.config()));
+  write_text(folder / kConfigName, config_to_json(trainer.config()));
   write_weights(folder / kWeightsName, trainer);
   write_moments(folder / kMomentsName, trainer);
   if (trainer.lanes() != nullptr) write_states(folder / kStatesName, *trainer.lanes());
@@ -183,9 +205,16 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   for (const char* name : tensor_files(record.options)) {
     json["checksums"][name] = checksum_of(folder / name);
   }
+  json["checksums"][kConfigName] = checksum_of(folder / kConfigName);
+  json["checksums"][kRecordName] = record_checksum(json);
   // Names of files may be any bytes.
   const auto replace = ordered_json::error_handler_t::replace;
   write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
+}
+
+// A checkpoint that was not finished, or a file.
+bool is_left_over(const fs::path& path) {
+  return (path.extension() == ".tmp" && step_of(path.stem())) || is_abandoned_temporary(path);
 }
 
 // Old checkpoints, and what a killed run left half-written.
@@ -197,7 +226,7 @@ void prune(const fs::path& run, std::int64_t keep) {
   }
   for (const fs::path& folder : {run, checkpoints_of(run)}) {
     for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-      if (entry.path().extension() == ".tmp") fs::remove_all(entry.path(), ignored);
+      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
     }
   }
 }
@@ -244,10 +273,10 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
     const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
     out.record = record_from(json);
     for (const char* name : tensor_files(out.record.options)) {
-      check_input(json.at("checksums").at(name) == checksum_of(folder / name), name,
-                  " is not what was written; expected another checksum");
+      check_sum(name, json.at("checksums").at(name), checksum_of(folder / name));
     }
-    out.config = read_config(folder / "config.json");
+    check_small_files(folder, json);
+    out.config = read_config(folder / kConfigName);
     out.weights = read_safetensors(folder / kWeightsName);
     out.moments = read_safetensors(folder / kMomentsName);
     if (out.record.options.carry_states) out.states = read_safetensors(folder / kStatesName);
@@ -312,6 +341,11 @@ bool has_train_checkpoints(const fs::path& run) {
   return !steps_in(run).empty();
 }
 
+fs::path train_checkpoint_at(const fs::path& run, std::int64_t step) {
+  const fs::path folder = folder_of(run, step);
+  return is_there(folder) ? folder : fs::path();
+}
+
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
   trainer.assign(checkpoint.weights.tensors);
   trainer.resume(checkpoint.record.step, checkpoint.record.position, checkpoint.moments.tensors,
@@ -320,7 +354,7 @@ void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
 
 void write_model(const fs::path& run, const Trainer& trainer) {
   write_weights(run / kWeightsName, trainer);
-  write_text(run / "config.json", config_to_json(trainer.config()));
+  write_text(run / kConfigName, config_to_json(trainer.config()));
 }
 
 }  // namespace mamba3

@@ -66,6 +66,8 @@ std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run)
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.
 bool has_train_checkpoints(const std::filesystem::path& run);
+// The folder of the one after `step` steps, readable or not; empty: there is none.
+std::filesystem::path train_checkpoint_at(const std::filesystem::path& run, std::int64_t step);
 
 // Weights, moments, carried states, step and position, bit for bit.
 void restore(const TrainCheckpoint& checkpoint, Trainer& trainer);

@@ -11,6 +11,8 @@
 namespace mamba3 {
 namespace {
 
+constexpr std::int64_t kNone = -1;  // of steps
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
@@ -29,12 +31,17 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       hooks_(std::move(hooks)),
       ctx_(ctx),
       metrics_(folder_ / "metrics.jsonl", trainer.steps()),
-      saved_step_(trainer.steps()),
-      model_step_(saved_step_) {}
+      saved_(train_checkpoint_at(folder_, trainer.steps())),
+      saved_step_(saved_.empty() && trainer.steps() > 0 ? kNone : trainer.steps()),
+      model_step_(trainer.steps() > 0 ? kNone : 0) {}
 
 RunResult TrainingRun::run() {
-  if (ended()) evaluate();
   try {
+    if (ended()) save_last();  // an earlier call may have been killed before it wrote the model
+    if (ended() || evaluation_is_missing()) {
+      evaluate();
+      report();
+    }
     while (!ended()) {
       take_step();
       save_if_due();
@@ -59,7 +66,7 @@ void TrainingRun::take_step() {
   } catch (const DivergedError& error) {
     throw DivergedError(str(error.what(),
                             saved_.empty()
-                                ? str("; nothing was saved since step ", saved_step_)
+                                ? "; nothing was saved since it began"
                                 : str("; the last good checkpoint is ", quote(saved_.string())),
                             "; lower --rate, or lengthen --warmup"));
   }
@@ -76,6 +83,14 @@ void TrainingRun::take_step() {
                   {"tflops_per_s", 1e-12 * training_flops_per_token(trainer_.config()) *
                                        static_cast<double>(report.tokens) / seconds}});
   if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
+}
+
+// As when an earlier call was killed or interrupted between a checkpoint and its evaluation.
+bool TrainingRun::evaluation_is_missing() const {
+  const std::int64_t step = trainer_.steps();
+  const auto& made = metrics_.history().evaluations;
+  return step > 0 && step % record_.rhythm.eval_every == 0 &&
+         (made.empty() || made.back().step != step);
 }
 
 void TrainingRun::evaluate() {

@@ -45,6 +45,7 @@ class TrainingRun {
 
  private:
   void take_step();
+  bool evaluation_is_missing() const;
   void evaluate();
   void save_if_due();
   void save_last();
@@ -59,8 +60,8 @@ class TrainingRun {
   RunHooks hooks_;
   const Context& ctx_;
   MetricsFile metrics_;
-  std::int64_t saved_step_, model_step_;  // of the newest checkpoint, of the model beside it
   std::filesystem::path saved_;           // the newest checkpoint; empty: none
+  std::int64_t saved_step_, model_step_;  // its step, and that of the model beside it
   bool retry_ = false;                    // the last save failed
   RunResult result_;
 };

@@ -164,6 +164,8 @@ TEST_F(TrainTask, RefusesWhatContradicts) {
   expect_error(run_mamba3(fresh("parity", "run", {"--rate", "1", "--rates", "1,2"})), 2,
                "--rates are given");
   expect_error(run_mamba3(fresh("parity", "run", {"--ropes", "none,nome"})), 2, "perhaps none");
+  expect_error(run_mamba3(fresh("parity", "run", {"--rates", "1e-3,0.001"})), 2,
+               "two trainings rope=data-dependent/width=16/rate=0.001/seed=0");
   expect_error(run_mamba3({"train", "--task", "parity"}), 2, "-o is missing");
   expect_error(run_mamba3({"train", "--rates", "1,2", "--config", "c"}), 2, "without --task");
   EXPECT_FALSE(fs::exists(folder_ / "run"));

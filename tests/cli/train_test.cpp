@@ -1,5 +1,6 @@
 // train, as a user calls it: a small model on a small text.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cli/program.h"
@@ -131,6 +132,41 @@ TEST_F(Train, CarriesStatesAndGoesOnWithThem) {
                "--carry-states is given beside --task");
 }
 
+TEST_F(Train, OneThatHasEndedIsWholeElsewhere) {
+  ASSERT_EQ(run_mamba3(fresh("run")).code, 0);
+  const Outcome there =
+      run_mamba3({"train", "--resume", folder_ / "run", "-o", folder_ / "there", "--json"});
+  ASSERT_EQ(there.code, 0) << there.err;
+  EXPECT_EQ(there.err.find("nan"), std::string::npos) << there.err;
+  for (const char* file : {"/model.safetensors", "/checkpoints/step-12/optimizer.safetensors"}) {
+    EXPECT_TRUE(read_file(folder_ / "run" + file) == read_file(folder_ / "there" + file)) << file;
+  }
+  EXPECT_EQ(run_mamba3({"train", "--resume", folder_ / "there", "--steps", "13"}).code, 0);
+}
+
+TEST_F(Train, WhatIsRefusedChangesNothing) {
+  ASSERT_EQ(run_mamba3(fresh("run", {"--save-every", "6"})).code, 0);
+  write_file(folder_ / "run/checkpoints/step-12/model.safetensors", "damaged");
+  std::string other = byte_tokenizer_json();
+  write_file(folder_ / "other.json", other + "\n");
+  const std::vector<std::string> resume{"train", "-q", "--resume", folder_ / "run"};
+  const auto refused = [&](std::vector<std::string> more, int code, const std::string& reason) {
+    more.insert(more.begin(), resume.begin(), resume.end());
+    const Outcome outcome = run_mamba3(more);
+    EXPECT_EQ(outcome.code, code) << outcome.err;
+    EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
+  };
+  refused({"--tokenizer", folder_ / "other.json"}, 1, "not those that the training was made");
+  refused({"--width", "64"}, 1, "has --width 32, --layers 2");
+  refused({"--rope", "none"}, 1, "--rope data-dependent");
+  refused({"--a-activation", "softplus"}, 1, "--a-activation heavy-tail");
+  refused({"--task", "parity"}, 2, "a training on texts");
+  refused({"--data", ""}, 2, "names a file \"\"");
+  EXPECT_TRUE(read_file(folder_ / "run/tokenizer.json") == byte_tokenizer_json());
+  EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-12"));
+  EXPECT_EQ(run_mamba3({"train", "--resume", folder_ / "run", "--width", "32"}).code, 0);
+}
+
 TEST_F(Train, BeginsWithAnotherModel) {
   ASSERT_EQ(run_mamba3(fresh("first")).code, 0);
   const Outcome tuned =
@@ -139,6 +175,15 @@ TEST_F(Train, BeginsWithAnotherModel) {
   ASSERT_EQ(tuned.code, 0) << tuned.err;
   EXPECT_LT(tuned.json()["loss"], 5.2);
   EXPECT_TRUE(fs::exists(folder_ / "tuned/tokenizer.json"));
+
+  const fs::path weights = folder_ / "first/model.safetensors";
+  std::string bytes = read_file(weights);
+  bytes.replace(bytes.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));  // a NaN
+  write_file(weights, bytes);
+  expect_error(run_mamba3({"train", "-q", "--init-from", folder_ / "first", "--data",
+                           folder_ / "valid.txt", "-o", folder_ / "never"}),
+               1, "NaN or infinity, the first is");
+  EXPECT_FALSE(fs::exists(folder_ / "never"));
 }
 
 TEST_F(Train, AnInterruptedOneIsSaved) {
@@ -191,6 +236,9 @@ TEST_F(Train, RefusesWhatDoesNotFitIntoMemory) {
   expect_error(large, 3, "--accumulate ");
   EXPECT_NE(large.err.find(" fits: choose that or less"), std::string::npos) << large.err;
   expect_error(run_mamba3(fresh("run", {"--length", "1000000000"})), 3, "not even one window");
+  const Outcome many =
+      run_mamba3(fresh("run", {"-q", "--batch", "1000000000", "--length", "99999"}));
+  expect_error(many, 3, "a step of 1000000000 windows");
   EXPECT_FALSE(fs::exists(folder_ / "run"));
 }
 
@@ -211,6 +259,17 @@ TEST_F(Train, RefusesWhatCannotBeTrained) {
   write_config(300);
   expect_error(run_mamba3(fresh("run2")), 1, "a vocabulary of 300");
   EXPECT_FALSE(fs::exists(folder_ / "run2"));
+}
+
+TEST_F(Train, AFileThatMayNotGrowIsAnError) {
+  const auto arguments = fresh("run", {"-q"});
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{1000, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const Outcome outcome = run_mamba3(arguments);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  expect_error(outcome, 1, "File too large");
 }
 
 TEST_F(Train, AGpuThatIsNotThereIsRefused) {

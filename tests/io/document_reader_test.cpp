@@ -45,6 +45,9 @@ TEST_F(DocumentReaderTest, CutsTextsAtSeparatorLines) {
   EXPECT_EQ(read_all(put("a.txt", text)), expected);
   EXPECT_EQ(read_all(put("a.txt.xz", packed(text))), expected);
   EXPECT_EQ(read_all(put("b.txt", "one\r\n<|endoftext|>"), {"<|endoftext|>"}), Documents{"one\r"});
+  EXPECT_EQ(read_all(put("b.txt", "a\r\nb\r\n--\r\nc\n--\r\n--\r\nd\r\n--\r"), {"--"}),
+            (Documents{"a\r\nb", "c", "d"}));
+  EXPECT_EQ(read_all(put("b.txt", "a\n\r\nb"), {""}), Documents{"a\n\r\nb"});
   EXPECT_EQ(read_all(put("b.txt", "a\n--\nb"), {"--"}), (Documents{"a", "b"}));
   EXPECT_EQ(read_all(put("b.txt", text), {""}), Documents{text});
   EXPECT_EQ(read_all(put("b.txt", "")), Documents{});

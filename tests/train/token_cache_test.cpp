@@ -104,6 +104,10 @@ TEST_F(TokenCacheTest, TheFingerprintFollowsContentsAndFormat) {
   other = sources_;
   std::swap(other.files[0], other.files[1]);
   EXPECT_NE(sources_fingerprint(other, kTokenizer), fingerprint_);
+  std::filesystem::copy_file(folder_ / "b.jsonl", folder_ / "b.txt");
+  other = sources_;
+  other.files[1] = folder_ / "b.txt";  // the same bytes as text
+  EXPECT_NE(sources_fingerprint(other, kTokenizer), fingerprint_);
   write_text(folder_ / "b.jsonl", "{\"text\": \"Another.\"}\n");
   EXPECT_NE(sources_fingerprint(sources_, kTokenizer), fingerprint_);
 }

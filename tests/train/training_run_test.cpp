@@ -220,11 +220,15 @@ TEST_F(CudaTrainingRunTest, ATrainingGoesOnOnTheOtherDevice) {
 TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
   const TrainRecord record = carrying_record();
   run(record, "whole");
-  const std::pair<std::string, std::string> damages[] = {
-      {"cut short", "optimizer.safetensors"}, {"one bit", "optimizer.safetensors"},
-      {"removed", "optimizer.safetensors"},   {"removed", "training.json"},
-      {"cut short", "states.safetensors"},    {"one bit", "states.safetensors"},
-      {"removed", "states.safetensors"}};
+  const std::pair<std::string, std::string> damages[] = {{"cut short", "optimizer.safetensors"},
+                                                         {"one bit", "optimizer.safetensors"},
+                                                         {"removed", "optimizer.safetensors"},
+                                                         {"removed", "training.json"},
+                                                         {"cut short", "states.safetensors"},
+                                                         {"one bit", "states.safetensors"},
+                                                         {"removed", "states.safetensors"},
+                                                         {"a digit", "training.json"},
+                                                         {"a digit", "config.json"}};
   for (const auto& [damage, file] : damages) {
     SCOPED_TRACE(damage + " " + file);
     warnings_.clear();
@@ -234,6 +238,7 @@ TEST_F(TrainingRunTest, ADamagedCheckpointIsPassedOver) {
     std::string bytes = read_text(damaged);
     if (damage == "cut short") bytes.resize(bytes.size() / 2);
     if (damage == "one bit") bytes[bytes.size() / 2] ^= 1;
+    if (damage == "a digit") bytes.replace(bytes.find("0.0"), 3, "0.1");
     write_text(damaged, bytes);
     if (damage == "removed") fs::remove(damaged);
     EXPECT_EQ(run(record, "cut", 1000, true).tokens, 10 * 6 * 24);
@@ -477,6 +482,53 @@ TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   ASSERT_EQ(steps.size(), 20u);
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), 20);
+}
+
+// It wrote its last checkpoint and was killed before the model, the evaluation and the report.
+TEST_F(TrainingRunTest, WhatAKilledOneLeftOutIsMade) {
+  const TrainRecord record = small_record();
+  run(record, "run");
+  const fs::path model = folder_ / "run" / "model.safetensors";
+  const std::string bytes = read_text(model), metrics = read_text(folder_ / "run/metrics.jsonl");
+  fs::copy_file(folder_ / "run/checkpoints/step-15/model.safetensors", model,
+                fs::copy_options::overwrite_existing);
+  write_text(folder_ / "run/metrics.jsonl", metrics.substr(0, metrics.rfind("{")));
+  fs::remove(folder_ / "run" / "report.html");
+  run(record, "run", 1000, true);
+  EXPECT_TRUE(read_text(model) == bytes);
+  EXPECT_TRUE(read_text(folder_ / "run/metrics.jsonl") == metrics);
+  EXPECT_TRUE(fs::exists(folder_ / "run" / "report.html"));
+}
+
+TEST_F(TrainingRunTest, AnEvaluationThatWasInterruptedIsMade) {
+  const TrainRecord record = small_record();
+  EXPECT_NE(error_of([&] { run(record, "run", 7); }), "");
+  EXPECT_TRUE(read_metrics(folder_ / "run/metrics.jsonl").evaluations.empty());
+  EXPECT_TRUE(fs::exists(folder_ / "run/checkpoints/step-7"));
+  run(record, "run", 1000, true);
+  std::vector<std::int64_t> steps;
+  for (const auto& one : read_metrics(folder_ / "run/metrics.jsonl").evaluations) {
+    steps.push_back(one.step);
+  }
+  EXPECT_EQ(steps, (std::vector<std::int64_t>{7, 14, 20}));
+}
+
+TEST_F(TrainingRunTest, OnlyWhatAKilledOneLeftIsRemoved) {
+  const fs::path run_at = run_folder("run"), checkpoints = run_folder("run/checkpoints");
+  const std::string mine = "." + std::to_string(::getpid()) + "-0.tmp";  // as of its number again
+  for (const fs::path& left : {run_at / ("config.json" + mine), run_at / "a.2147483647-1.tmp",
+                               checkpoints / "step-3.tmp" / "config.json"}) {
+    fs::create_directories(left.parent_path());
+    write_text(left, "");
+  }
+  const fs::path others[] = {run_at / "notes.tmp", run_at / "a.1-2.tmp", run_at / "a.b-2.tmp",
+                             run_at / "a.2147483647-1.tm"};
+  for (const fs::path& other : others) write_text(other, "");
+  run(small_record(), "run");
+  for (const fs::path& other : others) EXPECT_TRUE(fs::exists(other)) << other;
+  EXPECT_FALSE(fs::exists(run_at / ("config.json" + mine)));
+  EXPECT_FALSE(fs::exists(run_at / "a.2147483647-1.tmp"));
+  EXPECT_FALSE(fs::exists(checkpoints / "step-3.tmp"));
 }
 
 TEST_F(TrainingRunTest, AReportIsLeftHoweverItEnds) {
