@@ -104,6 +104,9 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
     config.width = 64;
     config.layers = task == Task::kParity ? 1 : 3;
     config.mixer.state = 64;
+    // Many heads, each with a dt of its own: one of them finds the half turn of parity, which a
+    // single head of 64 did not find.
+    config.mixer.head_dim = 8;
     // Of so few symbols a tied head would shrink with their embeddings as long as guessing is
     // best, and leave no slope to learn by: parity then stays at chance.
     config.tied_embeddings = false;
