@@ -1,6 +1,7 @@
 // bench: speeds with the ceilings of this machine, measured in the same run with the same threads.
 #include "cli/bench.h"
 
+#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "cli/bench_model.h"

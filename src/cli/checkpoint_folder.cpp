@@ -1,6 +1,7 @@
 #include "cli/checkpoint_folder.h"
 
 #include <unistd.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <system_error>

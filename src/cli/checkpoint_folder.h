@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/cli11_forward.h"
 #include "cli/common.h"
 #include "io/tensor_file.h"
 #include "mamba3/config.h"

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "cli/cli11_forward.h"
 #include "cli/options.h"
 
 namespace mamba3::cli {

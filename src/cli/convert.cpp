@@ -1,4 +1,5 @@
 // convert: a checkpoint's files to files of another format or type.
+#include <CLI/CLI.hpp>
 #include <cstring>
 #include <memory>
 

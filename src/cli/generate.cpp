@@ -1,6 +1,7 @@
 // generate: continues a prompt, streamed. See interactive.cpp for turns.
 #include "cli/generate.h"
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <random>
 

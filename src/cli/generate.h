@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/cli11_forward.h"
 #include "cli/common.h"
 #include "mamba3/engine.h"
 

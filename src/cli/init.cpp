@@ -1,6 +1,7 @@
 // init: a checkpoint of random weights, as the authors initialise a model before training.
 #include "model/init.h"
 
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <random>
 

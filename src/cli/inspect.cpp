@@ -1,4 +1,5 @@
 // inspect: what a checkpoint is and what it needs, from its headers and small tensors alone.
+#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "cli/commands.h"

@@ -1,5 +1,6 @@
 // mamba3 COMMAND [options]: finds the command, runs it, and turns whatever it throws into one
 // paragraph on stderr and an exit code.
+#include <CLI/CLI.hpp>
 #include <exception>
 #include <new>
 #include <utility>

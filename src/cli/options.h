@@ -1,11 +1,11 @@
 // Declaring options: those of every command, the environment, and validators.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "cli/cli11_forward.h"
 #include "cli/common.h"
 
 namespace mamba3::cli {

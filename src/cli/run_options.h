@@ -1,9 +1,9 @@
 // Options of a command in a file, and back: `train --run FILE`, and the file that train leaves.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 
+#include "cli/cli11_forward.h"
 #include "cli/train.h"
 
 namespace mamba3::cli {

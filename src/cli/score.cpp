@@ -1,6 +1,7 @@
 // score: log-likelihoods of texts, requests and test sets, and logits as they are.
 #include "cli/score.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 

@@ -1,5 +1,6 @@
 #include "cli/sweep_cells.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <set>
 

@@ -1,4 +1,5 @@
 // tokenize: text to ids and back. stdin to stdout, one text or JSON lines.
+#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "cli/commands.h"

@@ -1,6 +1,7 @@
 // train: a model from scratch, from another one, or from where a training was left.
 #include "cli/train.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>

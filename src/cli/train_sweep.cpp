@@ -1,5 +1,6 @@
 #include "cli/train_sweep.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
 #include <mutex>

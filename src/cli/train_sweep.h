@@ -2,8 +2,9 @@
 // at once.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
+
+#include "cli/cli11_forward.h"
 
 namespace mamba3::cli {
 

@@ -1,5 +1,6 @@
 #include "cli/train_task.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <nlohmann/json.hpp>
 

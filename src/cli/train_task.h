@@ -1,12 +1,12 @@
 // train --task: options of the state-tracking tasks, and the models that learn them.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 
+#include "cli/cli11_forward.h"
 #include "mamba3/config.h"
 #include "train/train_checkpoint.h"
 

@@ -1,6 +1,7 @@
 // verify: golden files against what this machine computes.
 #include "engine/verify.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <map>
