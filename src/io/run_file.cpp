@@ -22,6 +22,20 @@ constexpr std::size_t kMostBytes = std::size_t{256} << 10;
        "; expected YAML or JSON with a line \"option: value\" for each option; correct the file");
 }
 
+// YAML has none of them, and its parser takes some for marks of its own; a carriage return without
+// a line feed it takes for text.
+void refuse_control_bytes(std::string_view text, const std::string& origin) {
+  YAML::Mark mark;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '\n') ++mark.line;
+    if (c == '\n' || c == '\t' || (c == '\r' && text.substr(i + 1, 1) == "\n")) continue;
+    if ((c >= 0 && c < 0x20) || c == 0x7f) {
+      refuse(origin, mark, str("a control character, byte ", int{c}, ", stands in the text"));
+    }
+  }
+}
+
 class Reader : public YAML::EventHandler {
  public:
   explicit Reader(std::string origin) : origin_(std::move(origin)) {}
@@ -45,6 +59,8 @@ class Reader : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                 const std::string& text) override {
     check_tag(mark, tag);
+    // Nor could it stand on a command line.
+    if (text.find('\0') != std::string::npos) refuse(origin_, mark, "a value holds a byte 0");
     switch (in_) {
       case In::kNothing:
         refuse(origin_, mark, "a single value stands where options should be");
@@ -107,6 +123,7 @@ class Reader : public YAML::EventHandler {
 std::vector<RunFileEntry> parse_run_file(std::string_view text, const std::string& origin) {
   check_input(text.size() <= kMostBytes, origin, " has ", text.size(), " bytes; expected at most ",
               kMostBytes, ", and options in it");
+  refuse_control_bytes(text, origin);
   std::istringstream in{std::string(text)};
   Reader reader(origin);
   try {

@@ -21,8 +21,8 @@ struct RunFileEntry {
 };
 
 // Refuses, with the line, what is not YAML, a key without a value or that comes twice, and what no
-// option has: values that hold others, aliases, tags. `origin` names the text in messages. Texts of
-// more than 256 KiB are refused.
+// option has: control characters, values that hold others, aliases, tags. `origin` names the text
+// in messages. Texts of more than 256 KiB are refused.
 std::vector<RunFileEntry> parse_run_file(std::string_view text, const std::string& origin);
 std::vector<RunFileEntry> read_run_file(const std::filesystem::path& path);
 

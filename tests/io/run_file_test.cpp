@@ -29,6 +29,10 @@ TEST(RunFile, ReadsYaml) {
   EXPECT_EQ(parsed("# nothing\n"), Entries());
 }
 
+TEST(RunFile, ReadsLinesAsWindowsEndsThem) {
+  EXPECT_EQ(parsed("a: 1\r\nb:\r\n  - x\r\n"), (Entries{{"a", {"1"}}, {"b", {"x"}, true}}));
+}
+
 TEST(RunFile, ReadsJson) {
   EXPECT_EQ(parsed("{\"data\":[\"a.txt\",\"b c.jsonl\"],\"rate\":1e-3,\"separator\":\"\","
                    "\"strict\":true}"),
@@ -74,7 +78,11 @@ TEST(RunFile, RefusesWhatNoOptionHasWithTheLine) {
            {"? {a: 1}\n: 1", "a key is no text"},
            {"~: 1", "a key is missing"},
            {"a: 'x", "line 1"},
-           {"a: \"\\q\"", "line 1"}}) {
+           {"a: \"\\q\"", "line 1"},
+           {std::string("a: 1\nb: x\0y", 11), "line 2: a control character, byte 0,"},
+           {"a: x\x7f", "byte 127"},
+           {"a: 1\rb: 2", "byte 13"},
+           {"a: [\"\\0\"]", "line 1: a value holds a byte 0"}}) {
     const std::string message = error_of([text = text] { parsed(text); });
     EXPECT_NE(message.find(part), std::string::npos) << text << "\n" << message;
     EXPECT_NE(message.find("run.yaml, line "), std::string::npos) << message;
