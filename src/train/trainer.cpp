@@ -11,10 +11,12 @@
 namespace mamba3 {
 namespace {
 
-// A loss of so many times that of guessing means that training has gone astray; below so many nats
-// none does: with a few symbols in the vocabulary a spike soon exceeds that.
-constexpr double kDiverged = 2;
-constexpr double kNeverDiverged = 10;
+// Nats above which training has gone astray. A model of a few symbols can be sure of itself and
+// wrong of half of them, when sequences become longer than those it knows, and come back.
+double most_loss(std::int64_t symbols) {
+  constexpr std::int64_t kFew = 128;
+  return symbols <= kFew ? 100 : 2 * std::log(static_cast<double>(symbols));
+}
 
 }  // namespace
 
@@ -75,8 +77,7 @@ StepReport Trainer::step(const Poll& poll) {
   if (poll) poll();
   const Learner::Figures found = learner_.figures();
   const double loss = found.sums.loss / targets;
-  const double guessing = std::log(static_cast<double>(config().padded_vocab()));
-  const double most = std::max(kNeverDiverged, kDiverged * guessing);
+  const double most = most_loss(config().padded_vocab());
   if (!(loss <= most)) refuse_step(str("a loss of ", loss, " nats; expected at most ", most));
   if (!std::isfinite(found.norm)) {
     refuse_step(str("gradients of norm ", found.norm, "; expected a number"));
