@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,12 @@ void add_common_options(CLI::App& app, CommonOptions& options);
 // For all options at once: names the environment variable (--top-k is MAMBA3_TOP_K), and lets the
 // last of repeated values count.
 void finish_options(CLI::App& app);
+
+// An option that was not given leaves what is there.
+template <class T>
+void set(T& to, const std::optional<T>& given) {
+  if (given) to = *given;
+}
 
 // Validators whose messages say what was expected.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);

@@ -16,6 +16,7 @@
 #include "core/host_memory.h"
 #include "core/quote.h"
 #include "io/atomic_file.h"
+#include "io/bytes.h"
 #include "io/mapped_file.h"
 #include "model/init.h"
 #include "model/mixer.h"
@@ -65,10 +66,7 @@ void copy_tokenizer(const TrainStart& start) {
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (fs::equivalent(start.tokenizer, to, ec)) return;
-  const auto from = MappedFile::open(start.tokenizer);
-  AtomicFile file(to);
-  file.write(from->bytes());
-  file.commit();
+  write_atomically(to, text_of(MappedFile::open(start.tokenizer)->bytes()));
 }
 
 void prepare_folder(TrainStart& start) {

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "cli/bench_origin.h"
+#include "cli/options.h"
 #include "cli/terminal.h"
 #include "cli/train.h"
 #include "core/check.h"
@@ -17,11 +18,6 @@
 namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
-
-template <class T>
-void set(T& to, const std::optional<T>& given) {
-  if (given) to = *given;
-}
 
 std::vector<std::string> absolute(const std::vector<std::string>& files) {
   std::vector<std::string> out;

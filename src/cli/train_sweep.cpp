@@ -24,12 +24,6 @@ namespace {
 
 constexpr int kJobsOnGpu = 8;  // small models: one alone leaves most of a card idle
 
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 class Sweep {
  public:
   explicit Sweep(const TrainCommand& command)
@@ -177,7 +171,7 @@ class Sweep {
   }
 
   void keep(std::size_t i, Json result) {
-    write_text(result_path(i), result.dump(1) + "\n");
+    write_atomically(result_path(i), result.dump(1) + "\n");
     const std::scoped_lock lock(mutex_);
     ++ended_;
     bar_.clear();
@@ -194,7 +188,7 @@ class Sweep {
     for (const Json& result : results_) {
       if (!result.is_null()) lines += result.dump() + "\n";
     }
-    write_text(folder_ / "results.jsonl", lines);
+    write_atomically(folder_ / "results.jsonl", lines);
   }
 
   TrainCommand command_;
@@ -237,7 +231,7 @@ int run_sweep(const TrainCommand& command) {
   const std::vector<Json> results = Sweep(command).run();
   if (!command.sweep.out.empty()) {
     const Context ctx = make_context(command.common, choose_device(command.common));
-    write_text(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
+    write_atomically(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
   }
   if (!command.common.json) write_out(sweep_table(results));
   for (const Json& result : results) {

@@ -249,9 +249,7 @@ std::string report_html(const ReportFacts& facts, const MetricsHistory& history)
 }
 
 void write_report(const fs::path& run, const ReportFacts& facts, const MetricsHistory& history) {
-  AtomicFile file(run / "report.html");
-  file.write(report_html(facts, history));
-  file.commit();
+  write_atomically(run / "report.html", report_html(facts, history));
 }
 
 void write_report(const fs::path& run) {

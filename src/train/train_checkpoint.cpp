@@ -8,6 +8,7 @@
 #include "core/hash.h"
 #include "core/quote.h"
 #include "io/atomic_file.h"
+#include "io/bytes.h"
 #include "io/config_file.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
@@ -58,12 +59,6 @@ std::vector<std::int64_t> steps_in(const fs::path& run) {
   }
   std::ranges::sort(steps, std::greater<>());
   return steps;
-}
-
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
 }
 
 std::uint64_t checksum_of(const fs::path& path) {
@@ -188,16 +183,12 @@ TrainRecord record_from(const nlohmann::json& json) {
   return record;
 }
 
-std::string_view text_of(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 void fill_folder(const fs::path& folder, const TrainRecord& record, const Trainer& trainer) {
   std::error_code ec;
   fs::remove_all(folder, ec);
   fs::create_directories(folder, ec);
   check_done(ec, folder);
-  write_text(folder / kConfigName, config_to_json(trainer.config()));
+  write_atomically(folder / kConfigName, config_to_json(trainer.config()));
   write_weights(folder / kWeightsName, trainer);
   write_moments(folder / kMomentsName, trainer);
   if (trainer.lanes() != nullptr) write_states(folder / kStatesName, *trainer.lanes());
@@ -209,7 +200,7 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   json["checksums"][kRecordName] = record_checksum(json);
   // Names of files may be any bytes.
   const auto replace = ordered_json::error_handler_t::replace;
-  write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
+  write_atomically(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
 }
 
 // A checkpoint that was not finished, or a file.
@@ -270,7 +261,7 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
   out.folder = folder;
   try {
     const auto file = MappedFile::open(folder / kRecordName);
-    const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
+    const nlohmann::json json = parse_json_limited(text_of(file->bytes()), file->path().string());
     out.record = record_from(json);
     for (const char* name : tensor_files(out.record.options)) {
       check_sum(name, json.at("checksums").at(name), checksum_of(folder / name));
@@ -317,7 +308,7 @@ std::optional<TrainRecord> newest_train_record(const fs::path& run) {
   for (const std::int64_t step : steps_in(run)) {
     try {
       const auto file = MappedFile::open(folder_of(run, step) / kRecordName);
-      return parse_train_record(text_of(*file), file->path().string());
+      return parse_train_record(text_of(file->bytes()), file->path().string());
     } catch (const Error&) {
     }
   }
@@ -354,7 +345,7 @@ void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
 
 void write_model(const fs::path& run, const Trainer& trainer) {
   write_weights(run / kWeightsName, trainer);
-  write_text(run / kConfigName, config_to_json(trainer.config()));
+  write_atomically(run / kConfigName, config_to_json(trainer.config()));
 }
 
 }  // namespace mamba3
