@@ -304,6 +304,7 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   real(app, "--beta2", command.beta2, 1, "of AdamW (default: 0.95)");
   real(app, "--z-loss", command.z_loss, 1e3,
        "weight of the squared logarithm of the softmax's sum (default: 0)");
+  real(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
 }
 
 void add_rhythm_options(CLI::App& app, TrainCommand& command) {

@@ -287,6 +287,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(record.data.format.separator, command.separator);
   set(record.data.format.json_key, command.json_key);
   record.version = str(kVersion, " ", build_commit());
+  set(options.optimizer.eps, command.eps);
   record.command = command_line();
   check_train_options(options);
   return record;

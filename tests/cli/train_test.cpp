@@ -278,3 +278,5 @@ TEST_F(Train, AGpuThatIsNotThereIsRefused) {
 
 }  // namespace
 }  // namespace mamba3
+  expect_error(run_mamba3(fresh("run", {"--eps", "0"})), 1, "eps is 0; expected a number above 0");
+  expect_error(run_mamba3(fresh("run", {"--eps", "-1e-8"})), 2, "found '-1e-8'");
