@@ -74,9 +74,11 @@ void prepare_folder(TrainStart& start) {
   fs::create_directories(start.folder, ec);
   check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
               "; expected a place that can be written; choose another -o");
-  if (start.lock) return;
-  start.lock.emplace(start.folder);
-  check_free(start.folder);  // another one may have come and gone meanwhile
+  if (!start.lock) {
+    start.lock.emplace(start.folder);
+    check_free(start.folder);  // another one may have come and gone meanwhile
+  }
+  remove_left_over(start.folder);
 }
 
 // Once nothing more can be refused: what an earlier call has left is still there until then.
@@ -302,9 +304,9 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   real(app, "--clip", command.clip, 1e9, "largest norm of the gradients; 0: any (default: 1)");
   real(app, "--beta1", command.beta1, 1, "of AdamW (default: 0.9)");
   real(app, "--beta2", command.beta2, 1, "of AdamW (default: 0.95)");
+  real(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
   real(app, "--z-loss", command.z_loss, 1e3,
        "weight of the squared logarithm of the softmax's sum (default: 0)");
-  real(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
 }
 
 void add_rhythm_options(CLI::App& app, TrainCommand& command) {

@@ -155,6 +155,17 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   } else {
     check_free(start.folder);
   }
+// The training keeps its warm-up, which --steps may cut short where no step is left to take.
+TrainRecord with_fitting_warmup(const TrainCommand& command, TrainRecord record) {
+  std::int64_t& warmup = record.options.schedule.warmup_steps;
+  const std::int64_t steps = command.steps.value_or(warmup);
+  if (command.warmup || steps >= warmup) return record;
+  check_input(steps <= record.step, "--steps ", steps, " ends the training within its warm-up of ",
+              warmup, " steps; expected at least as many; give more, or --warmup too");
+  warmup = steps;
+  return record;
+}
+
   start.checkpoint = newest_train_checkpoint(command.resume, ctx);
   if (!start.checkpoint->record.task) {
     start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
@@ -162,8 +173,8 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   }
   start.config = start.checkpoint->config;
   const TrainRecord& before = start.checkpoint->record;
-  start.record = with_given(command, before);
-  refuse_other_order(before, start.record);
+  start.record = with_given(command, with_fitting_warmup(command, before));
+  refuse_other_order(command, before, start.record);
   refuse_other_model(command, start.config);
   ctx.log(LogLevel::kInfo,
           str("going on after step ", before.step, " of ", start.checkpoint->folder.string()));

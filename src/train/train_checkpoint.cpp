@@ -208,17 +208,11 @@ bool is_left_over(const fs::path& path) {
   return (path.extension() == ".tmp" && step_of(path.stem())) || is_abandoned_temporary(path);
 }
 
-// Old checkpoints, and what a killed run left half-written.
-void prune(const fs::path& run, std::int64_t keep) {
+void remove_old_checkpoints(const fs::path& run, std::int64_t keep) {
   std::error_code ignored;
   const std::vector<std::int64_t> steps = steps_in(run);
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
     fs::remove_all(folder_of(run, steps[i]), ignored);
-  }
-  for (const fs::path& folder : {run, checkpoints_of(run)}) {
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
-    }
   }
 }
 
@@ -252,7 +246,8 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   fs::rename(aside, folder, ec);
   check_done(ec, folder);
   sync_folder_of(folder);
-  prune(run, record.rhythm.keep);
+  remove_old_checkpoints(run, record.rhythm.keep);
+  remove_left_over(run);
   return folder;
 }
 
@@ -313,6 +308,15 @@ std::optional<TrainRecord> newest_train_record(const fs::path& run) {
     }
   }
   return std::nullopt;
+}
+
+void remove_left_over(const fs::path& run) {
+  std::error_code ignored;
+  for (const fs::path& folder : {run, checkpoints_of(run)}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
+    }
+  }
 }
 
 void set_aside_later(const fs::path& run, std::int64_t step) {

@@ -438,24 +438,70 @@ TEST_F(TrainingRunTest, TheLastSaveIsTriedUntilThereIsRoom) {
   EXPECT_NE(error_of([&] { run_with("never"); }), "");
 }
 
-// As on a full disk: no file may become larger than its weights are.
+// As on a full disk: while it lives, no file may become larger.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(std::uintmax_t bytes) {
+    EXPECT_EQ(::getrlimit(RLIMIT_FSIZE, &before_), 0);
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit small{bytes, before_.rlim_max};
+    EXPECT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  }
+  ~FileSizeLimit() {
+    EXPECT_EQ(::setrlimit(RLIMIT_FSIZE, &before_), 0);
+    ::signal(SIGXFSZ, SIG_DFL);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
 TEST_F(TrainingRunTest, AFailedCheckpointLeavesNothing) {
   const TrainRecord record = small_record();
   Context ctx = context();
   Trainer trainer = fresh(record, ctx);
   write_model(run_folder("run"), trainer);
-  const auto weights_bytes = fs::file_size(folder_ / "run" / "model.safetensors");
-  rlimit before{};
-  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
-  ::signal(SIGXFSZ, SIG_IGN);
-  const rlimit small{weights_bytes, before.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string message =
-      error_of([&] { write_train_checkpoint(folder_ / "run", record, trainer); });
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
-  ::signal(SIGXFSZ, SIG_DFL);
-  EXPECT_NE(message.find("optimizer.safetensors"), std::string::npos) << message;
+  const FileSizeLimit limit(fs::file_size(folder_ / "run" / "model.safetensors"));
+  expect_error("optimizer.safetensors",
+               [&] { write_train_checkpoint(folder_ / "run", record, trainer); });
   EXPECT_TRUE(fs::is_empty(folder_ / "run" / "checkpoints"));
+}
+
+TEST_F(TrainingRunTest, AnInterruptedOneThatCannotBeSavedSaysWhatIsLost) {
+  const TrainRecord record = small_record();
+  Context ctx = context();
+  std::string good =
+      "; the last good checkpoint is \"" + (folder_ / "run/checkpoints/step-5").string();
+  std::optional<FileSizeLimit> limit;
+  const auto interrupted = [&](std::int64_t full_at) {
+    fs::remove_all(folder_ / "run");
+    Trainer trainer = fresh(record, ctx);
+    RunHooks hooks;
+    hooks.poll = [&] {
+      if (trainer.steps() == full_at) limit.emplace(4000);
+      if (trainer.steps() == 8) throw Error(ErrorCode::kInterrupted, "interrupted");
+    };
+    const std::string message = error_of(
+        [&] { TrainingRun(run_folder("run"), record, trainer, nullptr, hooks, ctx).run(); });
+    limit.reset();
+    return message;
+  };
+  const std::string lost = interrupted(6);
+  EXPECT_TRUE(lost.starts_with("steps 6 to 8 could not be saved and are lost: cannot write"))
+      << lost;
+  EXPECT_NE(lost.find("File too large"), std::string::npos) << lost;
+  EXPECT_NE(lost.find(good), std::string::npos) << lost;
+  const std::string all = interrupted(0);
+  EXPECT_TRUE(all.starts_with("steps 1 to 8 could not be saved and are lost: ")) << all;
+  EXPECT_TRUE(all.ends_with("; nothing was saved since it began")) << all;
+
+  // The checkpoint is whole, only the model beside it is of an earlier step.
+  fs::create_directories(folder_ / "whole/model.safetensors");
+  const std::string model = error_of([&] { run(record, "whole", 8); });
+  EXPECT_TRUE(model.starts_with("the model after step 8 was not written: ")) << model;
+  EXPECT_NE(model.find("checkpoints/step-8"), std::string::npos) << model;
 }
 
 TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
@@ -498,6 +544,17 @@ TEST_F(TrainingRunTest, WhatAKilledOneLeftOutIsMade) {
   EXPECT_TRUE(read_text(model) == bytes);
   EXPECT_TRUE(read_text(folder_ / "run/metrics.jsonl") == metrics);
   EXPECT_TRUE(fs::exists(folder_ / "run" / "report.html"));
+}
+
+TEST_F(TrainingRunTest, OneThatHasEndedAddsNothing) {
+  const TrainRecord record = small_record();
+  const RunResult first = run(record, "run");
+  const std::string metrics = read_text(folder_ / "run/metrics.jsonl");
+  const RunResult again = run(record, "run", 1000, true);
+  EXPECT_TRUE(read_text(folder_ / "run/metrics.jsonl") == metrics);
+  ASSERT_TRUE(again.held_out.has_value());
+  EXPECT_EQ(again.held_out->loss, first.held_out->loss);
+  EXPECT_EQ(again.held_out->accuracy, first.held_out->accuracy);
 }
 
 TEST_F(TrainingRunTest, AnEvaluationThatWasInterruptedIsMade) {
