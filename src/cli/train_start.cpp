@@ -107,7 +107,16 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
   return start;
 }
 
-void refuse_other_order(const TrainRecord& record_before, const TrainRecord& record_now) {
+constexpr const char* kTextOptions =
+    "--data, --valid, --valid-split, --separator, --json-key or --cache";
+
+bool gives_texts(const TrainCommand& command) {
+  return !command.data.empty() || !command.held_out.empty() || command.valid_split ||
+         command.separator || command.json_key || !command.cache.empty();
+}
+
+void refuse_other_order(const TrainCommand& command, const TrainRecord& record_before,
+                        const TrainRecord& record_now) {
   const TrainOptions& before = record_before.options;
   const TrainOptions& now = record_now.options;
   check_input(before.length == now.length && before.seed == now.seed,
@@ -121,9 +130,9 @@ void refuse_other_order(const TrainRecord& record_before, const TrainRecord& rec
               before.batch, " lanes, one for each window of a step; expected --batch ",
               before.batch, ", not ", now.batch, "; leave it out, or begin anew with --init-from");
   if (!record_before.task) return;
-  if (!record_now.data.files.empty() || !record_now.data.held_out.empty()) {
-    fail(ErrorCode::kUsage, "--data or --valid is given to a training of a task; expected its ",
-         "generated sequences alone; leave them out");
+  if (gives_texts(command)) {
+    fail(ErrorCode::kUsage, kTextOptions, " is given to a training of a task; expected its ",
+         "generated sequences alone; leave it out");
   }
   const Json tasks[] = {to_json(*record_before.task), to_json(*record_now.task)};
   check_input(tasks[0] == tasks[1] && before.batch == now.batch,
@@ -146,15 +155,6 @@ void refuse_other_model(const TrainCommand& command, const ModelConfig& config) 
               "; expected the same; leave them out, or begin anew");
 }
 
-TrainStart resume(const TrainCommand& command, Context& ctx) {
-  TrainStart start;
-  start.folder = command.output.empty() ? command.resume : command.output;
-  std::error_code ec;
-  if (fs::equivalent(start.folder, command.resume, ec)) {
-    start.lock.emplace(start.folder);
-  } else {
-    check_free(start.folder);
-  }
 // The training keeps its warm-up, which --steps may cut short where no step is left to take.
 TrainRecord with_fitting_warmup(const TrainCommand& command, TrainRecord record) {
   std::int64_t& warmup = record.options.schedule.warmup_steps;
@@ -166,6 +166,15 @@ TrainRecord with_fitting_warmup(const TrainCommand& command, TrainRecord record)
   return record;
 }
 
+TrainStart resume(const TrainCommand& command, Context& ctx) {
+  TrainStart start;
+  start.folder = command.output.empty() ? command.resume : command.output;
+  std::error_code ec;
+  if (fs::equivalent(start.folder, command.resume, ec)) {
+    start.lock.emplace(start.folder);
+  } else {
+    check_free(start.folder);
+  }
   start.checkpoint = newest_train_checkpoint(command.resume, ctx);
   if (!start.checkpoint->record.task) {
     start.tokenizer = command.common.tokenizer.empty() ? tokenizer_in(command.resume)
@@ -191,7 +200,7 @@ void check_task_command(const TrainCommand& command) {
            "; leave one of them out");
     }
   };
-  refuse(!command.data.empty() || !command.held_out.empty(), "--data or --valid",
+  refuse(gives_texts(command), kTextOptions,
          "one kind of training: on texts or on generated sequences");
   refuse(!command.preset.empty(), "--preset", "--config, or --width and --layers");
   refuse(!command.init_from.empty(), "--init-from", "a new model");
@@ -278,6 +287,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(options.optimizer.clip, command.clip);
   set(options.optimizer.beta1, command.beta1);
   set(options.optimizer.beta2, command.beta2);
+  set(options.optimizer.eps, command.eps);
   set(options.z_loss, command.z_loss);
   set(options.seed, command.common.seed);
   const std::string& dtype = command.common.dtype;
@@ -298,7 +308,6 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(record.data.format.separator, command.separator);
   set(record.data.format.json_key, command.json_key);
   record.version = str(kVersion, " ", build_commit());
-  set(options.optimizer.eps, command.eps);
   record.command = command_line();
   check_train_options(options);
   return record;
