@@ -26,6 +26,8 @@ void set(T& to, const std::optional<T>& given) {
 CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
 CLI::Validator number(double least, double most);
 CLI::Validator one_of(const std::vector<std::string>& names);
+// "a,b,c"; nothing of an empty list.
+std::vector<std::string> split_list(const std::string& list);
 // "1,8,128", each at least `least`.
 std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
                                         std::int64_t least);

@@ -7,6 +7,7 @@
 #include "cli/bench_origin.h"
 #include "cli/bench_report.h"
 #include "core/check.h"
+#include "core/rounded.h"
 #include "io/json.h"
 
 namespace mamba3::cli {
@@ -50,9 +51,7 @@ Json parse_sweep_result(std::string_view text, const std::string& origin) {
 }
 
 std::string accuracy_text(const Json& result) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f", accuracy(result));
-  return text;
+  return rounded(accuracy(result), 2);
 }
 
 std::string sweep_table(const std::vector<Json>& results) {

@@ -15,6 +15,7 @@
 #include "core/gpu.h"
 #include "core/host_memory.h"
 #include "core/quote.h"
+#include "core/rounded.h"
 #include "io/atomic_file.h"
 #include "io/bytes.h"
 #include "io/mapped_file.h"
@@ -112,12 +113,6 @@ void set_weights(TrainStart& start, Trainer& trainer, Context& ctx) {
   }
   start.checkpoint.reset();
   start.first_weights.reset();
-}
-
-std::string rounded(double value, int digits) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
 }
 
 void wait_ten_seconds() {

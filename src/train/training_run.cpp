@@ -39,9 +39,10 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
 RunResult TrainingRun::run() {
   try {
     if (ended()) {
-      ctx_.log(LogLevel::kInfo, str("the training of ", trainer_.options().schedule.steps,
-                                    " steps has ended, after step ", trainer_.steps()));
       save_last();  // an earlier call may have been killed before it wrote the model
+      ctx_.log(LogLevel::kInfo,
+               str("the training of ", trainer_.options().schedule.steps,
+                   " steps has ended, after step ", trainer_.steps(), ": no step is left"));
     }
     if (evaluation_is_due()) {  // or interrupted before it
       evaluate();

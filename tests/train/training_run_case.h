@@ -1,4 +1,5 @@
-// What the tests of trainings share: small ones on a small text, from their beginning and continued.
+// What the tests of trainings share: small ones on a small text, from their beginning and
+// continued.
 #pragma once
 
 #include <filesystem>
