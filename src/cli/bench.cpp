@@ -2,10 +2,12 @@
 #include "cli/bench.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 
 #include "cli/bench_model.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "core/check.h"
 
 namespace mamba3::cli {
@@ -27,20 +29,9 @@ struct BenchCommand {
   std::string presets, batches, tokens;  // as given
 };
 
-std::vector<std::string> split_names(const std::string& text) {
-  std::vector<std::string> names;
-  std::size_t begin = 0;
-  while (begin < text.size()) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    names.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return names;
-}
-
 int run_bench(BenchCommand& command) {
   BenchOptions& options = command.bench;
-  options.presets = split_names(command.presets);
+  options.presets = split_list(command.presets);
   for (const std::string& name : options.presets) bench_preset(name);  // refuses unknown ones now
   options.batches = parse_numbers("--batch", command.batches, 1);
   options.tokens = parse_numbers("--tokens", command.tokens, 1);

@@ -119,7 +119,7 @@ class KernelBench {
     CrossEntropyArgs args;
     args.x = memory.random_matrix(rows, d, narrow);
     args.w = rows_of(memory.random_bf16(v * d), v, d);
-    args.targets = memory.place(random_ids(rows));
+    args.targets = place_ids(rows, memory);
     args.sums = reinterpret_cast<CrossEntropySums*>(memory.floats(sizeof(CrossEntropySums)));
     args.grad_x = memory.random_matrix(rows, d, narrow);
     args.grad_w = memory.random_rows(v, d);
@@ -243,7 +243,7 @@ class KernelBench {
     BenchMemory memory(ctx_);
     const auto* const numbers = memory.random_bf16(v * d);
     const TensorRef table{reinterpret_cast<const std::byte*>(numbers), DType::kBf16, {v, d}};
-    const std::span<const std::int32_t> placed = memory.place(random_ids(copies * rows));
+    const std::span<const std::int32_t> placed = place_ids(copies * rows, memory);
     const TensorView<float, 2> y(memory.floats(copies * rows * d), {copies * rows, d});
     const double seconds = time_calls(ctx_, options_.repeat, [&](std::int64_t call) {
       const std::int64_t at = call % copies * rows;
@@ -255,13 +255,8 @@ class KernelBench {
     add_moved(str("embedding/rows=", rows), seconds, {2 * elements, 4 * elements});
   }
 
-  std::vector<std::int32_t> random_ids(std::int64_t count) const {
-    std::vector<std::int32_t> ids;
-    for (std::int64_t i = 0; i < count; ++i) {
-      const double draw = uniform_draw(ctx_.seed(), 1, static_cast<std::uint64_t>(i));
-      ids.push_back(static_cast<std::int32_t>(draw * static_cast<double>(model_config_.vocab)));
-    }
-    return ids;
+  std::span<const std::int32_t> place_ids(std::int64_t count, BenchMemory& memory) const {
+    return memory.place(random_ids(count, model_config_.vocab, 1, ctx_));
   }
 
   void add_moved(const std::string& what, double seconds, const Traffic& traffic) {

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "mamba3/sampling.h"
 #include "ops/sampling/philox.h"
 
 namespace mamba3::cli {
@@ -27,6 +28,16 @@ void convert(float value, Bf16& out) {
 
 std::int64_t copies_beyond_caches(std::int64_t bytes) {
   return std::clamp((kBeyondCacheBytes + bytes - 1) / bytes, std::int64_t{1}, kMostCopies);
+}
+
+std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t vocab, std::uint64_t stream,
+                                     const Context& ctx) {
+  std::vector<std::int32_t> ids;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double draw = uniform_draw(ctx.seed(), stream, static_cast<std::uint64_t>(i));
+    ids.push_back(static_cast<std::int32_t>(draw * static_cast<double>(vocab)));
+  }
+  return ids;
 }
 
 std::byte* BenchMemory::take(std::int64_t bytes) {

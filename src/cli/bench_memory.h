@@ -16,6 +16,10 @@ namespace mamba3::cli {
 // cache: a model would not find it there either.
 std::int64_t copies_beyond_caches(std::int64_t bytes);
 
+// Below `vocab`; each stream has others.
+std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t vocab, std::uint64_t stream,
+                                     const Context& ctx);
+
 class BenchMemory {
  public:
   explicit BenchMemory(Context& ctx) : ctx_(ctx) {}

@@ -137,9 +137,7 @@ void BenchReport::finish(const std::string& out_path) const {
   if (before_) write(comparison_text(compare_results(*before_, rows_)));
   if (json_) write_json(document());
   if (out_path.empty()) return;
-  AtomicFile file(out_path);
-  file.write(document().dump(1) + "\n");
-  file.commit();
+  write_atomically(out_path, document().dump(1) + "\n");
   if (!quiet_) message("mamba3: wrote " + out_path);
 }
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cli/bench_memory.h"
 #include "cli/bench_timing.h"
-#include "mamba3/sampling.h"
 
 namespace mamba3::cli {
 namespace {
@@ -102,11 +102,7 @@ PrefillRun::PrefillRun(const Model& model, const std::vector<std::int64_t>& leng
 
 void PrefillRun::draw_prompts(const std::vector<std::int64_t>& lengths) {
   for (const std::int64_t length : lengths) cu_seqlens_.push_back(tokens() + length);
-  const auto vocab = static_cast<double>(model_.config().vocab);
-  for (std::int64_t i = 0; i < tokens(); ++i) {
-    const double draw = uniform_draw(ctx_.seed(), 0, static_cast<std::uint64_t>(i));
-    ids_.push_back(static_cast<std::int32_t>(draw * vocab));
-  }
+  ids_ = random_ids(tokens(), model_.config().vocab, 0, ctx_);
 }
 
 double PrefillRun::seconds() {

@@ -1,19 +1,16 @@
 #include "cli/bench_table_text.h"
 
-#include <cstdio>
 #include <initializer_list>
 
 #include "cli/bench_baselines.h"
 #include "core/check.h"
+#include "core/rounded.h"
 
 namespace mamba3::cli {
 namespace {
 
 std::string cell(const std::optional<double>& value, int digits, const char* otherwise = "-") {
-  if (!value) return otherwise;
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.*f", digits, *value);
-  return text;
+  return value ? rounded(*value, digits) : otherwise;
 }
 
 // The first two cells to the left, numbers to the right.

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "cli/bench.h"
+#include "cli/bench_memory.h"
 #include "cli/bench_model.h"
 #include "cli/bench_timing.h"
 #include "core/check.h"
@@ -81,16 +82,10 @@ void assign_random(Learner& learner, Context& ctx) {
   learner.assign(tensors);
 }
 
-SequenceBatch random_batch(const TrainCase& which, std::int64_t vocab) {
+SequenceBatch random_batch(const TrainCase& which, std::int64_t vocab, const Context& ctx) {
   SequenceBatch out;
-  std::uint32_t seed = 1;
-  for (std::int64_t i = 0; i < which.batch * which.tokens; ++i) {
-    for (std::vector<std::int32_t>* numbers : {&out.ids, &out.targets}) {
-      seed = seed * 1664525u + 1013904223u;
-      numbers->push_back(
-          static_cast<std::int32_t>((seed >> 8) % static_cast<std::uint32_t>(vocab)));
-    }
-  }
+  out.ids = random_ids(which.batch * which.tokens, vocab, 0, ctx);
+  out.targets = random_ids(which.batch * which.tokens, vocab, 1, ctx);
   for (std::int64_t i = 1; i <= which.batch; ++i) out.cu_seqlens.push_back(i * which.tokens);
   return out;
 }
@@ -146,7 +141,7 @@ void measure(const TrainCase& which, const BenchOptions& options, BenchReport& r
   if (ctx.gpu()) check_training_memory(config, train, ctx.gpu()->info().free_bytes, ctx);
   Learner learner(config, loss_options(train), train.optimizer, ctx);
   assign_random(learner, ctx);
-  const SequenceBatch batch = random_batch(which, config.padded_vocab());
+  const SequenceBatch batch = random_batch(which, config.padded_vocab(), ctx);
   const auto seconds = [&](void (*body)(Learner&, const SequenceBatch&)) {
     return time_calls(ctx, options.repeat, [&](std::int64_t) { body(learner, batch); });
   };

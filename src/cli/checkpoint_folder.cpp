@@ -45,12 +45,6 @@ std::vector<NamedTensor> in_order(const ModelConfig& config,
   return ordered;
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 void write_side_files(const SideFiles& side, const fs::path& folder) {
   std::error_code ec;
   for (const fs::path& from : side.copied) {
@@ -65,7 +59,7 @@ void write_side_files(const SideFiles& side, const fs::path& folder) {
   }
   const fs::path generation = folder / "generation_config.json";
   if (!side.eos_ids.empty() && !fs::exists(generation)) {
-    write_text(generation, Json({{"eos_token_id", side.eos_ids}}).dump(2) + "\n");
+    write_atomically(generation, Json({{"eos_token_id", side.eos_ids}}).dump(2) + "\n");
   }
 }
 
@@ -172,7 +166,7 @@ Json write_checkpoint(const ModelConfig& config, const std::map<std::string, Ten
                              progress);
   }
   write_side_files(side, folder.staging());
-  write_text(folder.staging() / "config.json", config_to_json(config));
+  write_atomically(folder.staging() / "config.json", config_to_json(config));
   check_interrupt();
   Json files = Json::array();
   std::int64_t bytes = 0;

@@ -124,6 +124,16 @@ CLI::Validator one_of(const std::vector<std::string>& names) {
       "");
 }
 
+std::vector<std::string> split_list(const std::string& list) {
+  std::vector<std::string> out;
+  for (std::size_t begin = 0; !list.empty() && begin <= list.size();) {
+    const std::size_t end = std::min(list.find(',', begin), list.size());
+    out.push_back(list.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return out;
+}
+
 std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
                                         std::int64_t least) {
   std::vector<std::int64_t> numbers;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,10 +16,18 @@ void add_common_options(CLI::App& app, CommonOptions& options);
 // last of repeated values count.
 void finish_options(CLI::App& app);
 
+// An option that was not given leaves what is there.
+template <class T>
+void set(T& to, const std::optional<T>& given) {
+  if (given) to = *given;
+}
+
 // Validators whose messages say what was expected.
 CLI::Validator whole_number(std::int64_t least, std::int64_t most = INT64_MAX);
 CLI::Validator number(double least, double most);
 CLI::Validator one_of(const std::vector<std::string>& names);
+// "a,b,c"; nothing of an empty list.
+std::vector<std::string> split_list(const std::string& list);
 // "1,8,128", each at least `least`.
 std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
                                         std::int64_t least);

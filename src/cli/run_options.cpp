@@ -220,11 +220,11 @@ void write_run_file(const CLI::App& app, const TrainCommand& command, const Trai
     if (found == values.end() || !may_be_in_file(name)) continue;
     entries.push_back({name, found->second, takes_list(*option)});
   }
-  AtomicFile file(start.folder / kRunFileName);
-  file.write(run_file_text(
-      entries, {"mamba3 " + start.record.version + ": " + start.record.command,
-                "Again: mamba3 train --run " + std::string(kRunFileName) + " -o NEW-FOLDER"}));
-  file.commit();
+  write_atomically(
+      start.folder / kRunFileName,
+      run_file_text(entries,
+                    {"mamba3 " + start.record.version + ": " + start.record.command,
+                     "Again: mamba3 train --run " + std::string(kRunFileName) + " -o NEW-FOLDER"}));
 }
 
 }  // namespace mamba3::cli

@@ -11,19 +11,9 @@ namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
 
-std::vector<std::string> split(const std::string& list) {
-  std::vector<std::string> out;
-  for (std::size_t begin = 0; begin <= list.size();) {
-    const std::size_t end = std::min(list.find(',', begin), list.size());
-    out.push_back(list.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return out;
-}
-
 std::vector<double> parse_rates(const std::string& list) {
   std::vector<double> out;
-  for (std::string text : split(list)) {
+  for (std::string text : split_list(list)) {
     const std::string refused = number(1e-12, 1e3)(text);
     if (!refused.empty()) {
       fail(ErrorCode::kUsage, "--rates: ", refused, "; correct the list");
@@ -34,7 +24,7 @@ std::vector<double> parse_rates(const std::string& list) {
 }
 
 std::vector<std::string> parse_ropes(const std::string& list) {
-  std::vector<std::string> out = split(list);
+  std::vector<std::string> out = split_list(list);
   for (std::string& text : out) {
     const std::string refused = one_of(rope_names())(text);
     if (!refused.empty()) {

@@ -6,6 +6,9 @@
 
 #include "cli/bench_origin.h"
 #include "cli/bench_report.h"
+#include "core/check.h"
+#include "core/rounded.h"
+#include "io/json.h"
 
 namespace mamba3::cli {
 namespace {
@@ -33,10 +36,22 @@ std::string line(const char* rope, const std::string& width,
 
 }  // namespace
 
+Json parse_sweep_result(std::string_view text, const std::string& origin) {
+  parse_json_limited(text, origin);
+  const Json found = Json::parse(text);  // in the order of its keys
+  const auto has = [&](const char* key, bool (Json::*is)() const noexcept) {
+    check_input(found.is_object() && found.contains(key) && (found[key].*is)(), origin,
+                " is damaged: it has no \"", key, "\"; expected the result of a training");
+  };
+  for (const char* key : {"name", "rope"}) has(key, &Json::is_string);
+  for (const char* key : {"width", "seed", "batch"}) has(key, &Json::is_number_integer);
+  for (const char* key : {"rate", "accuracy"}) has(key, &Json::is_number);
+  has("training", &Json::is_object);
+  return found;
+}
+
 std::string accuracy_text(const Json& result) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f", accuracy(result));
-  return text;
+  return rounded(accuracy(result), 2);
 }
 
 std::string sweep_table(const std::vector<Json>& results) {

@@ -2,12 +2,16 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/common.h"
 
 namespace mamba3::cli {
 
+// A training's result.json, which `origin` names in messages. Refuses what is none, as a damaged
+// one may be.
+Json parse_sweep_result(std::string_view text, const std::string& origin);
 // "98.51"
 std::string accuracy_text(const Json& result);
 // The best of each rotation and width, and of each rotation, as the paper reports it.

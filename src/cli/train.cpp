@@ -15,7 +15,9 @@
 #include "core/gpu.h"
 #include "core/host_memory.h"
 #include "core/quote.h"
+#include "core/rounded.h"
 #include "io/atomic_file.h"
+#include "io/bytes.h"
 #include "io/mapped_file.h"
 #include "model/init.h"
 #include "model/mixer.h"
@@ -65,10 +67,7 @@ void copy_tokenizer(const TrainStart& start) {
   const bool json = start.tokenizer.extension() == ".json";
   const fs::path to = start.folder / (json ? "tokenizer.json" : "tokenizer.model");
   if (fs::equivalent(start.tokenizer, to, ec)) return;
-  const auto from = MappedFile::open(start.tokenizer);
-  AtomicFile file(to);
-  file.write(from->bytes());
-  file.commit();
+  write_atomically(to, text_of(MappedFile::open(start.tokenizer)->bytes()));
 }
 
 void prepare_folder(TrainStart& start) {
@@ -76,9 +75,11 @@ void prepare_folder(TrainStart& start) {
   fs::create_directories(start.folder, ec);
   check_input(!ec, "cannot make the folder ", quote(start.folder.string()), ": ", ec.message(),
               "; expected a place that can be written; choose another -o");
-  if (start.lock) return;
-  start.lock.emplace(start.folder);
-  check_free(start.folder);  // another one may have come and gone meanwhile
+  if (!start.lock) {
+    start.lock.emplace(start.folder);
+    check_free(start.folder);  // another one may have come and gone meanwhile
+  }
+  remove_left_over(start.folder);
 }
 
 // Once nothing more can be refused: what an earlier call has left is still there until then.
@@ -112,12 +113,6 @@ void set_weights(TrainStart& start, Trainer& trainer, Context& ctx) {
   }
   start.checkpoint.reset();
   start.first_weights.reset();
-}
-
-std::string rounded(double value, int digits) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
 }
 
 void wait_ten_seconds() {
@@ -304,6 +299,7 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   real(app, "--clip", command.clip, 1e9, "largest norm of the gradients; 0: any (default: 1)");
   real(app, "--beta1", command.beta1, 1, "of AdamW (default: 0.9)");
   real(app, "--beta2", command.beta2, 1, "of AdamW (default: 0.95)");
+  real(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
   real(app, "--z-loss", command.z_loss, 1e3,
        "weight of the squared logarithm of the softmax's sum (default: 0)");
 }

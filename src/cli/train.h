@@ -28,7 +28,7 @@ struct TrainCommand {
   std::optional<std::int64_t> steps, batch, length, accumulate, warmup;
   bool carry_states = false;
   std::optional<double> valid_split;
-  std::optional<double> rate, final_rate, decay_from, decay, clip, beta1, beta2, z_loss;
+  std::optional<double> rate, final_rate, decay_from, decay, clip, beta1, beta2, eps, z_loss;
   std::optional<std::int64_t> eval_every, eval_blocks, save_every, keep;
   TaskCommand task;
   SweepCommand sweep;

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "cli/bench_origin.h"
+#include "cli/options.h"
 #include "cli/terminal.h"
 #include "cli/train.h"
 #include "core/check.h"
@@ -17,11 +18,6 @@
 namespace mamba3::cli {
 namespace fs = std::filesystem;
 namespace {
-
-template <class T>
-void set(T& to, const std::optional<T>& given) {
-  if (given) to = *given;
-}
 
 std::vector<std::string> absolute(const std::vector<std::string>& files) {
   std::vector<std::string> out;
@@ -111,7 +107,16 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
   return start;
 }
 
-void refuse_other_order(const TrainRecord& record_before, const TrainRecord& record_now) {
+constexpr const char* kTextOptions =
+    "--data, --valid, --valid-split, --separator, --json-key or --cache";
+
+bool gives_texts(const TrainCommand& command) {
+  return !command.data.empty() || !command.held_out.empty() || command.valid_split ||
+         command.separator || command.json_key || !command.cache.empty();
+}
+
+void refuse_other_order(const TrainCommand& command, const TrainRecord& record_before,
+                        const TrainRecord& record_now) {
   const TrainOptions& before = record_before.options;
   const TrainOptions& now = record_now.options;
   check_input(before.length == now.length && before.seed == now.seed,
@@ -125,9 +130,9 @@ void refuse_other_order(const TrainRecord& record_before, const TrainRecord& rec
               before.batch, " lanes, one for each window of a step; expected --batch ",
               before.batch, ", not ", now.batch, "; leave it out, or begin anew with --init-from");
   if (!record_before.task) return;
-  if (!record_now.data.files.empty() || !record_now.data.held_out.empty()) {
-    fail(ErrorCode::kUsage, "--data or --valid is given to a training of a task; expected its ",
-         "generated sequences alone; leave them out");
+  if (gives_texts(command)) {
+    fail(ErrorCode::kUsage, kTextOptions, " is given to a training of a task; expected its ",
+         "generated sequences alone; leave it out");
   }
   const Json tasks[] = {to_json(*record_before.task), to_json(*record_now.task)};
   check_input(tasks[0] == tasks[1] && before.batch == now.batch,
@@ -150,6 +155,17 @@ void refuse_other_model(const TrainCommand& command, const ModelConfig& config) 
               "; expected the same; leave them out, or begin anew");
 }
 
+// The training keeps its warm-up, which --steps may cut short where no step is left to take.
+TrainRecord with_fitting_warmup(const TrainCommand& command, TrainRecord record) {
+  std::int64_t& warmup = record.options.schedule.warmup_steps;
+  const std::int64_t steps = command.steps.value_or(warmup);
+  if (command.warmup || steps >= warmup) return record;
+  check_input(steps <= record.step, "--steps ", steps, " ends the training within its warm-up of ",
+              warmup, " steps; expected at least as many; give more, or --warmup too");
+  warmup = steps;
+  return record;
+}
+
 TrainStart resume(const TrainCommand& command, Context& ctx) {
   TrainStart start;
   start.folder = command.output.empty() ? command.resume : command.output;
@@ -166,8 +182,8 @@ TrainStart resume(const TrainCommand& command, Context& ctx) {
   }
   start.config = start.checkpoint->config;
   const TrainRecord& before = start.checkpoint->record;
-  start.record = with_given(command, before);
-  refuse_other_order(before, start.record);
+  start.record = with_given(command, with_fitting_warmup(command, before));
+  refuse_other_order(command, before, start.record);
   refuse_other_model(command, start.config);
   ctx.log(LogLevel::kInfo,
           str("going on after step ", before.step, " of ", start.checkpoint->folder.string()));
@@ -184,7 +200,7 @@ void check_task_command(const TrainCommand& command) {
            "; leave one of them out");
     }
   };
-  refuse(!command.data.empty() || !command.held_out.empty(), "--data or --valid",
+  refuse(gives_texts(command), kTextOptions,
          "one kind of training: on texts or on generated sequences");
   refuse(!command.preset.empty(), "--preset", "--config, or --width and --layers");
   refuse(!command.init_from.empty(), "--init-from", "a new model");
@@ -271,6 +287,7 @@ TrainRecord with_given(const TrainCommand& command, TrainRecord record) {
   set(options.optimizer.clip, command.clip);
   set(options.optimizer.beta1, command.beta1);
   set(options.optimizer.beta2, command.beta2);
+  set(options.optimizer.eps, command.eps);
   set(options.z_loss, command.z_loss);
   set(options.seed, command.common.seed);
   const std::string& dtype = command.common.dtype;

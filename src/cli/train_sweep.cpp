@@ -15,7 +15,6 @@
 #include "core/quote.h"
 #include "io/atomic_file.h"
 #include "io/bytes.h"
-#include "io/json.h"
 #include "io/mapped_file.h"
 
 namespace mamba3::cli {
@@ -23,12 +22,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr int kJobsOnGpu = 8;  // small models: one alone leaves most of a card idle
-
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
 
 class Sweep {
  public:
@@ -71,22 +64,31 @@ class Sweep {
     check_input(!ec, "cannot make the folder ", quote(folder_.string()), ": ", ec.message(),
                 "; expected a place that can be written; choose another -o");
     lock_.emplace(folder_);
+    remove_left_over(folder_);
   }
 
-  // Of a training that an earlier call has ended.
+  // Of a training that an earlier call has ended. A damaged one stays until there is another.
   void read_result(std::size_t i) {
     const fs::path path = result_path(i);
     if (!is_there(path)) return;
-    const auto file = MappedFile::open(path);
-    const std::string_view text = text_of(file->bytes());
-    const nlohmann::json found = parse_json_limited(text, quote(path.string()));
-    const nlohmann::json wanted = to_json(*record_.task);
-    check_input(found.is_object() && found.value("training", nlohmann::json()) == wanted &&
-                    found.value("batch", 0) == record_.options.batch,
-                quote(path.string()), " is of another training than ", wanted.dump(),
-                "; expected the same; give the options of the sweep's beginning, or choose another "
-                "folder");
-    results_[i] = Json::parse(text);  // in the order of its keys
+    Json found;
+    try {
+      found = parse_sweep_result(text_of(MappedFile::open(path)->bytes()), quote(path.string()));
+    } catch (const Error& error) {
+      say(str("warning: ", error.what(), "; this training is run again"));
+      return;
+    }
+    const nlohmann::json wanted = to_json(*record_.task);  // whatever the order of its keys
+    check_input(
+        nlohmann::json(found["training"]) == wanted && found["batch"] == record_.options.batch,
+        quote(path.string()), " is of another training than ", wanted.dump(),
+        "; expected the same; give the options of the sweep's beginning, or choose another "
+        "folder");
+    results_[i] = std::move(found);
+  }
+
+  void say(const std::string& text) {
+    if (!command_.common.quiet) message("mamba3: " + text);
   }
 
   int jobs() const {
@@ -116,11 +118,21 @@ class Sweep {
   void try_cell(std::size_t i) {
     try {
       keep(i, train(i));
+    } catch (const Error& error) {
+      fail_with(std::current_exception(), error.code() == ErrorCode::kInterrupted);
     } catch (...) {
-      const std::scoped_lock lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
-      stop_ = true;
+      fail_with(std::current_exception(), false);
     }
+  }
+
+  // The first failure ends the sweep; that a training was interrupted says less than any other.
+  void fail_with(const std::exception_ptr& failure, bool interrupted) {
+    const std::scoped_lock lock(mutex_);
+    if (!failure_ || (interrupted_ && !interrupted)) {
+      failure_ = failure;
+      interrupted_ = interrupted;
+    }
+    stop_ = true;
   }
 
   // A training that diverges has a result too; anything else ends the sweep.
@@ -177,15 +189,12 @@ class Sweep {
   }
 
   void keep(std::size_t i, Json result) {
-    write_text(result_path(i), result.dump(1) + "\n");
+    write_atomically(result_path(i), result.dump(1) + "\n");
     const std::scoped_lock lock(mutex_);
     ++ended_;
     bar_.clear();
-    if (!command_.common.quiet) {
-      message(str(
-          "mamba3: ", cells_[i].name(), ": ",
-          result.contains("diverged") ? "diverged" : "scaled accuracy " + accuracy_text(result)));
-    }
+    say(str(cells_[i].name(), ": ",
+            result.contains("diverged") ? "diverged" : "scaled accuracy " + accuracy_text(result)));
     results_[i] = std::move(result);
   }
 
@@ -194,7 +203,7 @@ class Sweep {
     for (const Json& result : results_) {
       if (!result.is_null()) lines += result.dump() + "\n";
     }
-    write_text(folder_ / "results.jsonl", lines);
+    write_atomically(folder_ / "results.jsonl", lines);
   }
 
   TrainCommand command_;
@@ -209,6 +218,7 @@ class Sweep {
   std::int64_t steps_ = 0, earlier_ = 0;  // made now; made by an earlier call
   std::int64_t ended_ = 0;
   std::exception_ptr failure_;
+  bool interrupted_ = false;  // it is no more than that
   std::atomic<bool> stop_{false};
 };
 
@@ -237,7 +247,7 @@ int run_sweep(const TrainCommand& command) {
   const std::vector<Json> results = Sweep(command).run();
   if (!command.sweep.out.empty()) {
     const Context ctx = make_context(command.common, choose_device(command.common));
-    write_text(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
+    write_atomically(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");
   }
   if (!command.common.json) write_out(sweep_table(results));
   for (const Json& result : results) {

@@ -15,11 +15,6 @@ namespace {
 // Sequences of an evaluation: one in a hundred wrong is then known to within 0.5 points.
 constexpr std::int64_t kEvaluated = 2048;
 
-template <class T>
-void set(T& to, const std::optional<T>& given) {
-  if (given) to = *given;
-}
-
 }  // namespace
 
 void add_task_options(CLI::App& app, TaskCommand& command) {
@@ -139,9 +134,7 @@ void write_task_tokenizer(Task task, const std::filesystem::path& folder) {
         {"trim_offsets", true},
         {"use_regex", true}}},
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::ordered_json::array()}}}};
-  AtomicFile file(folder / "tokenizer.json");
-  file.write(document.dump(1) + "\n");
-  file.commit();
+  write_atomically(folder / "tokenizer.json", document.dump(1) + "\n");
 }
 
 }  // namespace mamba3::cli

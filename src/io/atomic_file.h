@@ -32,6 +32,9 @@ class AtomicFile {
   int fd_ = -1;
 };
 
+// A whole file, by an AtomicFile.
+void write_atomically(const std::filesystem::path& path, std::string_view text);
+
 // Whether `path` is named as an AtomicFile's temporary file whose process has ended without
 // removing it, or is this one, which then must have none in that folder.
 bool is_abandoned_temporary(const std::filesystem::path& path);

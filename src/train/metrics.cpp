@@ -69,9 +69,7 @@ MetricsFile::MetricsFile(const std::filesystem::path& path, std::int64_t last_st
     kept += line + "\n";
     history_.add(json);
   });
-  AtomicFile file(path);
-  file.write(kept);
-  file.commit();
+  write_atomically(path, kept);
   file_.open(path, std::ios::app);
 }
 

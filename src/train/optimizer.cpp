@@ -1,6 +1,7 @@
 #include "train/optimizer.h"
 
 #include <cmath>
+#include <limits>
 
 #include "core/check.h"
 #include "ops/adamw/adamw.h"
@@ -24,7 +25,9 @@ void check_optimizer(const OptimizerOptions& options) {
        {std::pair("beta1", options.beta1), std::pair("beta2", options.beta2)}) {
     check_number(name, beta, beta >= 0 && beta < 1, "at least 0 and below 1");
   }
-  check_number("eps", options.eps, options.eps > 0, "a number above 0");
+  // It is added in fp32, where a smaller one may be 0: weights without gradients became NaN.
+  check_number("eps", options.eps, options.eps >= std::numeric_limits<float>::min(),
+               "a number above 0, at least 1.2e-38");
   check_number("the weight decay", options.decay, options.decay >= 0, "at least 0");
   check_number("the norm that gradients are clipped to", options.clip, options.clip >= 0,
                "a number above 0, or 0 for no clipping");

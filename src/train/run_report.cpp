@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <functional>
 
 #include "core/check.h"
 #include "core/quote.h"
+#include "core/rounded.h"
 #include "io/atomic_file.h"
 #include "io/config_file.h"
 #include "io/mapped_file.h"
@@ -43,12 +43,6 @@ svg text { fill: var(--ink); font-size: 13px; font-variant-numeric: tabular-nums
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 2px 14px 2px 0; } th { color: var(--soft); font-weight: 400; }
 )";
-
-std::string rounded(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.*f", digits, value);
-  return text;
-}
 
 std::string loss_text(double loss) {
   return std::isfinite(loss) ? rounded(loss, 4) + " nats" : "not a number";
@@ -249,9 +243,7 @@ std::string report_html(const ReportFacts& facts, const MetricsHistory& history)
 }
 
 void write_report(const fs::path& run, const ReportFacts& facts, const MetricsHistory& history) {
-  AtomicFile file(run / "report.html");
-  file.write(report_html(facts, history));
-  file.commit();
+  write_atomically(run / "report.html", report_html(facts, history));
 }
 
 void write_report(const fs::path& run) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/rounded.h"
 #include "io/tokenizer_utf8.h"
 
 namespace mamba3 {
@@ -15,9 +16,7 @@ constexpr double kWidth = 640, kHeight = 300;
 constexpr double kLeft = 62, kRight = 14, kTop = 38, kBottom = 44;
 
 std::string fixed(double value) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.1f", value);
-  return text;
+  return rounded(value, 1);
 }
 
 bool finite(const ChartPoint& p) {

@@ -8,6 +8,7 @@
 #include "core/hash.h"
 #include "core/quote.h"
 #include "io/atomic_file.h"
+#include "io/bytes.h"
 #include "io/config_file.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
@@ -58,12 +59,6 @@ std::vector<std::int64_t> steps_in(const fs::path& run) {
   }
   std::ranges::sort(steps, std::greater<>());
   return steps;
-}
-
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
 }
 
 std::uint64_t checksum_of(const fs::path& path) {
@@ -188,16 +183,12 @@ TrainRecord record_from(const nlohmann::json& json) {
   return record;
 }
 
-std::string_view text_of(const MappedFile& file) {
-  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
 void fill_folder(const fs::path& folder, const TrainRecord& record, const Trainer& trainer) {
   std::error_code ec;
   fs::remove_all(folder, ec);
   fs::create_directories(folder, ec);
   check_done(ec, folder);
-  write_text(folder / kConfigName, config_to_json(trainer.config()));
+  write_atomically(folder / kConfigName, config_to_json(trainer.config()));
   write_weights(folder / kWeightsName, trainer);
   write_moments(folder / kMomentsName, trainer);
   if (trainer.lanes() != nullptr) write_states(folder / kStatesName, *trainer.lanes());
@@ -209,7 +200,7 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   json["checksums"][kRecordName] = record_checksum(json);
   // Names of files may be any bytes.
   const auto replace = ordered_json::error_handler_t::replace;
-  write_text(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
+  write_atomically(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
 }
 
 // A checkpoint that was not finished, or a file.
@@ -217,17 +208,11 @@ bool is_left_over(const fs::path& path) {
   return (path.extension() == ".tmp" && step_of(path.stem())) || is_abandoned_temporary(path);
 }
 
-// Old checkpoints, and what a killed run left half-written.
-void prune(const fs::path& run, std::int64_t keep) {
+void remove_old_checkpoints(const fs::path& run, std::int64_t keep) {
   std::error_code ignored;
   const std::vector<std::int64_t> steps = steps_in(run);
   for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
     fs::remove_all(folder_of(run, steps[i]), ignored);
-  }
-  for (const fs::path& folder : {run, checkpoints_of(run)}) {
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
-      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
-    }
   }
 }
 
@@ -261,7 +246,8 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   fs::rename(aside, folder, ec);
   check_done(ec, folder);
   sync_folder_of(folder);
-  prune(run, record.rhythm.keep);
+  remove_old_checkpoints(run, record.rhythm.keep);
+  remove_left_over(run);
   return folder;
 }
 
@@ -270,7 +256,7 @@ TrainCheckpoint read_train_checkpoint(const fs::path& folder) {
   out.folder = folder;
   try {
     const auto file = MappedFile::open(folder / kRecordName);
-    const nlohmann::json json = parse_json_limited(text_of(*file), file->path().string());
+    const nlohmann::json json = parse_json_limited(text_of(file->bytes()), file->path().string());
     out.record = record_from(json);
     for (const char* name : tensor_files(out.record.options)) {
       check_sum(name, json.at("checksums").at(name), checksum_of(folder / name));
@@ -317,11 +303,20 @@ std::optional<TrainRecord> newest_train_record(const fs::path& run) {
   for (const std::int64_t step : steps_in(run)) {
     try {
       const auto file = MappedFile::open(folder_of(run, step) / kRecordName);
-      return parse_train_record(text_of(*file), file->path().string());
+      return parse_train_record(text_of(file->bytes()), file->path().string());
     } catch (const Error&) {
     }
   }
   return std::nullopt;
+}
+
+void remove_left_over(const fs::path& run) {
+  std::error_code ignored;
+  for (const fs::path& folder : {run, checkpoints_of(run)}) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, ignored)) {
+      if (is_left_over(entry.path())) fs::remove_all(entry.path(), ignored);
+    }
+  }
 }
 
 void set_aside_later(const fs::path& run, std::int64_t step) {
@@ -354,7 +349,7 @@ void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
 
 void write_model(const fs::path& run, const Trainer& trainer) {
   write_weights(run / kWeightsName, trainer);
-  write_text(run / kConfigName, config_to_json(trainer.config()));
+  write_atomically(run / kConfigName, config_to_json(trainer.config()));
 }
 
 }  // namespace mamba3

@@ -62,6 +62,8 @@ TrainCheckpoint newest_train_checkpoint(const std::filesystem::path& run, const 
 TrainRecord parse_train_record(std::string_view text, const std::string& origin);
 // What the newest says of itself, whether its weights can be read or not.
 std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run);
+// Removes what a killed training has left half-written in its folder: files and checkpoints.
+void remove_left_over(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
 // Whether there is any, readable or not.

@@ -31,28 +31,33 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       hooks_(std::move(hooks)),
       ctx_(ctx),
       metrics_(folder_ / "metrics.jsonl", trainer.steps()),
+      first_step_(trainer.steps()),
       saved_(train_checkpoint_at(folder_, trainer.steps())),
       saved_step_(saved_.empty() && trainer.steps() > 0 ? kNone : trainer.steps()),
       model_step_(trainer.steps() > 0 ? kNone : 0) {}
 
 RunResult TrainingRun::run() {
   try {
-    if (ended()) save_last();  // an earlier call may have been killed before it wrote the model
-    if (ended() || evaluation_is_missing()) {
+    if (ended()) {
+      save_last();  // an earlier call may have been killed before it wrote the model
+      ctx_.log(LogLevel::kInfo,
+               str("the training of ", trainer_.options().schedule.steps,
+                   " steps has ended, after step ", trainer_.steps(), ": no step is left"));
+    }
+    if (evaluation_is_due()) {  // or interrupted before it
       evaluate();
       report();
     }
     while (!ended()) {
       take_step();
       save_if_due();
-      if (!ended() && trainer_.steps() % record_.rhythm.eval_every != 0) continue;
+      if (!evaluation_is_due()) continue;
       evaluate();
       report();
     }
   } catch (const Error& error) {
     report();
-    if (error.code() != ErrorCode::kInterrupted) throw;
-    save();
+    if (error.code() == ErrorCode::kInterrupted) save_interrupted();
     throw;
   }
   result_.steps = trainer_.steps();
@@ -64,11 +69,8 @@ void TrainingRun::take_step() {
   try {
     result_.last = trainer_.step(hooks_.poll);
   } catch (const DivergedError& error) {
-    throw DivergedError(str(error.what(),
-                            saved_.empty()
-                                ? "; nothing was saved since it began"
-                                : str("; the last good checkpoint is ", quote(saved_.string())),
-                            "; lower --rate, or lengthen --warmup"));
+    throw DivergedError(
+        str(error.what(), last_good_checkpoint(), "; lower --rate, or lengthen --warmup"));
   }
   const double seconds = seconds_since(start);
   const StepReport& report = result_.last;
@@ -85,16 +87,18 @@ void TrainingRun::take_step() {
   if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
 }
 
-// As when an earlier call was killed or interrupted between a checkpoint and its evaluation.
-bool TrainingRun::evaluation_is_missing() const {
+bool TrainingRun::evaluation_is_due() const {
   const std::int64_t step = trainer_.steps();
-  const auto& made = metrics_.history().evaluations;
-  return step > 0 && step % record_.rhythm.eval_every == 0 &&
-         (made.empty() || made.back().step != step);
+  return ended() || (step > 0 && step % record_.rhythm.eval_every == 0);
 }
 
 void TrainingRun::evaluate() {
   if (!held_out_) return;
+  const auto& made = metrics_.history().evaluations;
+  if (!made.empty() && made.back().step == trainer_.steps()) {  // by an earlier call
+    result_.held_out = Evaluation{made.back().loss, made.back().accuracy};
+    return;
+  }
   const Evaluation found = trainer_.evaluate(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
   result_.held_out = found;
   metrics_.write({{"step", trainer_.steps()},
@@ -110,12 +114,33 @@ void TrainingRun::save_last() {
     try {
       return save();
     } catch (const Error& error) {
-      if (!hooks_.wait || attempt == kMostAttempts) throw;
+      if (!hooks_.wait || attempt == kMostAttempts) refuse_loss(error);
       ctx_.log(LogLevel::kWarning,
                str("the last step was not saved: ", error.what(), "; trying again soon"));
     }
     hooks_.wait();
   }
+}
+
+void TrainingRun::save_interrupted() {
+  try {
+    save();
+  } catch (const Error& error) {
+    refuse_loss(error);
+  }
+}
+
+void TrainingRun::refuse_loss(const Error& error) const {
+  const std::int64_t good = saved_.empty() ? first_step_ : saved_step_, last = trainer_.steps();
+  fail(error.code(),
+       good < last ? str("steps ", good + 1, " to ", last, " could not be saved and are lost: ")
+                   : str("the model after step ", last, " was not written: "),
+       error.what(), last_good_checkpoint());
+}
+
+std::string TrainingRun::last_good_checkpoint() const {
+  if (saved_.empty()) return "; nothing was saved since it began";
+  return str("; the last good checkpoint is ", quote(saved_.string()));
 }
 
 void TrainingRun::save_if_due() {

@@ -40,16 +40,20 @@ class TrainingRun {
               std::shared_ptr<const BatchSource> held_out, RunHooks hooks, const Context& ctx);
 
   // When it is interrupted or diverges, an Error says so; what was reached before is saved, unless
-  // it diverged.
+  // it diverged. One that has ended before adds nothing.
   RunResult run();
 
  private:
   void take_step();
-  bool evaluation_is_missing() const;
+  bool evaluation_is_due() const;
   void evaluate();
   void save_if_due();
   void save_last();
+  void save_interrupted();
   void save();
+  // When what failed is not tried again: says what is lost with it.
+  [[noreturn]] void refuse_loss(const Error& error) const;
+  std::string last_good_checkpoint() const;  // for the end of a message
   void report() const;
   bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
 
@@ -60,6 +64,7 @@ class TrainingRun {
   RunHooks hooks_;
   const Context& ctx_;
   MetricsFile metrics_;
+  std::int64_t first_step_;               // that this call begins after
   std::filesystem::path saved_;           // the newest checkpoint; empty: none
   std::int64_t saved_step_, model_step_;  // its step, and that of the model beside it
   bool retry_ = false;                    // the last save failed

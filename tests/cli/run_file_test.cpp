@@ -90,9 +90,12 @@ TEST_F(RunFileOfTrain, TheCommandLineAndTheEnvironmentWin) {
 
 TEST_F(RunFileOfTrain, ATrainingThatGoesOnKeepsWhereItBegan) {
   ASSERT_EQ(run_mamba3({"train", "--run", put(options())}).code, 0);
-  const Outcome more = run_mamba3({"train", "--resume", folder_ / "run", "--steps", "6"});
+  const Outcome more =
+      run_mamba3({"train", "--resume", folder_ / "run", "--steps", "6", "--eps", "1e-6"});
   ASSERT_EQ(more.code, 0) << more.err;
+  EXPECT_NE(more.err.find("from here on with eps 1e-06, was 1e-08"), std::string::npos) << more.err;
   auto values = written("run");
+  EXPECT_EQ(values["eps"], std::vector<std::string>{"1e-06"});
   EXPECT_EQ(values["config"], std::vector<std::string>{folder_ / "config.json"});
   EXPECT_EQ(values["steps"], std::vector<std::string>{"6"});
   EXPECT_EQ(values["seed"], std::vector<std::string>{"3"});

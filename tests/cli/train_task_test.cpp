@@ -123,6 +123,39 @@ TEST_F(TrainTask, ASweepTrainsEveryCombinationAndGoesOn) {
   expect_error(run_mamba3(more), 1, "of another training");
 }
 
+TEST_F(TrainTask, ADamagedResultIsMadeAgain) {
+  const auto wanted = fresh("parity", "sweep", {"--seeds", "0,1", "--json"});
+  const Outcome made = run_mamba3(wanted);
+  ASSERT_EQ(made.code, 0) << made.err;
+  auto again = wanted;
+  *std::ranges::find(again, "-o") = "--resume";
+  const fs::path cell =
+      fs::path(folder_ / "sweep") / "rope=data-dependent,width=16,rate=0.003,seed=1";
+  const fs::path result = cell / "result.json";
+  const std::string good = read_file(result);
+  std::string without = good;
+  without.replace(without.find("accuracy"), 8, "akkuracy");
+  for (const std::string& bad : {std::string(), good.substr(0, good.size() / 2), without,
+                                 std::string("[]"), std::string(3000000, ' ')}) {
+    write_file(result, bad);
+    const Outcome outcome = run_mamba3(again);
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_NE(outcome.err.find("warning: \"" + result.string()), std::string::npos) << outcome.err;
+    json before = made.json_lines()[1], after = outcome.json_lines()[1];
+    before.erase("seconds"), after.erase("seconds");
+    EXPECT_EQ(before, after);
+    EXPECT_EQ(outcome.json_lines()[0], made.json_lines()[0]);
+    EXPECT_EQ(json::parse(read_file(result)), outcome.json_lines()[1]);
+  }
+  // Where the training cannot go on, the file stays.
+  write_file(result, "damaged");
+  fs::remove_all(cell / "checkpoints");
+  write_file(cell / "checkpoints", "");
+  again.push_back("-q");
+  expect_error(run_mamba3(again), 1, "holds a model already");
+  EXPECT_EQ(read_file(result), "damaged");
+}
+
 // As a training alone.
 TEST_F(TrainTask, ACellIsATraining) {
   ASSERT_EQ(run_mamba3(fresh("parity", "sweep", {"--seeds", "5,6", "--jobs", "2"})).code, 0);
@@ -158,6 +191,15 @@ TEST_F(TrainTask, RefusesWhatContradicts) {
   expect_error(run_mamba3(fresh("modular-aritmetic", "run")), 2, "perhaps modular-arithmetic");
   expect_error(run_mamba3(fresh("parity", "run", {"--rope", "standart"})), 2, "perhaps standard");
   expect_error(run_mamba3(fresh("parity", "run", {"--data", "x"})), 2, "beside --task");
+  const std::vector<std::vector<std::string>> of_texts = {{"--valid", "x"},
+                                                          {"--valid-split", "0.1"},
+                                                          {"--separator", "x"},
+                                                          {"--json-key", "x"},
+                                                          {"--cache", "x"}};
+  for (const auto& option : of_texts) {
+    expect_error(run_mamba3(fresh("parity", "run", option)), 2, option[0]);
+    EXPECT_FALSE(fs::exists(folder_ / "run"));
+  }
   expect_error(run_mamba3(fresh("parity", "run", {"--steps", "5"})), 2, "--stage-steps");
   expect_error(run_mamba3(fresh("parity", "run", {"--stages", "8,2"})), 2, "from 3");
   expect_error(run_mamba3(fresh("parity", "run", {"--min-length", "9"})), 1, "expected 9 to");

@@ -144,6 +144,49 @@ TEST_F(Train, OneThatHasEndedIsWholeElsewhere) {
   EXPECT_EQ(run_mamba3({"train", "--resume", folder_ / "there", "--steps", "13"}).code, 0);
 }
 
+TEST_F(Train, OneThatHasEndedSaysSoAndAddsNothing) {
+  const Outcome made = run_mamba3(fresh("run", {"--valid", folder_ / "valid.txt", "--json"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  const std::string metrics = read_file(folder_ / "run/metrics.jsonl");
+  const Outcome again = run_mamba3({"train", "--resume", folder_ / "run", "--json"});
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_NE(again.err.find("the training of 12 steps has ended"), std::string::npos) << again.err;
+  EXPECT_EQ(again.json()["held_out"], made.json()["held_out"]);
+  EXPECT_TRUE(read_file(folder_ / "run/metrics.jsonl") == metrics);
+}
+
+// Even where no checkpoint is written any more.
+TEST_F(Train, WhatAKilledOneLeftIsRemovedAtTheNextStart) {
+  ASSERT_EQ(run_mamba3(fresh("run")).code, 0);
+  const std::string left[] = {folder_ / "run/report.html.2147483647-3.tmp",
+                              folder_ / "run/tokens-1.cache.2147483647-0.tmp"};
+  for (const std::string& path : left) write_file(path, "half");
+  fs::create_directory(folder_ / "run/checkpoints/step-3.tmp");
+  ASSERT_EQ(run_mamba3({"train", "--resume", folder_ / "run"}).code, 0);
+  for (const std::string& path : left) EXPECT_FALSE(fs::exists(path)) << path;
+  EXPECT_FALSE(fs::exists(folder_ / "run/checkpoints/step-3.tmp"));
+}
+
+TEST_F(Train, StepsAndWarmUpOfOneThatGoesOn) {
+  ASSERT_EQ(run_mamba3(fresh("run", {"--warmup", "10", "--save-every", "4", "--keep", "9"})).code,
+            0);
+  for (const char* later : {"8", "12"}) {
+    fs::remove_all(folder_ / "run/checkpoints/step-" + std::string(later));
+  }
+  const std::vector<std::string> resume{"train", "--resume", folder_ / "run", "--steps"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), resume.begin(), resume.end());
+    return run_mamba3(more);
+  };
+  expect_error(with({"6", "-q"}), 1, "--steps 6 ends the training within its warm-up of 10 steps");
+  for (const char* steps : {"2", "4"}) {  // no step is left to warm up
+    const Outcome ended = with({steps});
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    EXPECT_NE(ended.err.find("steps has ended, after step 4"), std::string::npos) << ended.err;
+  }
+  EXPECT_EQ(with({"6", "--warmup", "5"}).code, 0);
+}
+
 TEST_F(Train, WhatIsRefusedChangesNothing) {
   ASSERT_EQ(run_mamba3(fresh("run", {"--save-every", "6"})).code, 0);
   write_file(folder_ / "run/checkpoints/step-12/model.safetensors", "damaged");
@@ -201,6 +244,25 @@ TEST_F(Train, AnInterruptedOneIsSaved) {
   EXPECT_TRUE(more.json()["loss"].is_null());
 }
 
+// As on a full disk. Room for the weights, not for the moments of a checkpoint.
+TEST_F(Train, AnInterruptedOneThatCannotBeSavedIsAnError) {
+  ASSERT_EQ(run_mamba3(fresh("run")).code, 0);
+  const auto room = fs::file_size(folder_ / "run/model.safetensors");
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{room, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  RunOptions options;
+  options.signal_after_ms = 700;  // of silence
+  const Outcome cut =
+      run_mamba3({"train", "-q", "--resume", folder_ / "run", "--steps", "10000000"}, options);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  expect_error(cut, 1, "could not be saved and are lost: cannot write");
+  EXPECT_NE(cut.err.find("error: steps 13 to "), std::string::npos) << cut.err;
+  EXPECT_NE(cut.err.find("the last good checkpoint is "), std::string::npos) << cut.err;
+  EXPECT_NE(cut.err.find("run/checkpoints/step-12"), std::string::npos) << cut.err;
+}
+
 TEST_F(Train, HoldsOutAShareOfTheDocuments) {
   const Outcome whole = run_mamba3(fresh("run", {"--valid-split", "0.1", "--json"}));
   ASSERT_EQ(whole.code, 0) << whole.err;
@@ -249,6 +311,8 @@ TEST_F(Train, RefusesWhatCannotBeTrained) {
   expect_error(run_mamba3(fresh("run", {"--stepz", "3"})), 2, "--stepz");
   expect_error(run_mamba3(fresh("run", {"--schedule", "square"})), 2, "wsd");
   expect_error(run_mamba3(fresh("run", {"--warmup", "13"})), 1, "warm-up");
+  expect_error(run_mamba3(fresh("run", {"--eps", "0"})), 1, "eps is 0; expected a number above 0");
+  expect_error(run_mamba3(fresh("run", {"--eps", "-1e-8"})), 2, "found '-1e-8'");
   expect_error(run_mamba3(fresh("run", {"--data", folder_ / "missing"})), 1, "missing");
   expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "nothing"}), 1,
                "holds no checkpoint");

@@ -150,6 +150,7 @@ TEST(Optimizer, RefusesNumbersThatMeanNothing) {
   refused([](OptimizerOptions& o) { o.beta1 = 1; });
   refused([](OptimizerOptions& o) { o.beta2 = -0.1; });
   refused([](OptimizerOptions& o) { o.eps = 0; });
+  refused([](OptimizerOptions& o) { o.eps = 1e-50; });  // 0 in fp32
   refused([](OptimizerOptions& o) { o.decay = std::nan(""); });
   refused([](OptimizerOptions& o) { o.clip = -1; });
 }

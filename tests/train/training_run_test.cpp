@@ -1,122 +1,15 @@
-#include "train/training_run.h"
-
-#include <signal.h>
-#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "byte_tokens.h"
-#include "model/init.h"
-#include "model/tiny_models.h"
-#include "train/lane_source.h"
 #include "train/run_report.h"
-#include "train/window_source.h"
+#include "training_run_case.h"
 
 namespace mamba3 {
 namespace {
-
-namespace fs = std::filesystem;
-
-TrainRecord small_record() {
-  TrainRecord record;
-  record.options.batch = 4;
-  record.options.length = 24;
-  record.options.accumulate = 48;
-  record.options.schedule.steps = 20;
-  record.options.schedule.warmup_steps = 2;
-  record.options.schedule.peak = 1e-2;
-  record.rhythm = {7, 3, 5, 3};
-  return record;
-}
-
-// Six lanes, two a micro-batch, that are through their data after 15 steps.
-TrainRecord carrying_record() {
-  TrainRecord record = small_record();
-  record.options.carry_states = true;
-  record.options.batch = 6;
-  return record;
-}
-
-class TrainingRunTest : public ::testing::Test {
- protected:
-  TrainingRunTest() {
-    std::string text;
-    for (int i = 1; i <= 60; ++i) {
-      text += "The old man looked at the sea again. ";
-      if (i % 7 == 0) text += "\n<|endoftext|>\n";
-    }
-    cache_of_text(folder_, text);
-    config_ = tiny_models()[0].config;
-    config_.vocab = 257;
-  }
-
-  Context context(int threads = 1) {
-    ContextOptions options;
-    options.threads = threads;
-    options.device = device_;
-    options.log = [this](LogLevel level, const std::string& line) {
-      if (level == LogLevel::kWarning) warnings_ += line + "\n";
-    };
-    return Context(std::move(options));
-  }
-  WindowReader windows(const TrainRecord& record) const {
-    return {TokenCache::open(folder_ / "cache", 1), record.options.length, "text.txt"};
-  }
-  std::shared_ptr<const BatchSource> data(const TrainRecord& record) const {
-    if (record.options.carry_states) {
-      return std::make_shared<LaneSource>(windows(record), record.options.batch);
-    }
-    return std::make_shared<WindowSource>(windows(record), record.options.seed);
-  }
-  std::shared_ptr<const BatchSource> held_out(const TrainRecord& record) const {
-    return std::make_shared<WindowSource>(windows(record));
-  }
-  Trainer fresh(const TrainRecord& record, Context& ctx) const {
-    Trainer trainer(config_, record.options, data(record), ctx);
-    trainer.assign(init_tensors(config_, DType::kF32, 5, ctx).tensors);
-    return trainer;
-  }
-  fs::path run_folder(const std::string& name) const {
-    fs::create_directories(folder_ / name);
-    return folder_ / name;
-  }
-  // From the beginning or from the newest checkpoint, until the end or, interrupted, `until`.
-  RunResult run(const TrainRecord& record, const std::string& name, std::int64_t until = 1000,
-                bool resumed = false) {
-    Context ctx = context();
-    Trainer trainer = fresh(record, ctx);
-    if (resumed) {
-      const TrainCheckpoint checkpoint = newest_train_checkpoint(run_folder(name), ctx);
-      set_aside_later(run_folder(name), checkpoint.record.step);
-      restore(checkpoint, trainer);
-    }
-    RunHooks hooks;
-    hooks.poll = [&] {
-      if (trainer.steps() >= until) throw Error(ErrorCode::kInterrupted, "interrupted");
-    };
-    return TrainingRun(run_folder(name), record, trainer, held_out(record), hooks, ctx).run();
-  }
-  void expect_same_checkpoint(const std::string& a, const std::string& b) const {
-    const fs::path at = fs::path("checkpoints") / "step-20";
-    std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(folder_ / a / at)) {
-      files.push_back(entry.path().filename());
-    }
-    EXPECT_GE(files.size(), 4u);
-    for (const fs::path& file : files) {
-      const std::string bytes = read_text(folder_ / a / at / file);
-      EXPECT_FALSE(bytes.empty()) << file;
-      EXPECT_TRUE(bytes == read_text(folder_ / b / at / file)) << file;
-    }
-  }
-
-  TempFolder folder_;
-  ModelConfig config_;
-  Device device_;
-  std::string warnings_;
-};
 
 TEST_F(TrainingRunTest, TheLossFallsOnARepeatedText) {
   for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
@@ -371,102 +264,6 @@ TEST_F(TrainingRunTest, MicroBatchesAddUp) {
   }
 }
 
-TEST_F(TrainingRunTest, TheLastCheckpointsAreKept) {
-  const TrainRecord record = small_record();
-  // What killed ones left.
-  fs::create_directories(folder_ / "run" / "checkpoints" / "step-3.tmp");
-  write_text(folder_ / "run" / "model.safetensors.123-4.tmp", "half");
-  run(record, "run");
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder_ / "run" / "checkpoints")) {
-    names.push_back(entry.path().filename().string());
-  }
-  std::ranges::sort(names);
-  EXPECT_EQ(names, (std::vector<std::string>{"step-10", "step-15", "step-20"}));
-  EXPECT_FALSE(fs::exists(folder_ / "run" / "model.safetensors.123-4.tmp"));
-}
-
-TEST_F(TrainingRunTest, ACheckpointThatCannotBeWrittenIsTriedAgain) {
-  const TrainRecord record = small_record();
-  write_text(run_folder("run") / "checkpoints", "a file where the folder should be");
-  Context ctx = context();
-  Trainer trainer = fresh(record, ctx);
-  std::vector<std::int64_t> saved;
-  RunHooks hooks;
-  hooks.on_step = [&](const StepReport& report, double) {
-    if (report.step == 7) fs::remove(folder_ / "run" / "checkpoints");
-  };
-  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
-  TrainingRun(folder_ / "run", record, trainer, nullptr, hooks, ctx).run();
-  EXPECT_EQ(saved, (std::vector<std::int64_t>{7, 10, 15, 20}));
-  EXPECT_NE(warnings_.find("step 5 was not saved"), std::string::npos) << warnings_;
-}
-
-TEST_F(TrainingRunTest, TheLastSaveIsTriedUntilThereIsRoom) {
-  TrainRecord record = small_record();
-  record.rhythm.save_every = 100;
-  int waited = 0;
-  RunHooks hooks;
-  std::vector<std::int64_t> saved;
-  hooks.on_save = [&](std::int64_t step, const fs::path&) { saved.push_back(step); };
-  const auto run_with = [&](const std::string& name) {
-    Context ctx = context();
-    Trainer trainer = fresh(record, ctx);
-    TrainingRun(run_folder(name), record, trainer, nullptr, hooks, ctx).run();
-  };
-  // First the checkpoint cannot be written, then the model.
-  const fs::path run = run_folder("run");
-  write_text(run / "checkpoints", "a file where the folder should be");
-  hooks.wait = [&] {
-    if (++waited == 2) {
-      fs::remove(run / "checkpoints");
-      fs::create_directory(run / "model.safetensors");
-    }
-    if (waited == 4) fs::remove(run / "model.safetensors");
-  };
-  run_with("run");
-  EXPECT_EQ(waited, 4);
-  EXPECT_EQ(saved, std::vector<std::int64_t>{20});
-  EXPECT_TRUE(fs::is_regular_file(run / "model.safetensors"));
-  EXPECT_TRUE(fs::exists(run / "checkpoints" / "step-20" / "training.json"));
-  EXPECT_NE(warnings_.find("the last step was not saved"), std::string::npos) << warnings_;
-
-  hooks.wait = nullptr;
-  write_text(run_folder("never") / "checkpoints", "");
-  EXPECT_NE(error_of([&] { run_with("never"); }), "");
-  hooks.wait = [] { throw Error(ErrorCode::kInterrupted, "interrupted"); };
-  EXPECT_NE(error_of([&] { run_with("never"); }), "");
-}
-
-// As on a full disk: no file may become larger than its weights are.
-TEST_F(TrainingRunTest, AFailedCheckpointLeavesNothing) {
-  const TrainRecord record = small_record();
-  Context ctx = context();
-  Trainer trainer = fresh(record, ctx);
-  write_model(run_folder("run"), trainer);
-  const auto weights_bytes = fs::file_size(folder_ / "run" / "model.safetensors");
-  rlimit before{};
-  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
-  ::signal(SIGXFSZ, SIG_IGN);
-  const rlimit small{weights_bytes, before.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string message =
-      error_of([&] { write_train_checkpoint(folder_ / "run", record, trainer); });
-  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
-  ::signal(SIGXFSZ, SIG_DFL);
-  EXPECT_NE(message.find("optimizer.safetensors"), std::string::npos) << message;
-  EXPECT_TRUE(fs::is_empty(folder_ / "run" / "checkpoints"));
-}
-
-TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
-  TrainRecord record = small_record();
-  record.data.files = {"\xff.txt"};
-  Context ctx = context();
-  const Trainer trainer = fresh(record, ctx);
-  const fs::path folder = write_train_checkpoint(run_folder("run"), record, trainer);
-  EXPECT_EQ(read_train_checkpoint(folder).record.data.files[0], "\xef\xbf\xbd.txt");
-}
-
 TEST_F(TrainingRunTest, FiguresOfStepsThatAreTakenAgainAreReplaced) {
   const TrainRecord record = small_record();
   EXPECT_NE(error_of([&] { run(record, "run", 8); }), "");
@@ -498,6 +295,17 @@ TEST_F(TrainingRunTest, WhatAKilledOneLeftOutIsMade) {
   EXPECT_TRUE(read_text(model) == bytes);
   EXPECT_TRUE(read_text(folder_ / "run/metrics.jsonl") == metrics);
   EXPECT_TRUE(fs::exists(folder_ / "run" / "report.html"));
+}
+
+TEST_F(TrainingRunTest, OneThatHasEndedAddsNothing) {
+  const TrainRecord record = small_record();
+  const RunResult first = run(record, "run");
+  const std::string metrics = read_text(folder_ / "run/metrics.jsonl");
+  const RunResult again = run(record, "run", 1000, true);
+  EXPECT_TRUE(read_text(folder_ / "run/metrics.jsonl") == metrics);
+  ASSERT_TRUE(again.held_out.has_value());
+  EXPECT_EQ(again.held_out->loss, first.held_out->loss);
+  EXPECT_EQ(again.held_out->accuracy, first.held_out->accuracy);
 }
 
 TEST_F(TrainingRunTest, AnEvaluationThatWasInterruptedIsMade) {
