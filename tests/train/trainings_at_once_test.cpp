@@ -17,11 +17,17 @@ struct Training {
   Compute compute = Compute::kF32;
 };
 
-// Shapes for which the same kernels want more memory or less.
+// Shapes for which the same kernels want more memory or less, those of a sweep among them.
 std::vector<Training> trainings() {
+  std::vector<TinyModel> models = models_in_bf16();
+  ModelConfig tracking = models[0].config;
+  tracking.mixer.head_dim = 8;
+  tracking.mlp_hidden = 0;
+  tracking.tied_embeddings = false;
+  models.push_back({"tracking", tracking});
   std::vector<Training> out;
   for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
-    for (TinyModel& model : models_in_bf16()) {
+    for (TinyModel model : models) {
       ModelConfig& config = model.config;
       config.vocab = std::ssize(task_symbols(Task::kParity));
       out.push_back({config, compute});
@@ -48,8 +54,8 @@ ParameterValues train(const Training& training, DeviceKind device, int steps) {
   options.compute = training.compute;
   options.schedule.steps = steps;
   options.seed = 1;
-  Trainer trainer(training.config, options,
-                  training_sequences(task, options.batch, options.seed), ctx);
+  Trainer trainer(training.config, options, training_sequences(task, options.batch, options.seed),
+                  ctx);
   trainer.assign(init_tensors(training.config, DType::kF32, options.seed, ctx).tensors);
   while (trainer.steps() < steps) trainer.step();
   return trainer.weights().host_copy();
