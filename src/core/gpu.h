@@ -1,4 +1,5 @@
 // One NVIDIA GPU as a Context uses it: memory, and one stream in whose order everything happens.
+// Several may be open on one card.
 // Builds without CUDA have a stand-in (gpu_none.cpp) that refuses to open.
 #pragma once
 

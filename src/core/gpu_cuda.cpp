@@ -22,6 +22,11 @@ struct Gpu::Impl {
   int index = 0;
   cudaStream_t stream = nullptr;
 
+  // Of this thread: what it does next is done there.
+  cudaStream_t chosen() const {
+    cudaSetDevice(index);
+    return stream;
+  }
   ~Impl() {
     if (stream != nullptr) cudaStreamDestroy(stream);
   }
@@ -82,8 +87,7 @@ const GpuInfo& Gpu::info() const {
   return impl_->info;
 }
 void* Gpu::stream() const {
-  cudaSetDevice(impl_->index);  // of this thread: what is launched next goes there
-  return impl_->stream;
+  return impl_->chosen();
 }
 
 void* Gpu::allocate(std::size_t bytes) {
@@ -100,23 +104,23 @@ void Gpu::free(void* p) noexcept {
 
 void Gpu::copy_in(void* to, const void* from_host, std::size_t bytes) {
   // From pageable memory the call returns when the source was read.
-  check_cuda(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, impl_->stream),
+  check_cuda(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, impl_->chosen()),
              "copying to its memory");
 }
 
 void Gpu::copy_out(void* to_host, const void* from, std::size_t bytes) {
-  check_cuda(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, impl_->stream),
+  check_cuda(cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, impl_->chosen()),
              "copying from its memory");
   synchronize();
 }
 
 void Gpu::copy(void* to, const void* from, std::size_t bytes) {
-  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, impl_->stream),
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, impl_->chosen()),
              "copying in its memory");
 }
 
 void Gpu::zero(void* to, std::size_t bytes) {
-  check_cuda(cudaMemsetAsync(to, 0, bytes, impl_->stream), "clearing its memory");
+  check_cuda(cudaMemsetAsync(to, 0, bytes, impl_->chosen()), "clearing its memory");
 }
 
 void* Gpu::allocate_pinned(std::size_t bytes) {
@@ -132,7 +136,7 @@ void Gpu::free_pinned(void* p) noexcept {
 }
 
 void Gpu::synchronize() {
-  check_cuda(cudaStreamSynchronize(impl_->stream), "computing");
+  check_cuda(cudaStreamSynchronize(impl_->chosen()), "computing");
 }
 
 struct GpuGraph::Impl {

@@ -39,12 +39,14 @@ inline unsigned grid_blocks(std::int64_t items, std::int64_t per_block = 1) {
   return static_cast<unsigned>(blocks);
 }
 
-// Lets blocks of a kernel have so much shared memory, and stand beside those of other kernels for
-// which this was called: a multiprocessor divides its memory anew only when it is empty.
+// Lets blocks of a kernel have so much shared memory. The limit is the process's: other threads
+// start the same kernel for other shapes, in Contexts of their own, so it is never lowered.
+void raise_shared(const void* kernel, std::size_t bytes, const char* name);
+
+// Besides lets them stand beside those of other kernels for which this was called: a multiprocessor
+// divides its memory anew only when it is empty.
 inline void allow_shared(const void* kernel, std::size_t bytes, const char* name) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(bytes)),
-             name);
+  raise_shared(kernel, bytes, name);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                   cudaSharedmemCarveoutMaxShared),
              name);

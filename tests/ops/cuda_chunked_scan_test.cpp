@@ -322,6 +322,7 @@ std::vector<Mamba3Dims> other_dims() {
   add(2, 72, 96, 1, 6, true);
   add(3, 8, 56, 1, 7, false);  // of one head a token has 8 numbers: too few for a fair plain run
   add(3, 160, 256, 3, 2, true);
+  add(16, 8, 64, 1, 1, false);  // as state tracking has them
   // Rotations by fixed steps, and none, of sizes that would be tuned otherwise.
   add(3, 64, 64, 1, 1, false);
   out.back().fixed_steps = true;

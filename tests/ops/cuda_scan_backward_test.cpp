@@ -50,6 +50,7 @@ BackwardOptions on_the_gpu(const std::vector<std::int64_t>& which = {}) {
 std::vector<Mamba3Dims> gpu_dims() {
   std::vector<Mamba3Dims> out = awkward_dims();
   out.push_back(sizes(2, 64, 64, 1, 16));
+  out.push_back(sizes(16, 8, 64, 1, 16));  // as state tracking has them
   out.push_back(sizes(1, 256, 256, 1, 128));
   out.push_back(sizes(1, 255, 254, 8, 64));
   out.push_back(sizes(2, 256, 16, 2, 4));

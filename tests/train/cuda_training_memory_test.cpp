@@ -1,9 +1,12 @@
 // What a training is said to take of a GPU against what a pass takes. Skipped where there is no
 // GPU.
+#include "byte_tokens.h"
 #include "core/arena.h"
 #include "core/gpu.h"
 #include "core/mirror.h"
 #include "tiny_training.h"
+#include "train/lane_source.h"
+#include "train/trainer.h"
 #include "train/training_memory.h"
 
 namespace mamba3 {
@@ -57,6 +60,35 @@ TEST(CudaTrainingMemory, IsWhatAPassTakesAndNotMuchMore) {
         EXPECT_LE(taken, needed + kRounding) << mimo << " " << width;
         EXPECT_LE(needed, taken + taken / 10) << mimo << " " << width;
       }
+    }
+  }
+}
+
+// Documents end in windows of later steps only, and the workspace does not grow there.
+TEST(CudaTrainingMemory, IsReservedForEveryStepWhereLanesCarryStates) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU";
+  const TempFolder folder;
+  std::string text(3000, 'a');
+  for (int i = 0; i < 150; ++i) text += "\n<|endoftext|>\n" + std::string(i % 40, 'b');
+  const auto cache = cache_of_text(folder, text);
+  for (const bool mimo : {false, true}) {
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      ModelConfig config = layers_of_128(mimo, 256);
+      config.vocab = 257;
+      TrainOptions options;
+      options.batch = 2;
+      options.length = 300;
+      options.compute = compute;
+      options.carry_states = true;
+      const auto source = std::make_shared<LaneSource>(
+          WindowReader(TokenSelection(cache), options.length, "text"), options.batch);
+      Context ctx(on_gpu());
+      Trainer trainer(config, options, source, ctx);
+      const std::size_t reserved = ctx.workspace().capacity_bytes();
+      trainer.assign(init_tensors(config, DType::kF32, 1, ctx).tensors);
+      const std::int64_t epoch = source->sequences() / options.batch;
+      while (trainer.steps() < epoch) trainer.step();
+      EXPECT_EQ(ctx.workspace().capacity_bytes(), reserved);
     }
   }
 }

@@ -15,7 +15,6 @@ namespace {
 constexpr int kBlocks = 2;  // at once on a multiprocessor
 constexpr int kMostTileTokens = 16;
 constexpr int kMostSharedBytes = 96 << 10;  // what every card from 8.0 on can give a block
-constexpr int kFreeSharedBytes = 48 << 10;  // without asking
 
 // h += x k
 template <int kRows>
@@ -159,15 +158,12 @@ void launch(const ScanJob& job, cudaStream_t stream) {
   const TokenSizes& sizes = job.sizes;
   int tokens = kMostTileTokens;
   while (tokens > 1 && shared_bytes(sizes, kRows, tokens) > kMostSharedBytes) tokens /= 2;
-  const int bytes = shared_bytes(sizes, kRows, tokens);
+  const auto bytes = static_cast<std::size_t>(shared_bytes(sizes, kRows, tokens));
   const auto kernel = scan_kernel<kRows, kRank, kFull>;
-  if (bytes > kFreeSharedBytes) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-               "mamba3_scan's shared memory");
-  }
+  raise_shared(reinterpret_cast<const void*>(kernel), bytes, "mamba3_scan's shared memory");
   const std::int64_t chunks = (sizes.head_dim + kColumns - 1) / kColumns;
   const unsigned blocks = grid_blocks(job.sequences * sizes.heads * chunks);
-  kernel<<<blocks, kScanThreads, static_cast<std::size_t>(bytes), stream>>>(job, tokens);
+  kernel<<<blocks, kScanThreads, bytes, stream>>>(job, tokens);
   check_launch("mamba3_scan");
 }
 

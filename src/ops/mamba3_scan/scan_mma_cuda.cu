@@ -87,11 +87,10 @@ __global__ void __launch_bounds__(kMmaThreads, S::kBlocks)
 
 template <class T, class S>
 void walk(const MmaScanJob& job, cudaStream_t stream) {
-  const int bytes = MmaMemory<S>::bytes(job.sizes.rank);
+  const std::size_t bytes = MmaMemory<S>::bytes(job.sizes.rank);
   const auto kernel = scan_mma_kernel<T, S>;
-  // No more than it needs: the rest caches what is read twice.
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             "mamba3_scan's shared memory");
+  // Not allow_shared: what it leaves of a multiprocessor's memory caches what is read twice.
+  raise_shared(reinterpret_cast<const void*>(kernel), bytes, "mamba3_scan's shared memory");
   const std::int64_t tiles = (job.sizes.head_dim + kBlockColumns - 1) / kBlockColumns;
   kernel<<<grid_blocks(job.sequences * job.sizes.heads * tiles), kMmaThreads, bytes, stream>>>(job);
   check_launch("mamba3_scan: chunks by mma");

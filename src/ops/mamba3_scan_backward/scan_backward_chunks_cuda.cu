@@ -113,12 +113,10 @@ struct BackwardWorkspace {
 template <class Memory, class Kernel>
 void launch_chunks(Kernel* kernel, const BackwardJobCuda& job, int rows, const char* name,
                    cudaStream_t stream) {
-  const int bytes = shared_bytes<Memory>(job.sizes, rows);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-             name);
+  const auto bytes = static_cast<std::size_t>(shared_bytes<Memory>(job.sizes, rows));
+  raise_shared(reinterpret_cast<const void*>(kernel), bytes, name);
   const dim3 grid(grid_blocks(job.chunks.count), static_cast<unsigned>(job.heads));
-  kernel<<<grid, static_cast<unsigned>(rows / 4 * kAcross), static_cast<std::size_t>(bytes),
-           stream>>>(job);
+  kernel<<<grid, static_cast<unsigned>(rows / 4 * kAcross), bytes, stream>>>(job);
   check_launch(name);
 }
 

@@ -65,18 +65,15 @@ template <class S>
 void walk(const BackwardMmaJob& job, cudaStream_t stream) {
   const TokenSizes& sizes = job.scan.sizes;
   const unsigned blocks = grid_blocks(job.scan.sequences * sizes.heads);
-  const int states_bytes = StatesMemory<S>::bytes(sizes.angles);
+  const char* const memory = "mamba3_scan_backward's shared memory";
+  const std::size_t states_bytes = StatesMemory<S>::bytes(sizes.angles);
   const auto states_kernel = backward_states_kernel<S>;
-  check_cuda(cudaFuncSetAttribute(states_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  states_bytes),
-             "mamba3_scan_backward's shared memory");
+  raise_shared(reinterpret_cast<const void*>(states_kernel), states_bytes, memory);
   states_kernel<<<blocks, kStatesThreads, states_bytes, stream>>>(job);
   check_launch("mamba3_scan_backward: states");
-  const int walk_bytes = BackwardMemory<S>::bytes(sizes.angles);
+  const std::size_t walk_bytes = BackwardMemory<S>::bytes(sizes.angles);
   const auto walk_kernel = backward_walk_kernel<S>;
-  check_cuda(
-      cudaFuncSetAttribute(walk_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, walk_bytes),
-      "mamba3_scan_backward's shared memory");
+  raise_shared(reinterpret_cast<const void*>(walk_kernel), walk_bytes, memory);
   walk_kernel<<<blocks, kBackwardThreads, walk_bytes, stream>>>(job);
   check_launch("mamba3_scan_backward: chunks by mma");
 }

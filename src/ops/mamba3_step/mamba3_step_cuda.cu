@@ -14,7 +14,6 @@ namespace {
 
 // Registers for three blocks at once on a multiprocessor: some load while others prepare.
 constexpr int kBlocks = 3;
-constexpr int kMostSharedBytes = 48 << 10;  // without asking for more
 
 // The part of the state that one thread updates at a time: kRows rows one below the other, V
 // columns.
@@ -198,13 +197,10 @@ void launch(StepJob job, std::int64_t rows, cudaStream_t stream) {
   job.groups = kThreads / job.threads_across;
   SharedParts parts(nullptr);
   const Shared measured(job.sizes, V, parts);
-  if (parts.bytes() > kMostSharedBytes) {
-    check_cuda(cudaFuncSetAttribute(step_kernel<V>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    parts.bytes()),
-               "mamba3_step's shared memory");
-  }
+  const auto bytes = static_cast<std::size_t>(parts.bytes());
+  raise_shared(reinterpret_cast<const void*>(step_kernel<V>), bytes, "mamba3_step's shared memory");
   const unsigned blocks = grid_blocks(rows * job.sizes.heads);
-  step_kernel<V><<<blocks, kThreads, static_cast<std::size_t>(parts.bytes()), stream>>>(job);
+  step_kernel<V><<<blocks, kThreads, bytes, stream>>>(job);
   check_launch("mamba3_step");
 }
 
