@@ -1,8 +1,8 @@
 #include "cli/checkpoint_folder.h"
 
 #include <unistd.h>
-#include <CLI/CLI.hpp>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <system_error>
 
