@@ -319,6 +319,7 @@ class Pass {
     Mamba3ColumnGradients out;
     out.rows_bf16 = static_cast<Bf16*>(rows.data);
     out.row_stride = rows.stride[0];
+    out.zero_columns = rows.shape[1] - config_.in_proj_rows();
     return out;
   }
 
