@@ -1,5 +1,5 @@
 // The gradients of a chunk's Q and K, turned back, and what they are to phases and biases. A warp
-// has 16 rows and a quarter of n.
+// has 16 rows and a quarter of n, and a warpgroup all rows of it.
 #pragma once
 
 #include <cstdint>
@@ -30,40 +30,23 @@ struct RowGradients {
 
   // dQ = decayed dO G^T + dS K
   __device__ __forceinline__ void of_q(const BackwardChunk& chunk) {
-    const Factor<kTileRow> grad_o(m.grad_o, at.lane), state(m.state, at.lane);
     clear<kBlocks>(d);
-    multiply<kRowTiles, kBlocks>(
-        0, kRowTiles, [&](int step, auto& a) { grad_o.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) {
-          state.right_transposed(first_column() + 16 * i, 16 * step, b);
-        },
-        d);
+    multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
+                                             rows_address(m.state, first_column()), d);
     scale_rows<kBlocks>(m.start_decay[token(0)], m.start_decay[token(1)], d);
-    const Factor<kTileRow> grads(m.grad_scores, at.lane);
-    const Factor<S::kStateRow> k(m.k, at.lane);
-    multiply<kRowTiles, kBlocks>(
-        0, tile() + 1, [&](int step, auto& a) { grads.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) { k.right(16 * step, first_column() + 16 * i, b); }, d);
+    multiply_group<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.k, first_column()), d);
     finish(chunk, m.q, m.bias_sums[1], job.grad_c);
   }
 
   // dK = faded X E^T + dS^T Q
   __device__ __forceinline__ void of_k(const BackwardChunk& chunk) {
-    const Factor<kTileRow> x(m.x, at.lane), grad_state(m.grad_state, at.lane);
     clear<kBlocks>(d);
-    multiply<kRowTiles, kBlocks>(
-        0, kRowTiles, [&](int step, auto& a) { x.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) {
-          grad_state.right_transposed(first_column() + 16 * i, 16 * step, b);
-        },
-        d);
+    multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
+                                             rows_address(m.grad_state, first_column()), d);
     scale_rows<kBlocks>(m.fade[token(0)], m.fade[token(1)], d);
-    const Factor<kTileRow> grads(m.grad_scores, at.lane);
-    const Factor<S::kStateRow> q(m.q, at.lane);
-    multiply<kRowTiles, kBlocks>(
-        tile(), kRowTiles,
-        [&](int step, auto& a) { grads.left_transposed(16 * step, first_row(), a); },
-        [&](int step, int i, auto& b) { q.right(16 * step, first_column() + 16 * i, b); }, d);
+    multiply_group<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.q, first_column()), d);
     if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
     finish(chunk, m.k, m.bias_sums[0], job.grad_b);
   }
@@ -121,14 +104,14 @@ struct RowGradients {
 
   // Turns back; `rows` are what was turned. Pairs of an eighth are turned all or none.
   __device__ __forceinline__ void turn_back(const unsigned char* rows) {
+    const unsigned byte = tile_byte(row(0), 2 * pair_of(0));
 #pragma unroll
     for (int eighth = 0; eighth < kEighths; ++eighth) {
       const unsigned pair = pair_of(eighth);
       if (pair >= job.scan.sizes.angles) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 v = wide_pair(
-            *reinterpret_cast<const std::uint32_t*>(rows + row(i) * S::kStateRow + 4 * pair));
+        const float2 v = tile_pair(rows, further(byte, 8 * i, eighth));
         const float2 rotation =
             __half22float2(cos_sin[token(i) * turn_stride(job.scan.sizes.angles) + pair]);
         float& a = d[eighth][2 * i];

@@ -43,7 +43,11 @@ constexpr int kBackwardRows = 64;
 constexpr int kRowTiles = kBackwardRows / 16;
 // Of weights of a head's columns: four ranks' lie in different banks.
 constexpr int kWeightRow = kBackwardHeadDim + 8;
-constexpr unsigned kTileRow = row_bytes(kBackwardHeadDim);  // of a tile of 64 columns
+// Of the head's columns as they were asked for.
+constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
+// Factors lie in tiles of 64 columns as device/wgmma.cuh has them; so many bytes are 64 rows.
+constexpr unsigned kTileBytes = kBackwardRows * kTileRowBytes;
+static_assert(kBackwardHeadDim == kTileColumns);
 
 template <int kStateIn, int kRankIn>
 struct BackwardShape {
@@ -52,7 +56,7 @@ struct BackwardShape {
   static constexpr int kTokens = kBackwardRows / kRank;
   static constexpr int kPairs = kState / 2;
   static constexpr int kStateSteps = kState / 16;
-  static constexpr unsigned kStateRow = row_bytes(kState);
+  static constexpr unsigned kRowsBytes = kState / kTileColumns * kTileBytes;  // of K or Q
 };
 
 // A chunk's tokens [begin, begin + tokens) as far as they are there.
@@ -71,13 +75,13 @@ struct BackwardChunk {
 
 // What a chunk's keys take, forward and back.
 template <class S>
-struct alignas(16) KeyMemory {
-  unsigned char k[kBackwardRows * S::kStateRow];  // [row, n]
-  unsigned char x[kBackwardRows * kTileRow];      // [row, p] X of every rank
+struct alignas(1024) KeyMemory {
+  unsigned char k[S::kRowsBytes];  // [row, n]
+  unsigned char x[kTileBytes];     // [row, p] X of every rank
   // As they were asked for: of the chunk in hand, or of the one that follows in the walk. Behind
   // the end of the sequence stand zeros.
-  __half raw_b[kBackwardRows * S::kState];     // [row, n]
-  unsigned char raw_x[S::kTokens * kTileRow];  // [t, p]
+  __half raw_b[kBackwardRows * S::kState];      // [row, n]
+  unsigned char raw_x[S::kTokens * kInputRow];  // [t, p]
   double log_decay[S::kTokens];
   float2 weights[S::kTokens + 1];
   // Of the head.
@@ -100,19 +104,19 @@ __host__ __device__ constexpr int turn_stride(int angles) {
 
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
 template <class S>
-struct alignas(16) BackwardMemory : KeyMemory<S> {
-  alignas(16) unsigned char q[kBackwardRows * S::kStateRow];  // [row, n]
-  unsigned char state[S::kState * kTileRow];                  // [n, p] G, at the chunk's start
-  unsigned char grad_state[S::kState * kTileRow];             // [n, p] E, of the state at its end
-  unsigned char grad_o[kBackwardRows * kTileRow];             // [row, p]
-  unsigned char grad_scores[kBackwardRows * kTileRow];        // [row, row]
+struct BackwardMemory : KeyMemory<S> {
+  alignas(1024) unsigned char q[S::kRowsBytes];         // [row, n]
+  unsigned char state[S::kState * kTileRowBytes];       // [n, p] G, at the chunk's start
+  unsigned char grad_state[S::kState * kTileRowBytes];  // [n, p] E, of the state at its end
+  unsigned char grad_o[kTileBytes];                     // [row, p]
+  unsigned char grad_scores[kTileBytes];                // [row, row], zeros above the diagonal
   union {
-    unsigned char scores[kBackwardRows * kTileRow];  // [row, row] with their weights
+    unsigned char scores[kTileBytes];                // [row, row] with their weights
     float grad_turns[S::kTokens * (S::kPairs + 4)];  // [t, s] when nobody needs scores
   };
   __half raw_c[kBackwardRows * S::kState];
-  unsigned char raw_z[S::kTokens * kTileRow];
-  unsigned char raw_grad_y[S::kTokens * kTileRow];
+  unsigned char raw_z[S::kTokens * kInputRow];
+  unsigned char raw_grad_y[S::kTokens * kInputRow];
   float2 c_norm[S::kPairs];
   float2 c_bias[S::kRank][S::kPairs];
   float mimo_z[S::kRank][kWeightRow];
@@ -175,7 +179,7 @@ __device__ __forceinline__ void request_columns(const MmaPlace& at, const Backwa
                                                 unsigned char* to) {
   constexpr int kPieces = kBackwardHeadDim / 8;
   request_tile<kThreads, S::kTokens, kPieces>(
-      to, kTileRow, from + chunk.begin * stride + std::int64_t{at.head} * kBackwardHeadDim,
+      to, kInputRow, from + chunk.begin * stride + std::int64_t{at.head} * kBackwardHeadDim,
       2 * stride, kPieces, chunk.tokens);
 }
 
@@ -273,10 +277,28 @@ __device__ __forceinline__ void load_rank_weights(const float* from, int head,
   }
 }
 
-// Two neighbours of a tile in bf16.
-__device__ __forceinline__ float2 tile_pair(const unsigned char* tile, unsigned row,
-                                            unsigned column) {
-  return wide_pair(*reinterpret_cast<const std::uint32_t*>(tile + row * kTileRow + 2 * column));
+// Two neighbours in a row of x, z or grad_y.
+__device__ __forceinline__ float2 input_pair(const unsigned char* rows, unsigned token,
+                                             unsigned column) {
+  return wide_pair(*reinterpret_cast<const std::uint32_t*>(rows + token * kInputRow + 2 * column));
+}
+
+// The byte of a column in tiles of 64 columns.
+__device__ __forceinline__ unsigned tile_byte(unsigned row, unsigned column) {
+  return column / kTileColumns * kTileBytes + swizzled(row, column % kTileColumns);
+}
+// From such a byte that of a place so many rows and eighths of columns further, which add to the
+// place's own without a carry.
+__device__ __forceinline__ unsigned further(unsigned byte, unsigned rows, unsigned eighths) {
+  return (byte ^ ((eighths ^ rows) % 8 * 16)) + rows * kTileRowBytes;
+}
+// Two neighbours of a tile.
+__device__ __forceinline__ float2 tile_pair(const unsigned char* tile, unsigned byte) {
+  return wide_pair(*reinterpret_cast<const std::uint32_t*>(tile + byte));
+}
+__device__ __forceinline__ void put_tile_pair(unsigned char* tile, unsigned byte, float a,
+                                              float b) {
+  *reinterpret_cast<std::uint32_t*>(tile + byte) = pack_bf16(a, b);
 }
 
 }  // namespace

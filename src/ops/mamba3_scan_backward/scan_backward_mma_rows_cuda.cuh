@@ -30,6 +30,7 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
   const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
   const int first = static_cast<int>(threadIdx.x) / S::kPairs;
   const bool turns = pair < angles;
+  const unsigned byte = tile_byte(first, 2 * pair);
   const auto* rotation = cos_sin + pair;
   const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
 #pragma unroll
@@ -42,8 +43,7 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
       const RowWeights& own = weights[kind++];
       const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + pair;
       const float2 v = turned(biased(raw[row * S::kPairs], own.norm, own.bias), by);
-      *reinterpret_cast<std::uint32_t*>(rows.out + row * S::kStateRow + 4 * pair) =
-          pack_bf16(v.x, v.y);
+      put_tile_pair(rows.out, further(byte, i * kGroups, 0), v.x, v.y);
     };
     (make(kinds), ...);
   }
@@ -82,8 +82,8 @@ __device__ __forceinline__ void for_eights(const F& f) {
 template <int kThreads, class S>
 __device__ __forceinline__ void spread_x(KeyMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned char* from = m.raw_x + row / S::kRank * kTileRow + 2 * column;
-    unsigned char* to = m.x + row * kTileRow + 2 * column;
+    const unsigned char* from = m.raw_x + row / S::kRank * kInputRow + 2 * column;
+    unsigned char* to = m.x + tile_byte(row, column);
     if constexpr (S::kRank == 1) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
@@ -112,7 +112,7 @@ struct Gate {
 template <int kThreads, class S>
 __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned from = row / S::kRank * kTileRow + 2 * column;
+    const unsigned from = row / S::kRank * kInputRow + 2 * column;
     const Eight z(m.raw_z + from);
     Eight grad(m.raw_grad_y + from);
     const int r = row % S::kRank;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
       }
       grad.v[e] *= Gate(v).at;
     }
-    grad.store(m.grad_o + row * kTileRow + 2 * column);
+    grad.store(m.grad_o + tile_byte(row, column));
   });
 }
 

@@ -27,8 +27,7 @@ struct ScoreTile {
       : m(memory), row(row_in), column(column_in), lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
-    const Factor<S::kStateRow> q(m.q, lane), k(m.k, lane);
-    const Factor<kTileRow> grad_o(m.grad_o, lane), x(m.x, lane);
+    const Factor q(m.q, lane), k(m.k, lane), grad_o(m.grad_o, lane), x(m.x, lane);
     const unsigned from = 16 * row, to = 16 * column;
     multiply<S::kStateSteps, 1>(
         0, S::kStateSteps, [&](int step, auto& a) { q.left(from, 16 * step, a); },
@@ -121,13 +120,12 @@ struct ScoreTile {
     return 8 * j + lane % 4 * 2 + e;
   }
   __device__ __forceinline__ void store(unsigned char* to, const Sums<1>& from) const {
+    const unsigned byte = tile_byte(16 * row + lane / 4, 16 * column + column_of(0, 0));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        *reinterpret_cast<std::uint32_t*>(to + (16 * row + lane / 4 + 8 * i) * kTileRow +
-                                          2 * (16 * column + column_of(j, 0))) =
-            pack_bf16(from[j][2 * i], from[j][2 * i + 1]);
+        put_tile_pair(to, further(byte, 8 * i, j), from[j][2 * i], from[j][2 * i + 1]);
       }
     }
   }

@@ -15,7 +15,7 @@ constexpr int kTurnGroups = kStatesThreads / kWarpLanes;  // of a chunk's tokens
 
 // Behind it stands cos_sin[kTokens][s].
 template <class S>
-struct alignas(16) StatesMemory : KeyMemory<S> {
+struct StatesMemory : KeyMemory<S> {
   std::uint32_t turns[2][S::kPairs];  // before the chunk; by its number's parity
   std::uint32_t group_turns[kTurnGroups][S::kPairs];
   float group_broken[kTurnGroups][S::kPairs];  // 0, or NaN where a step is not finite
@@ -146,7 +146,7 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
 template <class S>
 __global__ void __launch_bounds__(kStatesThreads, 2)
     backward_states_kernel(const __grid_constant__ BackwardMmaJob job) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<StatesMemory<S>*>(memory);
   using Tile = StateTile<kStatesThreads, S>;
   const MmaPlace at(job.scan);
@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
                                  Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k});
+    fence_async_proxy();
     __syncthreads();
     chunk = BackwardChunk::at<S>(at, index + 1);
     request_keys(job, at, chunk, m);

@@ -52,11 +52,16 @@ __device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, co
 template <class S>
 __device__ __forceinline__ void request_state(const BackwardMmaJob& job, const MmaPlace& at,
                                               const BackwardChunk& chunk, BackwardMemory<S>& m) {
-  constexpr int kPieces = kBackwardHeadDim / 8;
-  request_tile<kBackwardThreads, S::kState, kPieces>(
-      m.state, kTileRow,
-      job.states + (chunk.number * job.scan.sizes.heads + at.head) * (S::kState * kBackwardHeadDim),
-      2 * kBackwardHeadDim, kPieces, S::kState);
+  constexpr int kPieces = S::kState * kBackwardHeadDim / 8;
+  const unsigned row = threadIdx.x / 8, piece = threadIdx.x % 8;
+  const std::uint32_t to = shared_address(m.state) + swizzled(row, 8 * piece);
+  const __nv_bfloat16* from = job.states +
+                              (chunk.number * job.scan.sizes.heads + at.head) * (8 * kPieces) +
+                              8 * threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kPieces; i += kBackwardThreads) {
+    copy_piece_async(to + 16 * i, from + 8 * i, true);
+  }
   __pipeline_commit();
 }
 
@@ -184,8 +189,9 @@ template <class S>
 __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradStateTile<S>& tile,
                                                 GradState<S>& grad, BackwardMemory<S>& m) {
   float sum = 0;
-  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
-    const float2 own = tile_pair(m.state, n, p);
+  const unsigned byte = tile.first_byte();
+  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
+    const float2 own = tile_pair(m.state, further(byte, rows, eighths));
     sum = fmaf(a, own.x, fmaf(b, own.y, sum));
   });
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
@@ -201,8 +207,9 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
                                               BackwardMemory<S>& m) {
   request_state(job, at, chunk, m);
   if (at.warp == kBackwardWeighingWarp) weigh_tokens(m, at.lane);
-  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
-    *reinterpret_cast<std::uint32_t*>(m.grad_state + n * kTileRow + 2 * p) = pack_bf16(a, b);
+  const unsigned byte = tile.first_byte();
+  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
+    put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
   });
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
@@ -216,7 +223,7 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
 template <class S>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     backward_walk_kernel(const __grid_constant__ BackwardMmaJob job) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
   const MmaPlace at(job.scan);
   if (at.begin >= at.end) return;
@@ -245,12 +252,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
     prepare_chunk(job, at, chunk, parity, tile, grad, m);
     __pipeline_wait_prior(0);
+    fence_async_proxy();
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
     __pipeline_commit();
-    outputs.read_states();
+    outputs.start_states();
+    outputs.finish_states();
     multiply_states(at, tile, grad, m);
     make_scores(at, m);
+    fence_async_proxy();
     __syncthreads();
     outputs.add_scores();
     outputs.finish(chunk);
