@@ -20,20 +20,25 @@ struct RowGradients {
   const BackwardMmaJob& job;
   const MmaPlace& at;
   BackwardMemory<S>& m;
+  const ChunkDecays<S>& decays;
   const __half2* cos_sin;          // [t, turn_stride]
   float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
   Sums<kBlocks> d;
 
   __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const MmaPlace& place,
-                                          BackwardMemory<S>& memory, const __half2* rotations)
-      : job(job_in), at(place), m(memory), cos_sin(rotations) {}
+                                          BackwardMemory<S>& memory, int parity)
+      : job(job_in),
+        at(place),
+        m(memory),
+        decays(memory.decays[parity]),
+        cos_sin(memory.cos_sin(parity, job_in.scan.sizes.angles)) {}
 
   // dQ = decayed dO G^T + dS K
   __device__ __forceinline__ void of_q(const BackwardChunk& chunk) {
     clear<kBlocks>(d);
     multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
                                              rows_address(m.state, first_column()), d);
-    scale_rows<kBlocks>(m.start_decay[token(0)], m.start_decay[token(1)], d);
+    scale_rows<kBlocks>(decays.start_decay[token(0)], decays.start_decay[token(1)], d);
     multiply_group<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
                                              columns_address(m.k, first_column()), d);
     finish(chunk, m.q, m.bias_sums[1], job.grad_c);
@@ -44,7 +49,7 @@ struct RowGradients {
     clear<kBlocks>(d);
     multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
                                              rows_address(m.grad_state, first_column()), d);
-    scale_rows<kBlocks>(m.fade[token(0)], m.fade[token(1)], d);
+    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], d);
     multiply_group<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
                                              columns_address(m.q, first_column()), d);
     if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
@@ -125,7 +130,7 @@ struct RowGradients {
   }
 
   __device__ __forceinline__ void finish(const BackwardChunk& chunk, const unsigned char* rows,
-                                         float (*bias_sums)[S::kRank][S::kState],
+                                         float (*bias_sums)[S::kRank][S::kState + S::kSumPad],
                                          __nv_bfloat16* out) {
     turn_back(rows);
     keep_sums(bias_sums[tile()][at.lane / 4 % S::kRank]);
@@ -140,10 +145,8 @@ struct RowGradients {
     sum_lanes<16, kSameRank, kCount>(sums, at.lane);
     if (!tells<16, kSameRank, kCount>(at.lane)) return;
     const int first = first_of_lane<16, kSameRank, kCount>(at.lane);
-#pragma unroll
-    for (int i = 0; i < LaneSums<16, kSameRank, kCount>::kLeft; ++i) {
-      to[first_column() + (first + i) / 2 * 8 + at.lane % 4 * 2 + (first + i) % 2] += sums[i];
-    }
+    add_sums<LaneSums<16, kSameRank, kCount>::kLeft>(sums, first,
+                                                     to + first_column() + at.lane % 4 * 2);
   }
 
   // As whole pieces of a row: the lanes of a quad give each other their words.

@@ -41,8 +41,14 @@ namespace {
 constexpr int kBackwardHeadDim = 64;
 constexpr int kBackwardRows = 64;
 constexpr int kRowTiles = kBackwardRows / 16;
-// Of weights of a head's columns: four ranks' lie in different banks.
+// Weights of a head's columns: of each eight the first four stand before the last four of all, so
+// that eight threads with eight columns each, and four ranks' quads, find theirs in different
+// banks.
 constexpr int kWeightRow = kBackwardHeadDim + 8;
+constexpr int kLastFour = kBackwardHeadDim / 2 + 4;
+__host__ __device__ constexpr int weight_place(int column) {
+  return column / 8 * 4 + column % 8 / 4 * kLastFour + column % 4;
+}
 // Of the head's columns as they were asked for.
 constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
 // Factors lie in tiles of 64 columns as device/wgmma.cuh has them; so many bytes are 64 rows.
@@ -56,6 +62,8 @@ struct BackwardShape {
   static constexpr int kTokens = kBackwardRows / kRank;
   static constexpr int kPairs = kState / 2;
   static constexpr int kStateSteps = kState / 16;
+  // Behind a rank's sums, so that those of every rank lie in different banks.
+  static constexpr int kSumPad = kRank == 1 ? 0 : 32 / kRank;
   static constexpr unsigned kRowsBytes = kState / kTileColumns * kTileBytes;  // of K or Q
 };
 
@@ -73,28 +81,36 @@ struct BackwardChunk {
   }
 };
 
+// What follows from the decays of a chunk's tokens.
+template <class S>
+struct alignas(16) ChunkDecays {
+  TokenTerms terms[S::kTokens];
+  float start_decay[S::kTokens];  // of the state before the chunk
+  float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
+  float fade[S::kTokens];         // the same times its weight
+  float whole;                    // of the state, over the chunk
+};
+
+// What a chunk's keys are made of, as it was asked for. Behind the end of the sequence stand zeros.
+template <class S>
+struct alignas(16) KeyInputs {
+  __half b[kBackwardRows * S::kState];      // [row, n]
+  unsigned char x[S::kTokens * kInputRow];  // [t, p]
+  double log_decay[S::kTokens];
+  float2 weights[S::kTokens + 1];
+};
+
 // What a chunk's keys take, forward and back.
 template <class S>
 struct alignas(1024) KeyMemory {
   unsigned char k[S::kRowsBytes];  // [row, n]
   unsigned char x[kTileBytes];     // [row, p] X of every rank
-  // As they were asked for: of the chunk in hand, or of the one that follows in the walk. Behind
-  // the end of the sequence stand zeros.
-  __half raw_b[kBackwardRows * S::kState];      // [row, n]
-  unsigned char raw_x[S::kTokens * kInputRow];  // [t, p]
-  double log_decay[S::kTokens];
-  float2 weights[S::kTokens + 1];
   // Of the head.
   float2 b_norm[S::kPairs];
   float2 b_bias[S::kRank][S::kPairs];
   float mimo_x[S::kRank][kWeightRow];  // SISO: ones
-  // Of the chunk's tokens.
-  alignas(16) TokenTerms terms[S::kTokens];
-  float start_decay[S::kTokens];  // of the state before the chunk
-  float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
-  float fade[S::kTokens];         // the same times its weight
-  float chunk_decay;
-  Barrier rows_came;  // raw ones
+  ChunkDecays<S> decays[2];            // by the parity of a chunk's number
+  Barrier rows_came;                   // raw ones
 };
 
 // Of a token's rotations: eight tokens' lie in different banks.
@@ -105,7 +121,8 @@ __host__ __device__ constexpr int turn_stride(int angles) {
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
 template <class S>
 struct BackwardMemory : KeyMemory<S> {
-  alignas(1024) unsigned char q[S::kRowsBytes];         // [row, n]
+  KeyInputs<S> keys;                             // of the chunk in hand, or of the one that follows
+  alignas(1024) unsigned char q[S::kRowsBytes];  // [row, n]
   unsigned char state[S::kState * kTileRowBytes];       // [n, p] G, at the chunk's start
   unsigned char grad_state[S::kState * kTileRowBytes];  // [n, p] E, of the state at its end
   unsigned char grad_o[kTileBytes];                     // [row, p]
@@ -132,9 +149,9 @@ struct BackwardMemory : KeyMemory<S> {
   float phase[2][S::kPairs];
   float group_phase[8][S::kPairs];
   // Sums over the sequence.
-  float bias_sums[2][kRowTiles][S::kRank][S::kState];  // of B, of C
+  float bias_sums[2][kRowTiles][S::kRank][S::kState + S::kSumPad];  // of B, of C
   // Of mimo_x, z, o.
-  float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim];
+  float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim + S::kSumPad];
 
   __device__ __forceinline__ __half2* cos_sin(int parity, int angles) {
     return reinterpret_cast<__half2*>(this + 1) + parity * S::kTokens * turn_stride(angles);
@@ -187,30 +204,31 @@ __device__ __forceinline__ void request_columns(const MmaPlace& at, const Backwa
 // of the sequence stand zeros.
 template <class S>
 __device__ __forceinline__ void request_decays(const BackwardMmaJob& job, const MmaPlace& at,
-                                               const BackwardChunk& chunk, KeyMemory<S>& m) {
+                                               const BackwardChunk& chunk, KeyInputs<S>& keys) {
   const std::int64_t from = at.head * job.scan.tokens + chunk.begin;
   const int t = static_cast<int>(threadIdx.x);
   if (t > S::kTokens) return;
   const bool is = chunk.begin + t < at.end;
   const std::int64_t own = is ? from + t : 0;
   const std::size_t zeros = is ? 0 : sizeof(double);
-  __pipeline_memcpy_async(&m.weights[t], job.scan.weights + own, sizeof(float2), zeros);
+  __pipeline_memcpy_async(&keys.weights[t], job.scan.weights + own, sizeof(float2), zeros);
   if (t < S::kTokens) {
-    __pipeline_memcpy_async(&m.log_decay[t], job.scan.log_decay + own, sizeof(double), zeros);
+    __pipeline_memcpy_async(&keys.log_decay[t], job.scan.log_decay + own, sizeof(double), zeros);
   }
 }
 
 // Every weight that follows from the decays, by one warp, as docs/SEMANTICS.md, section 5, has
 // them.
 template <class S>
-__device__ __forceinline__ void weigh_tokens(KeyMemory<S>& m, unsigned lane) {
+__device__ __forceinline__ void weigh_tokens(const KeyInputs<S>& keys, unsigned lane,
+                                             ChunkDecays<S>& out) {
   constexpr int kOwn = S::kTokens > kWarpLanes ? S::kTokens / kWarpLanes : 1;
   constexpr double kLog2e = 1.4426950408889634;
   const bool is = lane * kOwn < S::kTokens;
   double sums[kOwn];
   double sum = 0;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) sums[i] = sum += is ? m.log_decay[lane * kOwn + i] : 0.0;
+  for (int i = 0; i < kOwn; ++i) sums[i] = sum += is ? keys.log_decay[lane * kOwn + i] : 0.0;
 #pragma unroll
   for (unsigned step = 1; step < kWarpLanes; step *= 2) {
     const double below = __shfl_up_sync(0xffffffffu, sum, step);
@@ -220,7 +238,7 @@ __device__ __forceinline__ void weigh_tokens(KeyMemory<S>& m, unsigned lane) {
   double before = __shfl_up_sync(0xffffffffu, sum, 1);
   if (lane == 0) {
     before = 0;
-    m.chunk_decay = fast_exp2(static_cast<float>(all * kLog2e));
+    out.whole = fast_exp2(static_cast<float>(all * kLog2e));
   }
   if (!is) return;
 #pragma unroll
@@ -228,13 +246,13 @@ __device__ __forceinline__ void weigh_tokens(KeyMemory<S>& m, unsigned lane) {
     const unsigned token = lane * kOwn + i;
     const double decay = (before + sums[i]) * kLog2e;
     const auto high = static_cast<float>(decay);
-    const float now = m.weights[token].x;
-    const float fill = now + m.weights[token + 1].y;
+    const float now = keys.weights[token].x;
+    const float fill = now + keys.weights[token + 1].y;
     const float left = fast_exp2(static_cast<float>(all * kLog2e - decay));
-    m.terms[token] = {high, static_cast<float>(decay - high), fill, now};
-    m.start_decay[token] = fast_exp2(high);
-    m.end_decay[token] = left;
-    m.fade[token] = left * fill;
+    out.terms[token] = {high, static_cast<float>(decay - high), fill, now};
+    out.start_decay[token] = fast_exp2(high);
+    out.end_decay[token] = left;
+    out.fade[token] = left * fill;
   }
 }
 
@@ -272,7 +290,7 @@ __device__ __forceinline__ void load_rank_weights(const float* from, int head,
                                                   float (*to)[kWeightRow]) {
   constexpr int kCount = S::kRank * kBackwardHeadDim;
   for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
-    to[i / kBackwardHeadDim][i % kBackwardHeadDim] =
+    to[i / kBackwardHeadDim][weight_place(i % kBackwardHeadDim)] =
         from == nullptr ? 1.0f : from[std::int64_t{head} * kCount + i];
   }
 }

@@ -29,6 +29,7 @@ template <class S>
 struct HeadOutputs {
   static constexpr unsigned kRankBit = S::kRank == 4 ? 8 : S::kRank == 2 ? 4 : 0;
   static constexpr unsigned kSameRank = 4 * S::kRank;  // lanes so far apart have rows of one rank
+  static constexpr int kGateRow = kBackwardHeadDim + S::kSumPad;
   const BackwardMmaJob& job;
   const MmaPlace& at;
   BackwardMemory<S>& m;
@@ -64,14 +65,14 @@ struct HeadOutputs {
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void finish_states() {
+  __device__ __forceinline__ void finish_states(const ChunkDecays<S>& decays) {
     wgmma_wait<0>();
     hold<1>(from_start);
     hold<1>(grad_x);
     tell_rows(m.x, grad_x, m.end[at.warp / kRowTiles]);
-    scale_rows<1>(m.start_decay[token(0)], m.start_decay[token(1)], from_start);
+    scale_rows<1>(decays.start_decay[token(0)], decays.start_decay[token(1)], from_start);
     tell_rows(m.grad_o, from_start, m.start[at.warp / kRowTiles]);
-    scale_rows<1>(m.fade[token(0)], m.fade[token(1)], grad_x);
+    scale_rows<1>(decays.fade[token(0)], decays.fade[token(1)], grad_x);
   }
 
   // What tokens of the chunk gave each other; when the scores are there.
@@ -96,7 +97,7 @@ struct HeadOutputs {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const unsigned p = column + 8 * j;
-        const float2 x = input_pair(m.raw_x, token(i), p), z = input_pair(m.raw_z, token(i), p);
+        const float2 x = input_pair(m.keys.x, token(i), p), z = input_pair(m.raw_z, token(i), p);
         const float2 grad_y = input_pair(m.raw_grad_y, token(i), p);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
@@ -108,7 +109,9 @@ struct HeadOutputs {
     }
     if constexpr (S::kRank > 1) {
 #pragma unroll
-      for (int which = 0; which < 3; ++which) keep_sums(sums[which], m.gate_sums[which]);
+      for (int which = 0; which < 3; ++which) {
+        keep_sums(sums[which], m.gate_sums[which][at.warp % kRowTiles]);
+      }
     }
     write(chunk, grad_z, to_x);
   }
@@ -143,9 +146,10 @@ struct HeadOutputs {
   __device__ __forceinline__ void element(unsigned p, float x, float z, float grad_y, float o,
                                           float grad_own, int number, float (&sums)[3][4],
                                           float& grad_z, float& to_x) {
-    const float weight_x = S::kRank > 1 ? m.mimo_x[r][p] : 1.0f;
-    const float weight_z = S::kRank > 1 ? m.mimo_z[r][p] : 1.0f;
-    const float weight_o = S::kRank > 1 ? m.mimo_o[r][p] : 1.0f;
+    const int place = weight_place(static_cast<int>(p));
+    const float weight_x = S::kRank > 1 ? m.mimo_x[r][place] : 1.0f;
+    const float weight_z = S::kRank > 1 ? m.mimo_z[r][place] : 1.0f;
+    const float weight_o = S::kRank > 1 ? m.mimo_o[r][place] : 1.0f;
     const float own_x = x * weight_x;
     const Gate gate(z * weight_z);
     const float read_out = fmaf(skip, own_x, o);
@@ -164,15 +168,11 @@ struct HeadOutputs {
   }
 
   __device__ __forceinline__ void keep_sums(float (&sums)[4],
-                                            float (*to)[S::kRank][kBackwardHeadDim]) const {
+                                            float (&to)[S::kRank][kGateRow]) const {
     sum_lanes<16, kSameRank, 4>(sums, at.lane);
     if (!tells<16, kSameRank, 4>(at.lane)) return;
     const int first = first_of_lane<16, kSameRank, 4>(at.lane);
-    float* own = to[at.warp % kRowTiles][r];
-#pragma unroll
-    for (int i = 0; i < LaneSums<16, kSameRank, 4>::kLeft; ++i) {
-      own[column + (first + i) / 2 * 8 + (first + i) % 2] += sums[i];
-    }
+    add_sums<LaneSums<16, kSameRank, 4>::kLeft>(sums, first, &to[r][column]);
   }
 
   // Sums over ranks, which leave a lane with some of the pairs.

@@ -245,6 +245,21 @@ __device__ __forceinline__ void sum_lanes(float* v, unsigned lane) {
   }
 }
 
+// Adds the sums that a lane is left with, from number `first` on, to those of before: number i is
+// of neighbour i % 2 in eighth i / 2 of `to`.
+template <int kLeft>
+__device__ __forceinline__ void add_sums(const float* sums, int first, float* to) {
+  if constexpr (kLeft == 1) {
+    to[first / 2 * 8 + first % 2] += sums[0];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLeft; i += 2) {
+      auto& pair = *reinterpret_cast<float2*>(to + (first + i) / 2 * 8);
+      pair = make_float2(pair.x + sums[i], pair.y + sums[i + 1]);
+    }
+  }
+}
+
 // How sum_lanes<kBit, kLast, kCount> deals the numbers out.
 template <unsigned kBit, unsigned kLast, int kCount>
 struct LaneSums {

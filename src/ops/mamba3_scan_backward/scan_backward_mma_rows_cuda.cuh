@@ -80,17 +80,17 @@ __device__ __forceinline__ void for_eights(const F& f) {
 
 // X = x times its rank's weights.
 template <int kThreads, class S>
-__device__ __forceinline__ void spread_x(KeyMemory<S>& m) {
+__device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned char* from = m.raw_x + row / S::kRank * kInputRow + 2 * column;
+    const unsigned char* from = raw_x + row / S::kRank * kInputRow + 2 * column;
     unsigned char* to = m.x + tile_byte(row, column);
     if constexpr (S::kRank == 1) {
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
     } else {
       Eight x(from);
-      const float* weight = &m.mimo_x[row % S::kRank][column];
+      const float* weights = m.mimo_x[row % S::kRank];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) x.v[e] *= weight[e];
+      for (int e = 0; e < 8; ++e) x.v[e] *= weights[weight_place(column + e)];
       x.store(to);
     }
   });
@@ -120,8 +120,8 @@ __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
     for (int e = 0; e < 8; ++e) {
       float v = z.v[e];
       if constexpr (S::kRank > 1) {
-        v *= m.mimo_z[r][column + e];
-        grad.v[e] *= m.mimo_o[r][column + e];
+        v *= m.mimo_z[r][weight_place(column + e)];
+        grad.v[e] *= m.mimo_o[r][weight_place(column + e)];
       }
       grad.v[e] *= Gate(v).at;
     }

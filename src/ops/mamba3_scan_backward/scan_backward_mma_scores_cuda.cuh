@@ -16,15 +16,16 @@ constexpr unsigned kScoreTiles = kRowTiles * (kRowTiles + 1) / 2;  // on and bel
 template <class S>
 struct ScoreTile {
   BackwardMemory<S>& m;
+  const ChunkDecays<S>& decays;
   unsigned row;  // of tiles
   unsigned column;
   unsigned lane;
   Sums<1> scores;  // S = Q K^T
   Sums<1> grads;   // dP = dO X^T
 
-  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, unsigned row_in,
-                                       unsigned column_in, unsigned lane_in)
-      : m(memory), row(row_in), column(column_in), lane(lane_in) {
+  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, const ChunkDecays<S>& own_decays,
+                                       unsigned row_in, unsigned column_in, unsigned lane_in)
+      : m(memory), decays(own_decays), row(row_in), column(column_in), lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
     const Factor q(m.q, lane), k(m.k, lane), grad_o(m.grad_o, lane), x(m.x, lane);
@@ -94,13 +95,13 @@ struct ScoreTile {
   // the row's own, the decay between them, both tokens' terms).
   template <bool kDiagonal, class F>
   __device__ __forceinline__ void each(const F& f) const {
-    const TokenTerms rows[2] = {m.terms[row_token(0)], m.terms[row_token(1)]};
+    const TokenTerms rows[2] = {decays.terms[row_token(0)], decays.terms[row_token(1)]};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const unsigned token = (16 * column + column_of(j, e)) / S::kRank;
-        const TokenTerms terms = m.terms[token];
+        const TokenTerms terms = decays.terms[token];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const bool earlier = !kDiagonal || token < row_token(i);
@@ -144,16 +145,17 @@ struct ScoreTile {
 
 // A warp takes a tile on or below the diagonal, or what else comes of one on it.
 template <class S>
-__device__ __forceinline__ void make_scores(const MmaPlace& at, BackwardMemory<S>& m) {
+__device__ __forceinline__ void make_scores(const MmaPlace& at, const ChunkDecays<S>& decays,
+                                            BackwardMemory<S>& m) {
   if (at.warp < kRowTiles) {
-    ScoreTile<S>(m, at.warp, at.warp, at.lane).template finish<true>();
+    ScoreTile<S>(m, decays, at.warp, at.warp, at.lane).template finish<true>();
   } else if (at.warp < kScoreTiles) {
     unsigned row = 1, first = kRowTiles;
     while (first + row <= at.warp) first += row++;
-    ScoreTile<S>(m, row, at.warp - first, at.lane).template finish<false>();
+    ScoreTile<S>(m, decays, row, at.warp - first, at.lane).template finish<false>();
   } else if (at.warp < kScoreTiles + kRowTiles) {
     const unsigned row = at.warp - kScoreTiles;
-    ScoreTile<S>(m, row, row, at.lane).finish_inside();
+    ScoreTile<S>(m, decays, row, row, at.lane).finish_inside();
   }
 }
 

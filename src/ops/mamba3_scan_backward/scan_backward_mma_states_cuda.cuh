@@ -16,7 +16,8 @@ constexpr int kTurnGroups = kStatesThreads / kWarpLanes;  // of a chunk's tokens
 // Behind it stands cos_sin[kTokens][s].
 template <class S>
 struct StatesMemory : KeyMemory<S> {
-  std::uint32_t turns[2][S::kPairs];  // before the chunk; by its number's parity
+  KeyInputs<S> keys[2];               // by the parity of a chunk's number, as what follows
+  std::uint32_t turns[2][S::kPairs];  // before the chunk
   std::uint32_t group_turns[kTurnGroups][S::kPairs];
   float group_broken[kTurnGroups][S::kPairs];  // 0, or NaN where a step is not finite
 
@@ -103,13 +104,14 @@ struct GroupTurns {
 // What is asked for long before a chunk's turn.
 template <class S>
 __device__ __forceinline__ void request_keys(const BackwardMmaJob& job, const MmaPlace& at,
-                                             const BackwardChunk& chunk, KeyMemory<S>& m) {
+                                             const BackwardChunk& chunk, KeyInputs<S>& keys,
+                                             Barrier& rows_came) {
   if (at.warp == 0 && elect_lane()) {
-    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 2 * S::kRank * S::kState);
-    request_raw<S>(job, at, chunk, job.scan.in_b, m.raw_b, &m.rows_came);
+    barrier_arrive_expecting(&rows_came, chunk.tokens * 2 * S::kRank * S::kState);
+    request_raw<S>(job, at, chunk, job.scan.in_b, keys.b, &rows_came);
   }
-  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.raw_x);
-  request_decays(job, at, chunk, m);
+  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, keys.x);
+  request_decays(job, at, chunk, keys);
   __pipeline_commit();
 }
 
@@ -143,6 +145,29 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
   });
 }
 
+// In bf16, as whole pieces of a row: the lanes of a quad give each other their words.
+template <class S>
+__device__ __forceinline__ void store_state(__nv_bfloat16* to,
+                                            const StateTile<kStatesThreads, S>& tile,
+                                            const Sums<StateTile<kStatesThreads, S>::kBlocks>& h) {
+  constexpr int kEighths = 2 * StateTile<kStatesThreads, S>::kBlocks;
+  to += (tile.row + tile.lane / 4) * kBackwardHeadDim + tile.column + 8 * (tile.lane % 4);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int first = 0; first < kEighths; first += 4) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = pack_bf16(h[first + i][2 * half], h[first + i][2 * half + 1]);
+      }
+      transpose_quad(words, tile.lane);
+      *reinterpret_cast<uint4*>(to + 8 * half * kBackwardHeadDim + 8 * first) =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(kStatesThreads, 2)
     backward_states_kernel(const __grid_constant__ BackwardMmaJob job) {
@@ -155,7 +180,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   const int chunks = (at.end - at.begin + S::kTokens - 1) / S::kTokens;
   open_memory<kStatesThreads>(memory, StatesMemory<S>::bytes(sizes.angles), m);
   BackwardChunk chunk = BackwardChunk::at<S>(at, 0);
-  request_keys(job, at, chunk, m);
+  request_keys(job, at, chunk, m.keys[0], m.rows_came);
   load_pairs<kStatesThreads, S>(sizes, job.scan.params.in_b_norm, job.scan.params.in_b_bias,
                                 at.head, m.b_norm, m.b_bias);
   load_rank_weights<kStatesThreads, S>(job.scan.params.mimo_x, at.head, m.mimo_x);
@@ -166,31 +191,34 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   const Tile tile(at);
   Sums<Tile::kBlocks> h;
   load_start<S>(job, at, tile, h);
+  ChunkDecays<S>& decays = m.decays[0];
   GroupTurns<S> turns;
   turns.load(job, at, chunk);
   for (int index = 0; index < chunks; ++index) {
+    const int parity = index & 1;
+    const bool last = index + 1 == chunks;
+    const BackwardChunk next = BackwardChunk::at<S>(at, index + 1);
     turns.sum(at, sizes.angles, m);
-    __nv_bfloat16* state =
-        job.states + (chunk.number * sizes.heads + at.head) * (S::kState * kBackwardHeadDim);
-    tile.each(h, [&](float a, float b, unsigned n, unsigned p) {
-      *reinterpret_cast<std::uint32_t*>(state + n * kBackwardHeadDim + p) = pack_bf16(a, b);
-    });
+    store_state<S>(
+        job.states + (chunk.number * sizes.heads + at.head) * (S::kState * kBackwardHeadDim), tile,
+        h);
     __pipeline_wait_prior(0);
-    barrier_wait(&m.rows_came, index & 1);
+    barrier_wait(&m.rows_came, parity);
     __syncthreads();
-    turns.rotate(job, at, chunk, index & 1, m);
-    if (index + 1 == chunks) return;  // nobody reads the state behind the last chunk
-    if (at.warp == 0) weigh_tokens(m, at.lane);
-    spread_x<kStatesThreads>(m);
+    if (!last) request_keys(job, at, next, m.keys[parity ^ 1], m.rows_came);
+    turns.rotate(job, at, chunk, parity, m);
+    if (last) return;  // nobody reads the state behind it
+    turns.load(job, at, next);
+    const KeyInputs<S>& keys = m.keys[parity];
+    if (at.warp == 0) weigh_tokens(keys, at.lane, decays);
+    spread_x<kStatesThreads>(keys.x, m);
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
-                                 Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k});
+                                 Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
     fence_async_proxy();
     __syncthreads();
-    chunk = BackwardChunk::at<S>(at, index + 1);
-    request_keys(job, at, chunk, m);
-    turns.load(job, at, chunk);
-    tile.fold(m.chunk_decay, m.k, m.fade, m.x, h);
+    tile.fold(decays.whole, m.k, decays.fade, m.x, h);
+    chunk = next;
   }
 }
 

@@ -14,6 +14,7 @@ namespace {
 // Warps that have less to do than others where these are called.
 constexpr unsigned kBackwardWeighingWarp = kPhaseWarps;
 constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
+constexpr unsigned kInsideWarp = kNumbersWarp - 1;
 constexpr unsigned kRequestingWarp = kNumbersWarp;
 
 template <class S>
@@ -29,10 +30,10 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
                                                 BackwardMemory<S>& m) {
   if (at.warp == kRequestingWarp && elect_lane()) {
     barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState);
-    request_raw<S>(job, at, chunk, job.scan.in_b, m.raw_b, &m.rows_came);
+    request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
   }
-  request_decays(job, at, chunk, m);
+  request_decays(job, at, chunk, m.keys);
   const int angles = job.scan.sizes.angles;
   request_tile<kBackwardThreads, S::kTokens, S::kPairs / 4>(
       m.cos_sin(parity, angles), turn_stride(angles) * sizeof(__half2),
@@ -44,7 +45,7 @@ template <class S>
 __device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, const MmaPlace& at,
                                                    const BackwardChunk& chunk,
                                                    BackwardMemory<S>& m) {
-  request_columns<kBackwardThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.raw_x);
+  request_columns<kBackwardThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.keys.x);
   request_columns<kBackwardThreads, S>(at, chunk, job.scan.z, job.scan.zx_stride, m.raw_z);
   request_columns<kBackwardThreads, S>(at, chunk, job.grad_y, job.grad_y_stride, m.raw_grad_y);
 }
@@ -131,7 +132,7 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
       sum = fmaf(k[r * rank_stride + n], grad[n * kBackwardHeadDim + p], sum);
     }
     along[thread] = sum;
-    spread[thread] = v[p] * m.mimo_x[r][p];
+    spread[thread] = v[p] * m.mimo_x[r][weight_place(p)];
     own = sum * spread[thread];
     if constexpr (S::kRank > 1) m.gate_sums[0][0][r][p] += carry * sum * v[p];
   }
@@ -140,7 +141,8 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
   if (thread < kBackwardHeadDim) {
     float sum = 0;
     for (int r = 0; r < S::kRank; ++r) {
-      sum = fmaf(carry * along[r * kBackwardHeadDim + thread], m.mimo_x[r][thread], sum);
+      sum = fmaf(carry * along[r * kBackwardHeadDim + thread], m.mimo_x[r][weight_place(thread)],
+                 sum);
     }
     grad_v[thread] = sum;
   }
@@ -202,11 +204,9 @@ __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradSt
 
 template <class S>
 __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
-                                              const BackwardChunk& chunk, int parity,
-                                              const GradStateTile<S>& tile, GradState<S>& grad,
-                                              BackwardMemory<S>& m) {
-  request_state(job, at, chunk, m);
-  if (at.warp == kBackwardWeighingWarp) weigh_tokens(m, at.lane);
+                                              int parity, const GradStateTile<S>& tile,
+                                              GradState<S>& grad, BackwardMemory<S>& m) {
+  if (at.warp == kBackwardWeighingWarp) weigh_tokens(m.keys, at.lane, m.decays[parity]);
   const unsigned byte = tile.first_byte();
   tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
     put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
@@ -214,9 +214,9 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
-                                 Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k},
+                                 Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
-  spread_x<kBackwardThreads>(m);
+  spread_x<kBackwardThreads>(m.keys.x, m);
   make_grad_o<kBackwardThreads>(m);
 }
 
@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
   request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_commit();
+  request_state(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_wait_prior(0);
   barrier_wait(&m.rows_came, 0);
   __syncthreads();
@@ -250,16 +251,17 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const int parity = index & 1;
     const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
     const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
-    prepare_chunk(job, at, chunk, parity, tile, grad, m);
+    const ChunkDecays<S>& decays = m.decays[parity];
+    prepare_chunk(job, at, parity, tile, grad, m);
     __pipeline_wait_prior(0);
     fence_async_proxy();
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
     __pipeline_commit();
     outputs.start_states();
-    outputs.finish_states();
+    outputs.finish_states(decays);
     multiply_states(at, tile, grad, m);
-    make_scores(at, m);
+    make_scores(at, decays, m);
     fence_async_proxy();
     __syncthreads();
     outputs.add_scores();
@@ -267,16 +269,18 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     __syncthreads();
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
-    RowGradients<S> rows(job, at, m, m.cos_sin(parity, sizes.angles));
+    RowGradients<S> rows(job, at, m, parity);
     rows.of_q(chunk);
     rows.of_k(chunk);
     rows.tell_turns();
-    tile.fold(m.chunk_decay, m.q, m.start_decay, m.grad_o, grad);
-    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, m);
+    tile.fold(decays.whole, m.q, decays.start_decay, m.grad_o, grad);
     __pipeline_wait_prior(0);
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
     __syncthreads();
+    if (index > 0) request_state(job, at, next, m);
     if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, m);
+    if (at.warp == kInsideWarp) add_inside(decays, at.lane, m);
+    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, m);
   }
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     float* to = grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
