@@ -35,7 +35,7 @@ struct Workspace {
     job.scan.log_decay = carver.take<double>(pairs);
     job.scan.weights = carver.take<float2>(pairs);
     job.scan.half_tanh = carver.take<double>(tokens * dims.angles);
-    job.cos_sin = carver.take<__half2>(pairs * dims.angles);
+    job.cos_sin = carver.take<__half2>(pairs * turn_stride(static_cast<int>(dims.angles)));
     job.states = carver.take<__nv_bfloat16>(chunks * dims.heads * dims.state * dims.head_dim);
     job.grad_b = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);
     job.grad_c = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);

@@ -9,6 +9,15 @@
 namespace mamba3 {
 namespace {
 
+// Rows of BackwardMmaJob's grad_b and grad_c are quarters; in each stands, lane by lane of a quad,
+// what the lane has of the eighths. The column of number `at` of a row.
+__device__ __forceinline__ int gradient_column(int state, int at) {
+  const int quarter = state / 4;
+  const int of_lane = quarter / 4;
+  const int place = at % quarter;
+  return at - place + place % of_lane / 2 * 8 + place / of_lane * 2 + place % 2;
+}
+
 template <class S>
 struct RowGradients {
   static constexpr int kBlocks = S::kState / kRowTiles / 16;
@@ -149,24 +158,25 @@ struct RowGradients {
                                                      to + first_column() + at.lane % 4 * 2);
   }
 
-  // As whole pieces of a row: the lanes of a quad give each other their words.
+  // What a thread has of a row lies together: see gradient_column().
   __device__ __forceinline__ void write(const BackwardChunk& chunk, __nv_bfloat16* out) const {
-    __nv_bfloat16* to =
-        out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) + first_column();
+    __nv_bfloat16* to = out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
+                        first_column() + 2 * kEighths * (at.lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      std::uint32_t words[4];
+      if (static_cast<int>(token(i)) >= chunk.tokens) continue;
+      std::uint32_t words[kEighths];
 #pragma unroll
-      for (int eighth = 0; eighth < 4; ++eighth) {
-        words[eighth] = eighth < kEighths ? pack_bf16(d[eighth % kEighths][2 * i],
-                                                      d[eighth % kEighths][2 * i + 1])
-                                          : 0;
+      for (int eighth = 0; eighth < kEighths; ++eighth) {
+        words[eighth] = pack_bf16(d[eighth][2 * i], d[eighth][2 * i + 1]);
       }
-      transpose_quad(words, at.lane);
-      const bool is = static_cast<int>(token(i)) < chunk.tokens && at.lane % 4 < kEighths;
-      if (!is) continue;
-      __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState + 8 * (at.lane % 4)),
-             make_uint4(words[0], words[1], words[2], words[3]));
+      if constexpr (kEighths == 4) {
+        __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState),
+               make_uint4(words[0], words[1], words[2], words[3]));
+      } else {
+        static_assert(kEighths == 2);
+        __stcs(reinterpret_cast<uint2*>(to + row(i) * S::kState), make_uint2(words[0], words[1]));
+      }
     }
   }
 };

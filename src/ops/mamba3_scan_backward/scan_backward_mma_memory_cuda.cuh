@@ -25,8 +25,8 @@ struct BackwardMmaJob {
   HeadSumPlaces places;
 
   // Left by the pass forward.
-  __half2* cos_sin;       // [h, t, s]
-  __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk
+  __half2* cos_sin;       // [h, t, turn_stride(s)]
+  __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk: tiles of 64 columns
   // Left by the walk back, to be summed over heads.
   __nv_bfloat16* grad_b;   // [h, t, r, n] with respect to what the bias is added to
   __nv_bfloat16* grad_c;   // [h, t, r, n]
@@ -37,6 +37,11 @@ struct BackwardMmaJob {
 };
 
 namespace {
+
+// Of a token's rotations: in shared memory eight tokens' lie in different banks.
+__host__ __device__ constexpr int turn_stride(int angles) {
+  return angles + 4;
+}
 
 constexpr int kBackwardHeadDim = 64;
 constexpr int kBackwardRows = 64;
@@ -111,12 +116,8 @@ struct alignas(1024) KeyMemory {
   float mimo_x[S::kRank][kWeightRow];  // SISO: ones
   ChunkDecays<S> decays[2];            // by the parity of a chunk's number
   Barrier rows_came;                   // raw ones
+  Barrier state_came;                  // in the walk
 };
-
-// Of a token's rotations: eight tokens' lie in different banks.
-__host__ __device__ constexpr int turn_stride(int angles) {
-  return angles + 4;
-}
 
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
 template <class S>
@@ -266,6 +267,7 @@ __device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, Ke
   __syncthreads();
   if (thread == 0) {
     barrier_init(&m.rows_came, 1);
+    barrier_init(&m.state_came, 1);
     barrier_init_done();
   }
   fence_async_proxy();

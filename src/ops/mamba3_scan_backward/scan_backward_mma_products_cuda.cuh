@@ -291,21 +291,5 @@ __device__ __forceinline__ bool tells(unsigned lane) {
   return kRest < kLast || (lane & (2 * kRest - kLast)) == 0;
 }
 
-// Four words of each of a quad's lanes, transposed.
-__device__ __forceinline__ void transpose_quad(std::uint32_t (&w)[4], unsigned lane) {
-#pragma unroll
-  for (unsigned bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = (lane & bit) != 0;
-#pragma unroll
-    for (unsigned i = 0; i < 2; ++i) {
-      const unsigned low = bit == 1 ? 2 * i : i;
-      const std::uint32_t given = upper ? w[low] : w[low + bit];
-      const std::uint32_t taken = __shfl_xor_sync(0xffffffffu, given, bit);
-      w[low] = upper ? taken : w[low];
-      w[low + bit] = upper ? w[low + bit] : taken;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace mamba3

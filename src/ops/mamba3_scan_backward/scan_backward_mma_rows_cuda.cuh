@@ -60,9 +60,9 @@ struct Eight {
     unpack_bf16(bits.z, v[4], v[5]);
     unpack_bf16(bits.w, v[6], v[7]);
   }
-  __device__ __forceinline__ void store(unsigned char* to) const {
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
-                                               pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+  __device__ __forceinline__ uint4 bits() const {
+    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                      pack_bf16(v[6], v[7]));
   }
 };
 
@@ -78,20 +78,37 @@ __device__ __forceinline__ void for_eights(const F& f) {
   for (int i = 0; i < kBackwardRows; i += kThreads / kRowEights) f(row + i, column);
 }
 
-// X = x times its rank's weights.
-template <int kThreads, class S>
+// Of 32 columns, by a thread with a pair in each of four eighths: the column whose place it is
+// where those of a thread are neighbours, and the other way round.
+__device__ __forceinline__ unsigned mingled(unsigned column) {
+  return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
+}
+
+// X = x times its rank's weights; kMingled: column c has that of mingled(c).
+template <int kThreads, bool kMingled, class S>
 __device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
     const unsigned char* from = raw_x + row / S::kRank * kInputRow + 2 * column;
-    unsigned char* to = m.x + tile_byte(row, column);
+    const auto store = [&](uint4 bits) {
+      if constexpr (kMingled) {
+        const unsigned first = tile_byte(row, mingled(column));
+        const std::uint32_t words[] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          *reinterpret_cast<std::uint32_t*>(m.x + further(first, 0, i)) = words[i];
+        }
+      } else {
+        *reinterpret_cast<uint4*>(m.x + tile_byte(row, column)) = bits;
+      }
+    };
     if constexpr (S::kRank == 1) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+      store(*reinterpret_cast<const uint4*>(from));
     } else {
       Eight x(from);
       const float* weights = m.mimo_x[row % S::kRank];
 #pragma unroll
       for (int e = 0; e < 8; ++e) x.v[e] *= weights[weight_place(column + e)];
-      x.store(to);
+      store(x.bits());
     }
   });
 }
@@ -125,7 +142,7 @@ __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
       }
       grad.v[e] *= Gate(v).at;
     }
-    grad.store(m.grad_o + tile_byte(row, column));
+    *reinterpret_cast<uint4*>(m.grad_o + tile_byte(row, column)) = grad.bits();
   });
 }
 

@@ -80,7 +80,8 @@ struct GroupTurns {
                                          StatesMemory<S>& m) const {
     const int angles = job.scan.sizes.angles;
     const auto group = static_cast<int>(at.warp);
-    __half2* out = job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * angles;
+    const int stride = turn_stride(angles);
+    __half2* out = job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride;
 #pragma unroll
     for (int i = 0; i < kAngles; ++i) {
       const int angle = i * kWarpLanes + static_cast<int>(at.lane);
@@ -94,7 +95,7 @@ struct GroupTurns {
         const float2 rotation = fast_cos_sin(before + turned[i][t], broken);
         const __half2 rounded = __floats2half2_rn(rotation.x, rotation.y);
         m.cos_sin()[token * angles + angle] = rounded;
-        if (token < chunk.tokens) out[token * angles + angle] = rounded;
+        if (token < chunk.tokens) out[token * stride + angle] = rounded;
       }
       if (group == kTurnGroups - 1) m.turns[parity ^ 1][angle] = before + turned[i][kOwn - 1];
     }
@@ -130,7 +131,8 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
   const float* mimo_x =
       S::kRank == 1 ? nullptr
                     : job.scan.params.mimo_x + std::int64_t{at.head} * S::kRank * kBackwardHeadDim;
-  tile.each(h, [&](float& a, float& b, unsigned n, unsigned p) {
+  tile.each(h, [&](float& a, float& b, unsigned n, unsigned column) {
+    const unsigned p = mingled(column);
     const int place = place_of(sizes, static_cast<int>(n));
     const float* from = ssm + place * kBackwardHeadDim + p;
     a = from[0];
@@ -145,13 +147,13 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
   });
 }
 
-// In bf16, as whole pieces of a row: the lanes of a quad give each other their words.
+// In bf16: what a thread has of four eighths is a piece of a row, for X lies as mingled() has it.
 template <class S>
 __device__ __forceinline__ void store_state(__nv_bfloat16* to,
                                             const StateTile<kStatesThreads, S>& tile,
                                             const Sums<StateTile<kStatesThreads, S>::kBlocks>& h) {
   constexpr int kEighths = 2 * StateTile<kStatesThreads, S>::kBlocks;
-  to += (tile.row + tile.lane / 4) * kBackwardHeadDim + tile.column + 8 * (tile.lane % 4);
+  const unsigned byte = swizzled(tile.row + tile.lane / 4, tile.column + 8 * (tile.lane % 4));
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -161,8 +163,8 @@ __device__ __forceinline__ void store_state(__nv_bfloat16* to,
       for (int i = 0; i < 4; ++i) {
         words[i] = pack_bf16(h[first + i][2 * half], h[first + i][2 * half + 1]);
       }
-      transpose_quad(words, tile.lane);
-      *reinterpret_cast<uint4*>(to + 8 * half * kBackwardHeadDim + 8 * first) =
+      *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) +
+                                further(byte, 8 * half, first)) =
           make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
@@ -211,7 +213,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
     turns.load(job, at, next);
     const KeyInputs<S>& keys = m.keys[parity];
     if (at.warp == 0) weigh_tokens(keys, at.lane, decays);
-    spread_x<kStatesThreads>(keys.x, m);
+    spread_x<kStatesThreads, true>(keys.x, m);
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
                                  Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});

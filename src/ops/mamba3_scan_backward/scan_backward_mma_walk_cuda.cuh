@@ -29,16 +29,16 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
                                                 const BackwardChunk& chunk, int parity,
                                                 BackwardMemory<S>& m) {
   if (at.warp == kRequestingWarp && elect_lane()) {
-    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState);
+    const int stride = turn_stride(job.scan.sizes.angles);
+    const auto turn_bytes = static_cast<std::uint32_t>(chunk.tokens * stride) * sizeof(__half2);
+    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes);
     request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
+    bulk_copy(m.cos_sin(parity, job.scan.sizes.angles),
+              job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride, turn_bytes,
+              &m.rows_came);
   }
   request_decays(job, at, chunk, m.keys);
-  const int angles = job.scan.sizes.angles;
-  request_tile<kBackwardThreads, S::kTokens, S::kPairs / 4>(
-      m.cos_sin(parity, angles), turn_stride(angles) * sizeof(__half2),
-      job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * angles, angles * sizeof(__half2),
-      angles / 4, chunk.tokens);
 }
 
 template <class S>
@@ -53,17 +53,13 @@ __device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, co
 template <class S>
 __device__ __forceinline__ void request_state(const BackwardMmaJob& job, const MmaPlace& at,
                                               const BackwardChunk& chunk, BackwardMemory<S>& m) {
-  constexpr int kPieces = S::kState * kBackwardHeadDim / 8;
-  const unsigned row = threadIdx.x / 8, piece = threadIdx.x % 8;
-  const std::uint32_t to = shared_address(m.state) + swizzled(row, 8 * piece);
-  const __nv_bfloat16* from = job.states +
-                              (chunk.number * job.scan.sizes.heads + at.head) * (8 * kPieces) +
-                              8 * threadIdx.x;
-#pragma unroll
-  for (int i = 0; i < kPieces; i += kBackwardThreads) {
-    copy_piece_async(to + 16 * i, from + 8 * i, true);
-  }
-  __pipeline_commit();
+  constexpr std::uint32_t kBytes = S::kState * kTileRowBytes;
+  if (at.warp != kRequestingWarp || !elect_lane()) return;
+  barrier_arrive_expecting(&m.state_came, kBytes);
+  bulk_copy(
+      m.state,
+      job.states + (chunk.number * job.scan.sizes.heads + at.head) * (S::kState * kBackwardHeadDim),
+      kBytes, &m.state_came);
 }
 
 template <class S>
@@ -216,7 +212,7 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
                                  Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
-  spread_x<kBackwardThreads>(m.keys.x, m);
+  spread_x<kBackwardThreads, false>(m.keys.x, m);
   make_grad_o<kBackwardThreads>(m);
 }
 
@@ -253,7 +249,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
     const ChunkDecays<S>& decays = m.decays[parity];
     prepare_chunk(job, at, parity, tile, grad, m);
-    __pipeline_wait_prior(0);
+    barrier_wait(&m.state_came, (last - index) & 1);
     fence_async_proxy();
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
