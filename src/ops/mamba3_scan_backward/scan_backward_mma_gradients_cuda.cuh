@@ -32,7 +32,8 @@ struct RowGradients {
   const ChunkDecays<S>& decays;
   const __half2* cos_sin;          // [t, turn_stride]
   float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
-  Sums<kBlocks> d;
+  Sums<kBlocks> grad_q;
+  Sums<kBlocks> grad_k;
 
   __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const MmaPlace& place,
                                           BackwardMemory<S>& memory, int parity)
@@ -42,27 +43,32 @@ struct RowGradients {
         decays(memory.decays[parity]),
         cos_sin(memory.cos_sin(parity, job_in.scan.sizes.angles)) {}
 
-  // dQ = decayed dO G^T + dS K
-  __device__ __forceinline__ void of_q(const BackwardChunk& chunk) {
-    clear<kBlocks>(d);
-    multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
-                                             rows_address(m.state, first_column()), d);
-    scale_rows<kBlocks>(decays.start_decay[token(0)], decays.start_decay[token(1)], d);
-    multiply_group<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
-                                             columns_address(m.k, first_column()), d);
-    finish(chunk, m.q, m.bias_sums[1], job.grad_c);
+  // dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q
+  __device__ __forceinline__ void multiply() {
+    clear<kBlocks>(grad_q);
+    clear<kBlocks>(grad_k);
+    start();
+    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
+                                             rows_address(m.state, first_column()), grad_q);
+    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
+                                             rows_address(m.grad_state, first_column()), grad_k);
+    wait();
+    scale_rows<kBlocks>(decays.start_decay[token(0)], decays.start_decay[token(1)], grad_q);
+    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
+    start();
+    start_multiply<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.k, first_column()), grad_q);
+    start_multiply<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.q, first_column()), grad_k);
+    wait();
   }
 
-  // dK = faded X E^T + dS^T Q
-  __device__ __forceinline__ void of_k(const BackwardChunk& chunk) {
-    clear<kBlocks>(d);
-    multiply_group<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
-                                             rows_address(m.grad_state, first_column()), d);
-    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], d);
-    multiply_group<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
-                                             columns_address(m.q, first_column()), d);
+  // Turned back, to what is summed over the sequence and over heads.
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk) {
     if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
-    finish(chunk, m.k, m.bias_sums[0], job.grad_b);
+    turn_back();
+    finish(chunk, grad_q, m.bias_sums[1], job.grad_c);
+    finish(chunk, grad_k, m.bias_sums[0], job.grad_b);
   }
 
   // The phases' gradients, summed over ranks.
@@ -79,6 +85,18 @@ struct RowGradients {
   }
 
  private:
+  __device__ __forceinline__ void start() {
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
+    wgmma_fence();
+  }
+  __device__ __forceinline__ void wait() {
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
+  }
+
   __device__ __forceinline__ int tile() const {
     return static_cast<int>(at.warp % kRowTiles);
   }
@@ -110,14 +128,14 @@ struct RowGradients {
 #pragma unroll
       for (int eighth = 0; eighth < kEighths; ++eighth) {
         const float2 own = canonical_pair(job.scan.sizes, k, static_cast<int>(pair_of(eighth)));
-        d[eighth][2 * i] += own.x;
-        d[eighth][2 * i + 1] += own.y;
+        grad_k[eighth][2 * i] += own.x;
+        grad_k[eighth][2 * i + 1] += own.y;
       }
     }
   }
 
-  // Turns back; `rows` are what was turned. Pairs of an eighth are turned all or none.
-  __device__ __forceinline__ void turn_back(const unsigned char* rows) {
+  // Pairs of an eighth are turned all or none.
+  __device__ __forceinline__ void turn_back() {
     const unsigned byte = tile_byte(row(0), 2 * pair_of(0));
 #pragma unroll
     for (int eighth = 0; eighth < kEighths; ++eighth) {
@@ -125,28 +143,31 @@ struct RowGradients {
       if (pair >= job.scan.sizes.angles) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 v = tile_pair(rows, further(byte, 8 * i, eighth));
         const float2 rotation =
             __half22float2(cos_sin[token(i) * turn_stride(job.scan.sizes.angles) + pair]);
-        float& a = d[eighth][2 * i];
-        float& b = d[eighth][2 * i + 1];
-        turns[i * kEighths + eighth] += b * v.x - a * v.y;
-        const float back = fmaf(b, rotation.y, a * rotation.x);
-        b = fmaf(-a, rotation.y, b * rotation.x);
-        a = back;
+        const unsigned own = further(byte, 8 * i, eighth);
+        turns[i * kEighths + eighth] =
+            turn_pair_back(tile_pair(m.q, own), rotation, &grad_q[eighth][2 * i]) +
+            turn_pair_back(tile_pair(m.k, own), rotation, &grad_k[eighth][2 * i]);
       }
     }
   }
-
-  __device__ __forceinline__ void finish(const BackwardChunk& chunk, const unsigned char* rows,
-                                         float (*bias_sums)[S::kRank][S::kState + S::kSumPad],
-                                         __nv_bfloat16* out) {
-    turn_back(rows);
-    keep_sums(bias_sums[tile()][at.lane / 4 % S::kRank]);
-    write(chunk, out);
+  // `v` is what was turned. Returns the gradient of its phase.
+  static __device__ __forceinline__ float turn_pair_back(float2 v, float2 rotation, float* grad) {
+    const float a = grad[0], b = grad[1];
+    grad[0] = fmaf(b, rotation.y, a * rotation.x);
+    grad[1] = fmaf(-a, rotation.y, b * rotation.x);
+    return b * v.x - a * v.y;
   }
 
-  __device__ __forceinline__ void keep_sums(float* to) const {
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk, const Sums<kBlocks>& d,
+                                         float (*bias_sums)[S::kRank][S::kState + S::kSumPad],
+                                         __nv_bfloat16* out) const {
+    keep_sums(d, bias_sums[tile()][at.lane / 4 % S::kRank]);
+    write(chunk, d, out);
+  }
+
+  __device__ __forceinline__ void keep_sums(const Sums<kBlocks>& d, float* to) const {
     constexpr int kCount = 2 * kEighths;
     float sums[kCount];
 #pragma unroll
@@ -159,7 +180,8 @@ struct RowGradients {
   }
 
   // What a thread has of a row lies together: see gradient_column().
-  __device__ __forceinline__ void write(const BackwardChunk& chunk, __nv_bfloat16* out) const {
+  __device__ __forceinline__ void write(const BackwardChunk& chunk, const Sums<kBlocks>& d,
+                                        __nv_bfloat16* out) const {
     __nv_bfloat16* to = out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
                         first_column() + 2 * kEighths * (at.lane % 4);
 #pragma unroll

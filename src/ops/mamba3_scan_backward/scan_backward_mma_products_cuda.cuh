@@ -126,17 +126,6 @@ __device__ __forceinline__ void hold(Sums<kBlocks>& d) {
   for (int i = 0; i < 2 * kBlocks; ++i) wgmma_hold(d[i]);
 }
 
-// The whole of it.
-template <int kSteps, int kTransA, int kTransB, int kBlocks>
-__device__ __forceinline__ void multiply_group(std::uint32_t a, std::uint32_t b, Sums<kBlocks>& d) {
-  hold<kBlocks>(d);
-  wgmma_fence();
-  start_multiply<kSteps, kTransA, kTransB, kBlocks>(a, b, d);
-  wgmma_commit();
-  wgmma_wait<0>();
-  hold<kBlocks>(d);
-}
-
 template <int kBlocks>
 __device__ __forceinline__ void scale_rows(float upper, float lower, Sums<kBlocks>& d) {
 #pragma unroll

@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
     RowGradients<S> rows(job, at, m, parity);
-    rows.of_q(chunk);
-    rows.of_k(chunk);
+    rows.multiply();
+    rows.finish(chunk);
     rows.tell_turns();
     tile.fold(decays.whole, m.q, decays.start_decay, m.grad_o, grad);
     __pipeline_wait_prior(0);
