@@ -1,4 +1,5 @@
-// What the blocks of the backward pass by mma.sync are given and what they have in shared memory.
+// What the blocks of the backward pass on tensor cores are given and what they have in shared
+// memory.
 //
 // A block walks one head of one sequence in chunks of 64 rows, a row for each rank of a token.
 // Pairs of n that are rotated together stand side by side, as in the scan by mma.sync.
@@ -24,10 +25,11 @@ struct BackwardMmaJob {
   Mamba3StateGradients grad_states;
   HeadSumPlaces places;
 
+  void* decays;  // [chunks, h] ChunkDecays
   // Left by the pass forward.
   __half2* cos_sin;       // [h, t, turn_stride(s)]
   __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk: tiles of 64 columns
-  // Left by the walk back, to be summed over heads.
+  // Left by the walk back, to be summed over heads. Columns are as gradient_column() has them.
   __nv_bfloat16* grad_b;   // [h, t, r, n] with respect to what the bias is added to
   __nv_bfloat16* grad_c;   // [h, t, r, n]
   float* grad_phase;       // [h, t, s] with respect to the phase
@@ -86,7 +88,12 @@ struct BackwardChunk {
   }
 };
 
-// What follows from the decays of a chunk's tokens.
+constexpr std::uint32_t chunk_decays_bytes(int rank) {
+  return static_cast<std::uint32_t>(kBackwardRows / rank * (sizeof(TokenTerms) + 12) + 16);
+}
+
+// What follows from the decays of a chunk's tokens. Behind the end of the sequence nothing decays,
+// and weights are zeros.
 template <class S>
 struct alignas(16) ChunkDecays {
   TokenTerms terms[S::kTokens];
@@ -94,6 +101,8 @@ struct alignas(16) ChunkDecays {
   float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
   float fade[S::kTokens];         // the same times its weight
   float whole;                    // of the state, over the chunk
+
+  static constexpr std::uint32_t kBytes = chunk_decays_bytes(S::kRank);
 };
 
 // What a chunk's keys are made of, as it was asked for. Behind the end of the sequence stand zeros.
@@ -101,8 +110,6 @@ template <class S>
 struct alignas(16) KeyInputs {
   __half b[kBackwardRows * S::kState];      // [row, n]
   unsigned char x[S::kTokens * kInputRow];  // [t, p]
-  double log_decay[S::kTokens];
-  float2 weights[S::kTokens + 1];
 };
 
 // What a chunk's keys take, forward and back.
@@ -173,91 +180,31 @@ __device__ __forceinline__ void request_raw(const BackwardMmaJob& job, const Mma
             static_cast<std::uint32_t>(chunk.tokens * kRow * sizeof(__half)), barrier);
 }
 
-// Asks for rows of kPieces times 16 bytes, the first `pieces` of each and as many rows as are
-// there.
-template <int kThreads, int kRows, int kPieces>
-__device__ __forceinline__ void request_tile(void* tile, unsigned tile_row, const void* from,
-                                             std::int64_t stride_bytes, int pieces, int there) {
-  constexpr int kAtOnce = kThreads / kPieces;
-  const int row = static_cast<int>(threadIdx.x) / kPieces;
-  const int piece = static_cast<int>(threadIdx.x) % kPieces;
-  if (piece >= pieces) return;
-  const std::uint32_t to = shared_address(tile) + row * tile_row + 16 * piece;
-  const auto* own = static_cast<const unsigned char*>(from) + row * stride_bytes + 16 * piece;
-#pragma unroll
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    if (row + i < there) copy_piece_async(to + i * tile_row, own + i * stride_bytes, true);
-  }
-}
-
-// The head's columns in x, z or grad_y.
+// Asks for the head's columns in x, z or grad_y, for as many rows as are there.
 template <int kThreads, class S>
 __device__ __forceinline__ void request_columns(const MmaPlace& at, const BackwardChunk& chunk,
                                                 const __nv_bfloat16* from, std::int64_t stride,
                                                 unsigned char* to) {
   constexpr int kPieces = kBackwardHeadDim / 8;
-  request_tile<kThreads, S::kTokens, kPieces>(
-      to, kInputRow, from + chunk.begin * stride + std::int64_t{at.head} * kBackwardHeadDim,
-      2 * stride, kPieces, chunk.tokens);
+  constexpr int kAtOnce = kThreads / kPieces;
+  const int row = static_cast<int>(threadIdx.x) / kPieces;
+  const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  const std::uint32_t own_to = shared_address(to) + row * kInputRow + 16 * piece;
+  const __nv_bfloat16* own =
+      from + (chunk.begin + row) * stride + std::int64_t{at.head} * kBackwardHeadDim + 8 * piece;
+#pragma unroll
+  for (int i = 0; i < S::kTokens; i += kAtOnce) {
+    if (row + i < chunk.tokens) copy_piece_async(own_to + i * kInputRow, own + i * stride, true);
+  }
 }
 
-// Decays of a chunk's tokens and their weights, with those of the token behind it. Behind the end
-// of the sequence stand zeros.
 template <class S>
-__device__ __forceinline__ void request_decays(const BackwardMmaJob& job, const MmaPlace& at,
-                                               const BackwardChunk& chunk, KeyInputs<S>& keys) {
-  const std::int64_t from = at.head * job.scan.tokens + chunk.begin;
-  const int t = static_cast<int>(threadIdx.x);
-  if (t > S::kTokens) return;
-  const bool is = chunk.begin + t < at.end;
-  const std::int64_t own = is ? from + t : 0;
-  const std::size_t zeros = is ? 0 : sizeof(double);
-  __pipeline_memcpy_async(&keys.weights[t], job.scan.weights + own, sizeof(float2), zeros);
-  if (t < S::kTokens) {
-    __pipeline_memcpy_async(&keys.log_decay[t], job.scan.log_decay + own, sizeof(double), zeros);
-  }
+__device__ __forceinline__ ChunkDecays<S>* decays_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                     const BackwardChunk& chunk) {
+  return static_cast<ChunkDecays<S>*>(job.decays) + chunk.number * job.scan.sizes.heads + at.head;
 }
 
-// Every weight that follows from the decays, by one warp, as docs/SEMANTICS.md, section 5, has
-// them.
-template <class S>
-__device__ __forceinline__ void weigh_tokens(const KeyInputs<S>& keys, unsigned lane,
-                                             ChunkDecays<S>& out) {
-  constexpr int kOwn = S::kTokens > kWarpLanes ? S::kTokens / kWarpLanes : 1;
-  constexpr double kLog2e = 1.4426950408889634;
-  const bool is = lane * kOwn < S::kTokens;
-  double sums[kOwn];
-  double sum = 0;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) sums[i] = sum += is ? keys.log_decay[lane * kOwn + i] : 0.0;
-#pragma unroll
-  for (unsigned step = 1; step < kWarpLanes; step *= 2) {
-    const double below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
-  const double all = __shfl_sync(0xffffffffu, sum, kWarpLanes - 1);
-  double before = __shfl_up_sync(0xffffffffu, sum, 1);
-  if (lane == 0) {
-    before = 0;
-    out.whole = fast_exp2(static_cast<float>(all * kLog2e));
-  }
-  if (!is) return;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const unsigned token = lane * kOwn + i;
-    const double decay = (before + sums[i]) * kLog2e;
-    const auto high = static_cast<float>(decay);
-    const float now = keys.weights[token].x;
-    const float fill = now + keys.weights[token + 1].y;
-    const float left = fast_exp2(static_cast<float>(all * kLog2e - decay));
-    out.terms[token] = {high, static_cast<float>(decay - high), fill, now};
-    out.start_decay[token] = fast_exp2(high);
-    out.end_decay[token] = left;
-    out.fade[token] = left * fill;
-  }
-}
-
-// Zeros everywhere in a block's memory, for what is behind the end of a sequence, and the barrier.
+// Zeros everywhere in a block's memory, for what is behind the end of a sequence, and the barriers.
 template <int kThreads, class S>
 __device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, KeyMemory<S>& m) {
   const int thread = static_cast<int>(threadIdx.x);

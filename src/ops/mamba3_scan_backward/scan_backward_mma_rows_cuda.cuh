@@ -78,8 +78,8 @@ __device__ __forceinline__ void for_eights(const F& f) {
   for (int i = 0; i < kBackwardRows; i += kThreads / kRowEights) f(row + i, column);
 }
 
-// Of 32 columns, by a thread with a pair in each of four eighths: the column whose place it is
-// where those of a thread are neighbours, and the other way round.
+// A thread's sums are pairs of columns, one in each eighth. Where column c of a factor is column
+// mingled(c) of a tile, its pairs in four eighths are neighbours in the tile. Its own inverse.
 __device__ __forceinline__ unsigned mingled(unsigned column) {
   return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
 }

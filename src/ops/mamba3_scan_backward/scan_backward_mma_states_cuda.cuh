@@ -105,14 +105,16 @@ struct GroupTurns {
 // What is asked for long before a chunk's turn.
 template <class S>
 __device__ __forceinline__ void request_keys(const BackwardMmaJob& job, const MmaPlace& at,
-                                             const BackwardChunk& chunk, KeyInputs<S>& keys,
-                                             Barrier& rows_came) {
+                                             const BackwardChunk& chunk, int parity,
+                                             StatesMemory<S>& m) {
   if (at.warp == 0 && elect_lane()) {
-    barrier_arrive_expecting(&rows_came, chunk.tokens * 2 * S::kRank * S::kState);
-    request_raw<S>(job, at, chunk, job.scan.in_b, keys.b, &rows_came);
+    barrier_arrive_expecting(&m.rows_came,
+                             chunk.tokens * 2 * S::kRank * S::kState + ChunkDecays<S>::kBytes);
+    request_raw<S>(job, at, chunk, job.scan.in_b, m.keys[parity].b, &m.rows_came);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
+              &m.rows_came);
   }
-  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, keys.x);
-  request_decays(job, at, chunk, keys);
+  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.keys[parity].x);
   __pipeline_commit();
 }
 
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   const int chunks = (at.end - at.begin + S::kTokens - 1) / S::kTokens;
   open_memory<kStatesThreads>(memory, StatesMemory<S>::bytes(sizes.angles), m);
   BackwardChunk chunk = BackwardChunk::at<S>(at, 0);
-  request_keys(job, at, chunk, m.keys[0], m.rows_came);
+  request_keys(job, at, chunk, 0, m);
   load_pairs<kStatesThreads, S>(sizes, job.scan.params.in_b_norm, job.scan.params.in_b_bias,
                                 at.head, m.b_norm, m.b_bias);
   load_rank_weights<kStatesThreads, S>(job.scan.params.mimo_x, at.head, m.mimo_x);
@@ -193,7 +195,6 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   const Tile tile(at);
   Sums<Tile::kBlocks> h;
   load_start<S>(job, at, tile, h);
-  ChunkDecays<S>& decays = m.decays[0];
   GroupTurns<S> turns;
   turns.load(job, at, chunk);
   for (int index = 0; index < chunks; ++index) {
@@ -207,19 +208,18 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
     __pipeline_wait_prior(0);
     barrier_wait(&m.rows_came, parity);
     __syncthreads();
-    if (!last) request_keys(job, at, next, m.keys[parity ^ 1], m.rows_came);
+    if (!last) request_keys(job, at, next, parity ^ 1, m);
     turns.rotate(job, at, chunk, parity, m);
     if (last) return;  // nobody reads the state behind it
     turns.load(job, at, next);
     const KeyInputs<S>& keys = m.keys[parity];
-    if (at.warp == 0) weigh_tokens(keys, at.lane, decays);
     spread_x<kStatesThreads, true>(keys.x, m);
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
                                  Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
     fence_async_proxy();
     __syncthreads();
-    tile.fold(decays.whole, m.k, decays.fade, m.x, h);
+    tile.fold(m.decays[parity].whole, m.k, m.decays[parity].fade, m.x, h);
     chunk = next;
   }
 }

@@ -12,7 +12,6 @@ namespace mamba3 {
 namespace {
 
 // Warps that have less to do than others where these are called.
-constexpr unsigned kBackwardWeighingWarp = kPhaseWarps;
 constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
 constexpr unsigned kInsideWarp = kNumbersWarp - 1;
 constexpr unsigned kRequestingWarp = kNumbersWarp;
@@ -31,14 +30,16 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
   if (at.warp == kRequestingWarp && elect_lane()) {
     const int stride = turn_stride(job.scan.sizes.angles);
     const auto turn_bytes = static_cast<std::uint32_t>(chunk.tokens * stride) * sizeof(__half2);
-    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes);
+    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes +
+                                               ChunkDecays<S>::kBytes);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
+              &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
     bulk_copy(m.cos_sin(parity, job.scan.sizes.angles),
               job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride, turn_bytes,
               &m.rows_came);
   }
-  request_decays(job, at, chunk, m.keys);
 }
 
 template <class S>
@@ -202,7 +203,6 @@ template <class S>
 __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
                                               int parity, const GradStateTile<S>& tile,
                                               GradState<S>& grad, BackwardMemory<S>& m) {
-  if (at.warp == kBackwardWeighingWarp) weigh_tokens(m.keys, at.lane, m.decays[parity]);
   const unsigned byte = tile.first_byte();
   tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
     put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
@@ -253,7 +253,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     fence_async_proxy();
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
-    __pipeline_commit();
     outputs.start_states();
     outputs.finish_states(decays);
     multiply_states(at, tile, grad, m);
