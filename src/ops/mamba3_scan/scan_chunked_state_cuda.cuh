@@ -137,7 +137,7 @@ struct StateCarrier {
     at.lane = held(at.lane);
     at.warp = uniform(at.warp);
     load_state<S>(job, own, start_state(job, at).ssm, h);
-    if (weighs()) decays.load(job, at, at.begin);
+    if (weighs()) decays.start(job, at);
   }
 
   __device__ __forceinline__ bool weighs() const {
@@ -161,7 +161,7 @@ struct StateCarrier {
     } else {
       decays.weigh_state(at.lane, begin, end, last_joins, kept_token<S>(at, begin) >= 0, to);
     }
-    decays.load(job, at, next);
+    decays.load(at, next);
   }
 
   // Its phases, which were requested, when its weights are there.
