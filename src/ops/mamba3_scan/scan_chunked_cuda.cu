@@ -1,5 +1,5 @@
-// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh), chunk by
-// chunk. docs/SEMANTICS.md derives the merged form: in a chunk
+// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh,
+// scan_shares_cuda.cuh), chunk by chunk. docs/SEMANTICS.md derives the merged form: in a chunk
 //   O = (Q K^T with decays and weights) X + decayed Q h,    h' = decay h + (faded X)^T K
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32.
 //
@@ -11,12 +11,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "device/gate.cuh"
 #include "ops/mamba3_scan/scan_arguments_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_cuda.h"
 #include "ops/mamba3_scan/scan_chunked_outputs_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_state_cuda.cuh"
 #include "ops/mamba3_scan/scan_parts_cuda.cuh"
+#include "ops/mamba3_scan/scan_shares_cuda.cuh"
 
 // Code for other cards than Hopper has none of what the kernel calls.
 #pragma nv_diag_suppress 177
@@ -62,6 +64,10 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
   const ChunkPlace at(job);
   if (at.begin >= at.end) return;
+  if (const int gate = at.piece(job).gate; gate > 0) {
+    if (threadIdx.x == 0) wait_for_gate(job.gates + gate);
+    __syncthreads();
+  }
   load_head<S>(job, at, m);
   if (threadIdx.x == 0) m.init_barriers();
   __syncthreads();
@@ -85,7 +91,7 @@ void launch(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) 
   static_assert(kBytes <= 227 * 1024);
   const auto kernel = scan_chunked_kernel<kState, kRank, kTurned, kOutputs>;
   allow_shared(reinterpret_cast<const void*>(kernel), kBytes, "mamba3_scan's shared memory");
-  kernel<<<grid_blocks(count * job.sizes.heads), kChunkThreads, kBytes, stream>>>(job);
+  kernel<<<grid_blocks(count * job.piece_heads), kChunkThreads, kBytes, stream>>>(job);
   check_launch("mamba3_scan: chunks");
 }
 
@@ -112,6 +118,7 @@ void walk(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) {
 void walk_parts(ChunkedScanJob& job, const PartCounts& counts, ArenaScope& scope,
                 cudaStream_t stream) {
   const ScanParts parts = cut_parts(job, counts, scope, stream);
+  job.piece_heads = job.sizes.heads;
   job.pieces = parts.sections;
   walk<false>(job, job.sequences * counts.all_sections(), stream);
   join_parts(job, parts, stream);
@@ -131,10 +138,10 @@ void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   const cudaStream_t stream = stream_of(ctx);
   if (job.z == nullptr) round_columns(job, scope, stream);
   prepare_chunked_tokens(job, stream);
-  const PartCounts counts(job, ctx.gpu()->info().multiprocessors);
+  const std::int64_t multiprocessors = ctx.gpu()->info().multiprocessors;
+  const PartCounts counts(job, multiprocessors);
   if (counts.parts > 1 && !args.one_walk) return walk_parts(job, counts, scope, stream);
-  order_sequences(job, scope, stream);
-  walk<true>(job, job.sequences, stream);
+  walk<true>(job, share_sequences(job, multiprocessors, scope, stream), stream);
 }
 
 }  // namespace mamba3

@@ -250,7 +250,7 @@ struct ChunkPlace {
   unsigned lane;
 
   __device__ explicit ChunkPlace(const ChunkedScanJob& job) {
-    head = static_cast<int>(blockIdx.x % job.sizes.heads);
+    head = piece(job).head + static_cast<int>(blockIdx.x % job.piece_heads);
     begin = piece(job).begin;
     end = piece(job).end;
     group = head / (job.sizes.heads / job.sizes.groups);
@@ -258,7 +258,7 @@ struct ChunkPlace {
     lane = threadIdx.x % kWarpLanes;
   }
   static __device__ __forceinline__ const ScanPiece& piece(const ChunkedScanJob& job) {
-    return job.pieces[blockIdx.x / job.sizes.heads];
+    return job.pieces[blockIdx.x / job.piece_heads];
   }
 };
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device/gate.cuh"
 #include "ops/mamba3_scan/scan_chunked_decays_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_products_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_turns_cuda.cuh"
@@ -233,6 +234,10 @@ struct StateCarrier {
     store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.kept[last]);
     turner.store(job, place, end.turns);
+    if (const int gate = place.piece(job).gate; gate < 0) {
+      sync_state();
+      if (threadIdx.x == kStateThread) open_gate(job.gates - gate);
+    }
   }
 };
 
