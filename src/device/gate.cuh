@@ -1,5 +1,6 @@
 // A gate between two blocks of a kernel: what one has written, another reads behind it. The block
-// that opens it must be the one that starts first; blocks start in the order of their numbers.
+// that opens it must have started when the other one begins to wait, or that one might keep it from
+// starting: CUDA promises no order of blocks, so they take their work by turns (an atomic count).
 #pragma once
 
 namespace mamba3 {

@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "device/gate.cuh"
 #include "ops/mamba3_scan/scan_arguments_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_cuda.h"
 #include "ops/mamba3_scan/scan_chunked_outputs_cuda.cuh"
@@ -62,14 +61,14 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   static_assert(kOwn.fit());
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
-  const ChunkPlace at(job);
-  if (at.begin >= at.end) return;
-  if (const int gate = at.piece(job).gate; gate > 0) {
-    if (threadIdx.x == 0) wait_for_gate(job.gates + gate);
-    __syncthreads();
+  if (threadIdx.x == 0) {
+    m.piece = take_piece(job);
+    m.init_barriers();
   }
+  __syncthreads();
+  const ChunkPlace at(job, m.piece);
+  if (at.begin >= at.end) return;
   load_head<S>(job, at, m);
-  if (threadIdx.x == 0) m.init_barriers();
   __syncthreads();
   if (threadIdx.x < kStateThread) {
     set_registers<kOwn.outputs>();

@@ -134,10 +134,13 @@ struct StateCarrier {
 
   __device__ __forceinline__ StateCarrier(const ChunkedScanJob& job_in, const ChunkPlace& place,
                                           ChunkMemory<S>& memory)
-      : job(job_in), m(memory), at(place), turner(job_in, place) {
+      : job(job_in),
+        m(memory),
+        at(place),
+        turner(job_in, place, start_state(job_in, memory.piece).turns) {
     at.lane = held(at.lane);
     at.warp = uniform(at.warp);
-    load_state<S>(job, own, start_state(job, at).ssm, h);
+    load_state<S>(job, own, start_state(job, m.piece).ssm, h);
     if (weighs()) decays.start(job, at);
   }
 
@@ -229,12 +232,12 @@ struct StateCarrier {
       if (kPhasesLast) make_phases(ahead, s);
       if (next < at.end) show(cursor);
     }
-    const ChunkPlace place(job);
-    const HeadState end = end_state(job, place);
+    const ChunkPlace place(job, m.piece);
+    const HeadState end = end_state(job, m.piece);
     store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.kept[last]);
     turner.store(job, place, end.turns);
-    if (const int gate = place.piece(job).gate; gate < 0) {
+    if (const int gate = m.piece.gate; gate < 0) {
       sync_state();
       if (threadIdx.x == kStateThread) open_gate(job.gates - gate);
     }

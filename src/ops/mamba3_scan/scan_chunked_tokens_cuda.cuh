@@ -57,8 +57,9 @@ struct ChunkedScanJob {
   double* half_tanh;     // [t, 32 or 64]  zero where nothing is rotated
   ScanPiece* pieces;     // of one walk
   int piece_heads;       // of each
-  int* gates;            // [1 + multiprocessors] between blocks, 1 where open
-  const void* nothing;   // an address, where zeros are asked for
+  unsigned* taken;  // pieces whose blocks have started; null: blocks have those of their numbers
+  int* gates;       // [multiprocessors] between blocks, 1 where open; none has number 0
+  const void* nothing;  // an address, where zeros are asked for
 };
 
 // The place among the canonical n of number `at` of a row here, where the pairs that one lane of a

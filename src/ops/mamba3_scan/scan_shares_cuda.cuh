@@ -118,6 +118,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
     job.pieces[most_cuts + shares.items + rank_among(keys, most_cuts, thread)] = last;
   }
   if (thread <= most_cuts) job.gates[thread] = 0;
+  if (thread == 0) *job.taken = 0;
   for (std::int64_t item = thread; item < shares.items; item += kPrepareThreads) {
     job.pieces[most_cuts + item] = shares.is_cut(item) ? ScanPiece{} : item_piece(item);
   }
@@ -138,6 +139,7 @@ std::int64_t share_sequences(ChunkedScanJob& job, std::int64_t multiprocessors, 
   const std::int64_t count = job.sequences * job.sizes.heads + 2 * most_cuts;
   job.pieces = scope.allocate<ScanPiece>(count);
   job.gates = scope.allocate<int>(most_cuts + 1);
+  job.taken = scope.allocate<unsigned>(1);
   job.piece_heads = 1;
   share_kernel<<<1, kPrepareThreads, 0, stream>>>(job, most_cuts);
   check_launch("mamba3_scan: shares");
