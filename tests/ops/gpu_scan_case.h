@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "gpu_case.h"
@@ -30,9 +31,10 @@ class GpuRunner {
         inner_(data.dims.heads * data.dims.head_dim),
         pool_(data.dims, count_ + 1, padding) {
     bounds_.push_back(0);
-    // Shuffled: 5 has no factor in common with the pool's sizes here.
+    std::int64_t step = 5;
+    while (std::gcd(step, count_ + 1) != 1) ++step;
     for (std::int64_t i = 0; i < count_; ++i) {
-      slots_.push_back(static_cast<std::int32_t>((5 * i + 3) % (count_ + 1)));
+      slots_.push_back(static_cast<std::int32_t>((step * i + 3) % (count_ + 1)));
       pool_.put(slots_.back(), data.starts[i]);
       bounds_.push_back(bounds_.back() + data.inputs[i].tokens);
     }

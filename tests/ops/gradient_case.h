@@ -31,9 +31,10 @@ inline std::vector<std::int32_t> random_ids(std::int64_t count, std::int64_t v) 
 }
 
 inline void expect_within(const std::vector<float>& got, const std::vector<float>& plain,
-                          const std::vector<double>& truth, const std::string& what) {
+                          const std::vector<double>& truth, const std::string& what,
+                          double rounding = kFloatRounding) {
   const Comparison c = compare(std::span<const float>(got), std::span<const float>(plain),
-                               std::span<const double>(truth), kFloatRounding);
+                               std::span<const double>(truth), rounding);
   EXPECT_TRUE(c.ok) << what << ": error " << c.error << ", plain " << c.naive_error << ", bound "
                     << c.bound;
 }

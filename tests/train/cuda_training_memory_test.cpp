@@ -42,6 +42,7 @@ TEST(CudaTrainingMemory, IsWhatAPassTakesAndNotMuchMore) {
         TrainOptions options;
         options.batch = 4;
         options.length = 3000;
+        options.accumulate = 4 * 3000;
         options.compute = compute;
         const std::int64_t needed = training_memory_needed(config, options, ctx).pass_bytes;
         const DType matrices = compute == Compute::kBf16 ? DType::kBf16 : DType::kF32;

@@ -1,6 +1,6 @@
 // Which stretches of which sequences the blocks of a walk take. The longest come first. Blocks of
-// equal length end in rounds, and in the last one many multiprocessors would have nothing to do: 16
-// sequences of 64 heads take 132 of them eight rounds for the work of 7.76. So the heads of such
+// equal length end in rounds, and in the last one many multiprocessors may have nothing to do: 3
+// sequences of 64 heads take 132 of them two rounds for the work of 1.45. So the heads of such
 // sequences, one behind the other, are shared out evenly: where a share ends within one, that is
 // cut, on the grid. What is before a cut is walked first of all and what is behind it last, so that
 // a multiprocessor has about one share, and the state is long there when it is asked for.
@@ -18,6 +18,9 @@ namespace {
 constexpr std::int64_t kMostOrdered = 2048;
 // Beyond this many there are so many rounds that the last one does not count.
 constexpr int kMostShared = kPrepareThreads;
+// Taking pieces by turns costs a walk more than a hundredth: the card is full enough with this
+// share of its multiprocessors at work.
+constexpr double kFullEnough = 0.95;
 
 __device__ ScanPiece whole_sequence(const ChunkedScanJob& job, std::int64_t sequence) {
   const std::int32_t slot = job.slots[sequence];
@@ -124,10 +127,17 @@ __global__ void __launch_bounds__(kPrepareThreads)
   }
 }
 
+// Whether blocks of equal length, one for each head of a sequence, leave few multiprocessors idle.
+bool fill_rounds(const ChunkedScanJob& job, std::int64_t multiprocessors) {
+  const std::int64_t blocks = job.sequences * job.sizes.heads;
+  const std::int64_t rounds = (blocks + multiprocessors - 1) / multiprocessors;
+  return static_cast<double>(blocks) >= kFullEnough * static_cast<double>(rounds * multiprocessors);
+}
+
 // Finds the job's pieces; returns how many there are.
 std::int64_t share_sequences(ChunkedScanJob& job, std::int64_t multiprocessors, ArenaScope& scope,
                              cudaStream_t stream) {
-  if (job.sequences > kMostShared) {
+  if (job.sequences > kMostShared || fill_rounds(job, multiprocessors)) {
     job.pieces = scope.allocate<ScanPiece>(job.sequences);
     job.piece_heads = job.sizes.heads;
     order_kernel<<<grid_blocks(job.sequences, kPrepareThreads), kPrepareThreads, 0, stream>>>(job);
