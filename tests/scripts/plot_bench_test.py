@@ -40,6 +40,11 @@ PREFILL = document([row('prefill/siso-187m/bf16/tokens=2048', 1800.0, 'tokens/s'
 STATES = document([row(f'state-tracking/parity/rope={rope}/width=32/rate=0.001/seed={seed}', value + seed, 'scaled accuracy')
                    for rope, value in (('data-dependent', 98.5), ('none', -0.25)) for seed in (0, 1)])
 
+CURVES = document([row(f'curve/siso-24m/loss/step={step}', 5.0 - step / 500, 'nats/token') for step in (250, 500)] +
+                  [row('curve/siso-24m/held-out/step=500', 4.125, 'nats/token'),
+                   row('curve/siso-24m/held-out/step=600', 3.5, 'nats/token', baseline=3.625),
+                   row('curve/siso-24m/speed', 1e6, 'tokens/s')])
+
 
 class PlotBench(unittest.TestCase):
 
@@ -81,6 +86,10 @@ class PlotBench(unittest.TestCase):
         for value in ('99.5', '0.8', '2 runs', 'Parity'):
             self.assertIn(value, self.texts(plot))
         self.assertEqual(plot.count(b'<circle'), 4)
+
+    def test_curves_name_both_ends(self):
+        self.write(gpu_train_curves_24m=CURVES)
+        self.assertIn('siso-24m: 3.500, theirs 3.625', self.texts(self.draw()['gpu-train-curves.svg']))
 
     def test_decode_is_drawn_in_milliseconds(self):
         self.write(gpu_decode=DECODE)
