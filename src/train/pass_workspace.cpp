@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <vector>
 
 #include "core/arena.h"
 #include "model/mixer.h"
@@ -12,18 +13,6 @@
 
 namespace mamba3 {
 namespace {
-
-// What the ops of a pass take beside it on a CPU.
-std::size_t ops_bytes_cpu(const ModelConfig& config, std::int64_t tokens) {
-  // The most rows of logits that exist at once, and again as much for copies in their products.
-  constexpr std::int64_t kLogitsRows = 512, kWithCopies = 2;
-  // Of each worker of the scan's way back and of products: a bound for common numbers of threads.
-  constexpr std::size_t kWorkersBytes = std::size_t{16} << 20;
-  // Of what products read, and of a slab.
-  const std::int64_t copies = std::max(config.in_proj_rows(), 2 * config.mlp_hidden);
-  const std::int64_t logits = kWithCopies * std::min(tokens, kLogitsRows) * config.padded_vocab();
-  return static_cast<std::size_t>(tokens * copies + logits) * sizeof(float) + kWorkersBytes;
-}
 
 // Sizes of rows that lie nowhere: an op is only asked what it would take for them.
 class Nowhere {
@@ -80,10 +69,15 @@ std::size_t product_bytes(std::int64_t n, std::int64_t k, std::int64_t columns,
 
 std::size_t scan_bytes(const ModelConfig& config, const PassShape& shape, const Context& ctx) {
   const std::int64_t inner = config.inner();
+  // On a CPU, where it hangs on them, for sequences of equal length.
+  std::vector<std::int64_t> bounds;
+  for (std::int64_t i = 0; i <= shape.sequences; ++i) {
+    bounds.push_back(shape.tokens * i / std::max<std::int64_t>(shape.sequences, 1));
+  }
   Nowhere nowhere;
   Mamba3ScanBackwardArgs args;
   args.dims = mixer_dims(config);
-  args.cu_seqlens = nowhere.numbers<std::int64_t>(shape.sequences + 1);
+  args.cu_seqlens = bounds;
   args.slots = nowhere.numbers<std::int32_t>(shape.sequences);
   args.grad_y = nowhere.rows(shape.tokens, inner, shape.bf16_activations);
   args.bf16_products = shape.bf16_activations;
@@ -96,10 +90,10 @@ std::size_t scan_bytes(const ModelConfig& config, const PassShape& shape, const 
   return mamba3_scan_backward_workspace_bytes(args, ctx);
 }
 
-// The same on a GPU: the most of the head with its loss, of the scan's way back and of what
-// products round or widen, one of which is at work at a time. The forward ops take less.
-std::size_t ops_bytes_gpu(const ModelConfig& config, const PassShape& shape, Compute compute,
-                          const Context& ctx) {
+// What ops take beside a pass: the most of the head with its loss, of the scan's way back and of
+// what products round, widen or copy, one of which is at work at a time. The forward ops take less.
+std::size_t ops_bytes(const ModelConfig& config, const PassShape& shape, Compute compute,
+                      const Context& ctx) {
   const std::int64_t d = config.width, f = config.mlp_hidden;
   std::size_t most =
       std::max({loss_bytes(config, shape, compute, ctx), scan_bytes(config, shape, ctx),
@@ -114,8 +108,7 @@ std::size_t ops_bytes_gpu(const ModelConfig& config, const PassShape& shape, Com
 
 std::size_t pass_workspace_bytes(const ModelConfig& config, const PassShape& shape, Compute compute,
                                  const Context& ctx) {
-  return pass_bytes(config, shape) + (ctx.gpu() ? ops_bytes_gpu(config, shape, compute, ctx)
-                                                : ops_bytes_cpu(config, shape.tokens));
+  return pass_bytes(config, shape) + ops_bytes(config, shape, compute, ctx);
 }
 
 }  // namespace mamba3
