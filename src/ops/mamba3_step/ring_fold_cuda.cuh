@@ -108,20 +108,23 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
       } else {
         load_state_order<N>(memory.state_k() + r * N, mimo, team, k);
       }
+      const float weight = memory.weights[turn % 2][own];
+#pragma unroll
+      for (int v = 0; v < kPairs<N>; ++v) k[v] = make_float2(weight * k[v].x, weight * k[v].y);
       store_quarter<N>(k, mimo, team, k_rows + team.group * kQuarter);
       __syncwarp();
       // The state's own X has no entries.
       const float* x = (count > 0 ? memory.x() + begin * kHeadDim : memory.state_v()) + part.column;
-      const float* weight = memory.weights[turn % 2] + begin;
       const float* row = k_rows + part.first_piece * kLanePairs;
       float ranked[4];
       if (mimo) load_vector<4>(memory.mimo_x + r * kHeadDim + part.column, ranked);
 #pragma unroll 1
-      for (int left = here; left > 0; --left, x += kHeadDim, row += kQuarter, ++weight) {
+      for (int left = here; left > 0; --left, x += kHeadDim, row += kQuarter) {
         float values[4];
         load_vector<4>(x, values);
-        for (int v = 0; v < 4; ++v)
-          values[v] = (mimo ? values[v] * ranked[v] : values[v]) * *weight;
+        if (mimo) {
+          for (int v = 0; v < 4; ++v) values[v] *= ranked[v];
+        }
         part.add_outer(row, values);
       }
       __syncwarp();

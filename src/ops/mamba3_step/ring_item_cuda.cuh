@@ -355,6 +355,11 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
                            RingSegment<N, R>& segment, int count, const Pairs<N> (&q)[R]) {
   const bool mimo = R > 1 || job.sizes.mimo;
   Phases<N> phases(job.sizes, team, memory.turns(job));
+  Pairs<N> bias[R];
+#pragma unroll
+  for (int of = 0; of < R; ++of) {
+    load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias[of]);
+  }
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kLaneGroups) {
     const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
@@ -363,10 +368,9 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
     float sums[R * R];
 #pragma unroll
     for (int of = 0; of < R; ++of) {
-      Pairs<N> k, bias;
+      Pairs<N> k;
       load_pairs<N>(rows + of * N, team, k);
-      load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias);
-      bias_and_turn<N>(rotation, bias, k);
+      bias_and_turn<N>(rotation, bias[of], k);
 #pragma unroll
       for (int r = 0; r < R; ++r) sums[r * R + of] = dot<N>(q[r], k);
     }
