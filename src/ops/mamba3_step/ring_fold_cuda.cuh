@@ -83,18 +83,18 @@ struct StatePart {
 
 // h = decay h + sum over the ring of weight K X, or of the canonical tuple's own K and X. The
 // groups of lanes make the same rank of an entry's K each, then all lanes add the rows.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                      RingSegment<N, R>& segment, int turn, int count, StatePart<N>& part) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
   const bool mimo = R > 1 || job.sizes.mimo;
   const int entries = count > 0 ? count : 1;
   float* k_rows = memory.parts[team.warp];
-  Phases<N> phases(job.sizes, team, memory.turns(job));
+  Phases<T> phases(job.sizes, team, memory.turns(job));
   part.scale(memory.decays[turn % 2].x);
 #pragma unroll 1
   for (int begin = 0; begin < entries; begin += kLaneGroups) {
-    const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
+    const Rotation<T> rotation = phases.next(job, team, memory, segment, begin, count);
     const int here = min(entries - begin, kLaneGroups);
     const int own = begin + min(team.group, here - 1);
 #pragma unroll 1

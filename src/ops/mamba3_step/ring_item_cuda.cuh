@@ -116,17 +116,17 @@ __device__ __forceinline__ void store_quarter(const Pairs<N>& in, bool mimo, con
   }
 }
 
-// A lane's part of the rotation of one token.
-template <int N>
+// A lane's part of the rotation of one token. T: of its pairs, those that may be rotated.
+template <int T>
 struct Rotation {
-  float cosine[kPairs<N>];
-  float sine[kPairs<N>];
+  float cosine[T];
+  float sine[T];
 
   // Turns of each pair, and whether the token's own move was finite.
-  __device__ Rotation(const TokenSizes& sizes, const Team& team,
-                      const std::uint32_t (&turns)[kPairs<N>], const bool (&finite)[kPairs<N>]) {
+  __device__ Rotation(const TokenSizes& sizes, const Team& team, const std::uint32_t (&turns)[T],
+                      const bool (&finite)[T]) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       cosine[v] = 1.0f, sine[v] = 0.0f;
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
       cos_sin_of_turns(turns[v], finite[v], cosine[v], sine[v]);
@@ -134,9 +134,10 @@ struct Rotation {
     }
   }
   // The same roundings as rotate_row().
-  __device__ __forceinline__ void turn(Pairs<N>& row) const {
+  template <int kCount>
+  __device__ __forceinline__ void turn(float2 (&row)[kCount]) const {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       const float a = row[v].x, b = row[v].y;
       row[v].x = __fmaf_rn(-b, sine[v], __fmul_rn(a, cosine[v]));
       row[v].y = __fmaf_rn(b, cosine[v], __fmul_rn(a, sine[v]));
@@ -144,8 +145,8 @@ struct Rotation {
   }
 };
 
-template <int N>
-__device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const Pairs<N>& bias,
+template <int N, int T>
+__device__ __forceinline__ void bias_and_turn(const Rotation<T>& rotation, const Pairs<N>& bias,
                                               Pairs<N>& row) {
 #pragma unroll
   for (int v = 0; v < kPairs<N>; ++v) {
@@ -156,15 +157,15 @@ __device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const
 }
 
 // The phases of a lane's pairs while the ring's tokens are walked, in turns: exact sums.
-template <int N>
+template <int T>
 struct Phases {
-  std::uint32_t turns[kPairs<N>];
-  bool finite[kPairs<N>];
+  std::uint32_t turns[T];
+  bool finite[T];
 
   // Before the ring's tokens.
   __device__ Phases(const TokenSizes& sizes, const Team& team, const std::uint32_t* base) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       const int i = v * kPairStep + first_pair(team);
       turns[v] = i < sizes.angles ? base[i] : 0u;
       finite[v] = true;
@@ -180,23 +181,23 @@ struct Phases {
   __device__ __forceinline__ void move(const TokenSizes& sizes, const Team& team,
                                        const double* half_tanh, double dt) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) turns[v] += moved(sizes, team, v, half_tanh, dt);
+    for (int v = 0; v < T; ++v) turns[v] += moved(sizes, team, v, half_tanh, dt);
   }
   // By the ring's first `count` tokens, which the groups of lanes share.
-  template <int R>
+  template <int N, int R>
   __device__ void move_through(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                                RingSegment<N, R>& segment, int count) {
     const TokenSizes& sizes = job.sizes;
-    std::uint32_t sums[kPairs<N>] = {};
+    std::uint32_t sums[T] = {};
 #pragma unroll 1
     for (int j = team.group; j < count; j += kLaneGroups) {
       const double* half_tanh = segment.half_tanh(job, j);
       const double dt = memory.tokens(job)[j].dt;
 #pragma unroll
-      for (int v = 0; v < kPairs<N>; ++v) sums[v] += moved(sizes, team, v, half_tanh, dt);
+      for (int v = 0; v < T; ++v) sums[v] += moved(sizes, team, v, half_tanh, dt);
     }
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
       sums[v] += __shfl_xor_sync(0xffffffffu, sums[v], kLanePairs);
       turns[v] += sums[v] + __shfl_xor_sync(0xffffffffu, sums[v], 2 * kLanePairs);
@@ -204,14 +205,14 @@ struct Phases {
   }
   // The rotation of entry begin + group; then the phases are those behind entry
   // begin + kLaneGroups - 1. `count` entries.
-  template <int R>
-  __device__ Rotation<N> next(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+  template <int N, int R>
+  __device__ Rotation<T> next(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                               RingSegment<N, R>& segment, int begin, int count) {
     const TokenSizes& sizes = job.sizes;
     const int j = begin + team.group;
-    std::uint32_t own[kPairs<N>];
+    std::uint32_t own[T];
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       own[v] = 0;
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
       std::uint32_t sum = 0;
@@ -226,7 +227,7 @@ struct Phases {
       own[v] = turns[v] + sum;
       turns[v] += __shfl_sync(0xffffffffu, sum, kWarpLanes - kLanePairs + team.place);
     }
-    return Rotation<N>(sizes, team, own, finite);
+    return Rotation<T>(sizes, team, own, finite);
   }
 };
 
@@ -322,9 +323,9 @@ __device__ __forceinline__ float dot(const Pairs<N>& a, const Pairs<N>& b) {
 
 // Q of the new token, and this warp's part of its scores with the new K, by a group of lanes a
 // rank. The new token's row of the segment is `row`, its scores' place `at`.
-template <int N, int R>
+template <int N, int R, int T>
 __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                          RingSegment<N, R>& segment, const Rotation<N>& rotation, int row, int at,
+                          RingSegment<N, R>& segment, const Rotation<T>& rotation, int row, int at,
                           Pairs<N> (&q)[R]) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
   const bool mimo = R > 1 || job.sizes.mimo;
@@ -350,11 +351,11 @@ __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>
 }
 
 // This warp's part of the scores with the ring's `count` tokens, by a group of lanes a token.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                            RingSegment<N, R>& segment, int count, const Pairs<N> (&q)[R]) {
   const bool mimo = R > 1 || job.sizes.mimo;
-  Phases<N> phases(job.sizes, team, memory.turns(job));
+  Phases<T> phases(job.sizes, team, memory.turns(job));
   Pairs<N> bias[R];
 #pragma unroll
   for (int of = 0; of < R; ++of) {
@@ -362,7 +363,7 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
   }
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kLaneGroups) {
-    const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
+    const Rotation<T> rotation = phases.next(job, team, memory, segment, begin, count);
     const int j = min(begin + team.group, count - 1);
     const float* rows = segment.in_b(j);
     float sums[R * R];
