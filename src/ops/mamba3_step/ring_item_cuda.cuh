@@ -156,6 +156,48 @@ __device__ __forceinline__ void bias_and_turn(const Rotation<T>& rotation, const
   rotation.turn(row);
 }
 
+// How far a token moves pair v of a lane, in turns.
+__device__ __forceinline__ std::uint32_t pair_moved(const TokenSizes& sizes, const Team& team,
+                                                    int v, const double* half_tanh, double dt,
+                                                    bool& finite) {
+  const int i = v * kPairStep + first_pair(team);
+  finite = true;
+  return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite) : 0u;
+}
+
+// How far the ring's first tokens move a lane's pairs: its group has every fourth of them.
+template <int T>
+struct Moves {
+  static constexpr int kMost = kMostRingTokens / kLaneGroups;
+  std::uint32_t turns[kMost][T] = {};  // the group's next token first
+  std::uint32_t broken = 0;            // bit T i + v: turns[i][v] is not finite
+
+  template <int N, int R>
+  __device__ Moves(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                   RingSegment<N, R>& segment, int count) {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int j = i * kLaneGroups + team.group;
+      if (j >= count) continue;
+      const double dt = memory.tokens(job)[j].dt;
+#pragma unroll
+      for (int v = 0; v < T; ++v) {
+        bool finite;
+        turns[i][v] = pair_moved(job.sizes, team, v, segment.half_tanh(job, j), dt, finite);
+        if (!finite) broken |= 1u << (T * i + v);
+      }
+    }
+  }
+  __device__ __forceinline__ void drop_first() {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+#pragma unroll
+      for (int v = 0; v < T; ++v) turns[i][v] = i + 1 < kMost ? turns[(i + 1) % kMost][v] : 0u;
+    }
+    broken >>= T;
+  }
+};
+
 // The phases of a lane's pairs while the ring's tokens are walked, in turns: exact sums.
 template <int T>
 struct Phases {
@@ -171,54 +213,37 @@ struct Phases {
       finite[v] = true;
     }
   }
-  // How far a token moves pair v.
-  __device__ __forceinline__ std::uint32_t moved(const TokenSizes& sizes, const Team& team, int v,
-                                                 const double* half_tanh, double dt) {
-    const int i = v * kPairStep + first_pair(team);
-    finite[v] = true;
-    return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite[v]) : 0u;
-  }
   __device__ __forceinline__ void move(const TokenSizes& sizes, const Team& team,
                                        const double* half_tanh, double dt) {
 #pragma unroll
-    for (int v = 0; v < T; ++v) turns[v] += moved(sizes, team, v, half_tanh, dt);
-  }
-  // By the ring's first `count` tokens, which the groups of lanes share.
-  template <int N, int R>
-  __device__ void move_through(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                               RingSegment<N, R>& segment, int count) {
-    const TokenSizes& sizes = job.sizes;
-    std::uint32_t sums[T] = {};
-#pragma unroll 1
-    for (int j = team.group; j < count; j += kLaneGroups) {
-      const double* half_tanh = segment.half_tanh(job, j);
-      const double dt = memory.tokens(job)[j].dt;
-#pragma unroll
-      for (int v = 0; v < T; ++v) sums[v] += moved(sizes, team, v, half_tanh, dt);
+    for (int v = 0; v < T; ++v) {
+      turns[v] += pair_moved(sizes, team, v, half_tanh, dt, finite[v]);
     }
+  }
+  // By all of them.
+  __device__ __forceinline__ void move_through(const TokenSizes& sizes, const Team& team,
+                                               const Moves<T>& moves) {
 #pragma unroll
     for (int v = 0; v < T; ++v) {
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
-      sums[v] += __shfl_xor_sync(0xffffffffu, sums[v], kLanePairs);
-      turns[v] += sums[v] + __shfl_xor_sync(0xffffffffu, sums[v], 2 * kLanePairs);
+      std::uint32_t sum = 0;
+#pragma unroll
+      for (const auto& of_token : moves.turns) sum += of_token[v];
+      sum += __shfl_xor_sync(0xffffffffu, sum, kLanePairs);
+      turns[v] += sum + __shfl_xor_sync(0xffffffffu, sum, 2 * kLanePairs);
     }
   }
-  // The rotation of entry begin + group; then the phases are those behind entry
-  // begin + kLaneGroups - 1. `count` entries.
-  template <int N, int R>
-  __device__ Rotation<T> next(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                              RingSegment<N, R>& segment, int begin, int count) {
-    const TokenSizes& sizes = job.sizes;
-    const int j = begin + team.group;
+  // The rotation of the group's next token; then the phases are those behind all groups' next
+  // tokens, which are dropped.
+  __device__ __forceinline__ Rotation<T> next(const TokenSizes& sizes, const Team& team,
+                                              Moves<T>& moves) {
     std::uint32_t own[T];
 #pragma unroll
     for (int v = 0; v < T; ++v) {
       own[v] = 0;
+      finite[v] = (moves.broken >> v & 1u) == 0;
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
-      std::uint32_t sum = 0;
-      if (j < count) {
-        sum = moved(sizes, team, v, segment.half_tanh(job, j), memory.tokens(job)[j].dt);
-      }
+      std::uint32_t sum = moves.turns[0][v];
 #pragma unroll
       for (int lanes = kLanePairs; lanes < kWarpLanes; lanes *= 2) {
         const std::uint32_t before = __shfl_up_sync(0xffffffffu, sum, lanes);
@@ -227,6 +252,7 @@ struct Phases {
       own[v] = turns[v] + sum;
       turns[v] += __shfl_sync(0xffffffffu, sum, kWarpLanes - kLanePairs + team.place);
     }
+    moves.drop_first();
     return Rotation<T>(sizes, team, own, finite);
   }
 };
@@ -353,7 +379,8 @@ __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>
 // This warp's part of the scores with the ring's `count` tokens, by a group of lanes a token.
 template <int T, int N, int R>
 __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                           RingSegment<N, R>& segment, int count, const Pairs<N> (&q)[R]) {
+                           RingSegment<N, R>& segment, int count, Moves<T>& moves,
+                           const Pairs<N> (&q)[R]) {
   const bool mimo = R > 1 || job.sizes.mimo;
   Phases<T> phases(job.sizes, team, memory.turns(job));
   Pairs<N> bias[R];
@@ -363,7 +390,7 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
   }
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kLaneGroups) {
-    const Rotation<T> rotation = phases.next(job, team, memory, segment, begin, count);
+    const Rotation<T> rotation = phases.next(job.sizes, team, moves);
     const int j = min(begin + team.group, count - 1);
     const float* rows = segment.in_b(j);
     float sums[R * R];

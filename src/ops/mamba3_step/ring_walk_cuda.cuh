@@ -213,14 +213,15 @@ __device__ void score_item(const RingJob& job, const Team& team, const RingStep&
                            const RingToken& fresh) {
   const TokenSizes& sizes = job.sizes;
   const int count = step.count;
+  Moves<T> moves(job, team, memory, segment, count);
   Phases<T> phases(sizes, team, memory.turns(job));
-  phases.move_through(job, team, memory, segment, count);
+  phases.move_through(sizes, team, moves);
   if (step.fold) store_base(job, team, step, head, phases);
   phases.move(sizes, team, segment.half_tanh(job, count), fresh.dt);
   const Rotation<T> rotation(sizes, team, phases.turns, phases.finite);
   Pairs<N> q[R];
   score_new<N, R>(job, team, memory, segment, rotation, count, step.fold ? 0 : count, q);
-  if (!step.fold) score_ring<T, N, R>(job, team, memory, segment, count, q);
+  if (!step.fold) score_ring<T, N, R>(job, team, memory, segment, count, moves, q);
 }
 
 template <int N>
@@ -385,7 +386,7 @@ __device__ void settle_item(const RingJob& job, const Team& team, const RingStep
   fold_item<T>(job, team, step, head, memory, segment, 0, part);
 
   Phases<T> phases(sizes, team, memory.turns(job));
-  phases.move_through(job, team, memory, segment, last);
+  phases.move_through(sizes, team, Moves<T>(job, team, memory, segment, last));
   phases.move(sizes, team, segment.half_tanh(job, last), memory.tokens(job)[last].dt);
   store_base(job, team, step, head, phases);
   const Rotation<T> rotation(sizes, team, phases.turns, phases.finite);
