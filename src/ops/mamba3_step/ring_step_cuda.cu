@@ -187,9 +187,8 @@ void start_step(RingJob job, std::int64_t blocks, Context& ctx) {
 // With as many of a lane's pairs rotated as the layer's angles need: most have few.
 template <int N, int R>
 void start_step(const RingJob& job, std::int64_t blocks, Context& ctx) {
-  if constexpr (kPairs < N >> 1) {
-    if (job.sizes.angles > kPairStep) return start_step<N, R, kPairs<N>>(job, blocks, ctx);
-  }
+  constexpr int kAll = kPairs<N>;
+  if (job.sizes.angles > kPairStep) return start_step<N, R, kAll>(job, blocks, ctx);
   start_step<N, R, 1>(job, blocks, ctx);
 }
 
