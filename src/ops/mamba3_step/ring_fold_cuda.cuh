@@ -26,9 +26,13 @@ struct StatePart {
     const int row = mimo ? pair + number % 2 * (N / 2) : 2 * pair + number % 2 * kLanePairs;
     return row * kHeadDim + column;
   }
-  __device__ __forceinline__ void load(const float* from, int piece) {
+  __device__ __forceinline__ void load(const float* state, bool mimo, const Team& team) {
 #pragma unroll
-    for (int i = 0; i < kLanePairs; ++i) load_vector<4>(from + i * kHeadDim, h[piece][i]);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const float* from = state + offset(mimo, team, piece);
+#pragma unroll
+      for (int i = 0; i < kLanePairs; ++i) load_vector<4>(from + i * kHeadDim, h[piece][i]);
+    }
   }
   // In assembly, because the compiler makes four stores of one.
   __device__ __forceinline__ void store(float* to, int piece) const {
@@ -109,7 +113,7 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
       } else {
         load_state_order<N>(memory.state_k() + r * N, mimo, team, k);
       }
-      const float weight = memory.weights[turn % 2][own];
+      const float weight = memory.weights[own];
 #pragma unroll
       for (int v = 0; v < kPairs<N>; ++v) k[v] = make_float2(weight * k[v].x, weight * k[v].y);
       store_quarter<N>(k, mimo, team, k_rows + team.group * kQuarter);

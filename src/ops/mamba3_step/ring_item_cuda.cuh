@@ -292,10 +292,10 @@ __device__ void weigh_entries(const RingJob& job, TeamMemory<N, R>& memory, int 
     } else if (fresh != nullptr) {
       weight += fresh->carry;
     }
-    memory.weights[turn % 2][lane] = weight * decay;
+    memory.weights[lane] = weight * decay;
   } else if (lane >= kFirstDecay && lane < kFirstDecay + 2) {
     (lane == kFirstDecay ? memory.decays[turn % 2].x : memory.decays[turn % 2].y) = decay;
-    if (count == 0) memory.weights[turn % 2][0] = fresh != nullptr ? fresh->carry : 0.0f;
+    if (count == 0) memory.weights[0] = fresh != nullptr ? fresh->carry : 0.0f;
   }
 }
 
@@ -411,7 +411,7 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
 template <int N, int R>
 __device__ __forceinline__ void weigh_scores(const RingJob& job, const Team& team,
                                              TeamMemory<N, R>& memory, const RingStep& step,
-                                             int turn, float now) {
+                                             float now) {
   const int entries = step.scored();
   const float* parts = memory.score_parts(job, 0);
   const int pitch = static_cast<int>(job.states.ring.tokens) * R * R;
@@ -421,7 +421,7 @@ __device__ __forceinline__ void weigh_scores(const RingJob& job, const Team& tea
 #pragma unroll
     for (int warp = 1; warp < kTeamWarps; ++warp) sum += parts[warp * pitch + i];
     const int j = i / (R * R);
-    memory.scores(step.count)[i] = sum * (j < entries ? memory.weights[turn % 2][j] : now);
+    memory.scores(step.count)[i] = sum * (j < entries ? memory.weights[j] : now);
   }
 }
 

@@ -236,15 +236,14 @@ __device__ __forceinline__ void fold_item(const RingJob& job, const Team& team,
                                           RingSegment<N, R>& segment, int turn,
                                           StatePart<N>& part) {
   const bool mimo = R > 1 || job.sizes.mimo;
-#pragma unroll
-  for (int i = 0; i < part.kPieces; ++i) part.load(memory.state + part.offset(mimo, team, i), i);
   fold<T>(job, team, memory, segment, turn, step.count, part);
   float* ssm = ssm_of<N>(job, step, head);
 #pragma unroll
   for (int i = 0; i < part.kPieces; ++i) part.store(ssm + part.offset(mimo, team, i), i);
 }
 
-// The state's part of the read-out; where the ring is folded, the state as well.
+// The state's part of the read-out; where the ring is folded, the state as well. The warp takes its
+// quarter at once, so that the next item's state can come meanwhile.
 template <int N, int R, int T>
 __device__ __forceinline__ void pass_over_state(const Walk<N, R, T>& walk, int turn) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
@@ -253,22 +252,16 @@ __device__ __forceinline__ void pass_over_state(const Walk<N, R, T>& walk, int t
   TeamMemory<N, R>& memory = walk.shared.own();
   RingSegment<N, R>& segment = walk.shared.segment();
   StatePart<N> part(team);
-  float sums[R][4] = {};
+  part.load(memory.state, R > 1 || job.sizes.mimo, team);
+  arrive_warp(&memory.state_free, team.lane);
   if (segment.step.fold) {
     fold_item<T>(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
-    const float* q = memory.q[team.warp];
+  }
+  float sums[R][4] = {};
+  const float* q = memory.q[team.warp];
 #pragma unroll
-    for (int i = 0; i < part.kPieces; ++i) {
-      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
-    }
-  } else {
-    const bool mimo = R > 1 || job.sizes.mimo;
-    const float* q = memory.q[team.warp];
-#pragma unroll
-    for (int i = 0; i < part.kPieces; ++i) {
-      part.load(memory.state + part.offset(mimo, team, i), i);
-      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
-    }
+  for (int i = 0; i < part.kPieces; ++i) {
+    for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
   }
   store_read_out<N, R>(team, memory, part, sums);
 }
@@ -309,7 +302,7 @@ __device__ void pass_over_item(const Walk<N, R, T>& walk, int turn) {
   RingSegment<N, R>& segment = walk.shared.segment();
   const RingStep& step = segment.step;
   ask_for_columns(walk.job, team, step, item.head, memory);
-  weigh_scores(walk.job, team, memory, step, turn, segment.tokens[item.index].now);
+  weigh_scores(walk.job, team, memory, step, segment.tokens[item.index].now);
   if (step.fold) barrier_wait(&memory.values_full, parity_of(turn));
   barrier_wait(&memory.state_full, parity_of(turn));
   pass_over_state(walk, turn);
@@ -351,13 +344,14 @@ __device__ void ask_during_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
   if (!walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
+  barrier_wait(&walk.shared.own().state_free, parity_of(turn));
+  walk.ask_for_state(next, lane);
 }
 
 template <int N, int R, int T>
 __device__ void ask_after_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
-  walk.ask_for_state(next, lane);
   if (walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
   barrier_wait(&walk.shared.own().values_free, parity_of(turn));
   walk.ask_for_values(next, lane);
@@ -383,6 +377,7 @@ __device__ void settle_item(const RingJob& job, const Team& team, const RingStep
   const int last = step.count - 1;
   const bool mimo = R > 1 || sizes.mimo;
   StatePart<N> part(team);
+  part.load(memory.state, mimo, team);
   fold_item<T>(job, team, step, head, memory, segment, 0, part);
 
   Phases<T> phases(sizes, team, memory.turns(job));
@@ -403,12 +398,13 @@ __device__ void settle_item(const RingJob& job, const Team& team, const RingStep
   if (team.thread < kHeadDim) v[team.thread] = memory.x()[last * kHeadDim + team.thread];
 }
 
-// Of one team; all but the last complete when what was asked for is there.
+// Of one team; the first three complete when what was asked for is there.
 template <int N, int R>
 __device__ void init_barriers(TeamMemory<N, R>& memory) {
   barrier_init(&memory.state_full, 1);
   barrier_init(&memory.keys_full, 1);
   barrier_init(&memory.values_full, 1);
+  barrier_init(&memory.state_free, kWarpArrivals * kTeamWarps);
   barrier_init(&memory.values_free, kWarpArrivals * kTeamWarps);
 }
 
