@@ -94,11 +94,11 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
   const bool mimo = R > 1 || job.sizes.mimo;
   const int entries = count > 0 ? count : 1;
   float* k_rows = memory.parts[team.warp];
-  Moves<T> moves(job, team, memory, segment, count);
   Phases<T> phases(job.sizes, team, memory.turns(job));
   part.scale(memory.decays[turn % 2].x);
 #pragma unroll 1
   for (int begin = 0; begin < entries; begin += kLaneGroups) {
+    Moves<T, 1> moves(job, team, memory, segment, begin, count);
     const Rotation<T> rotation = phases.next(job.sizes, team, moves);
     const int here = min(entries - begin, kLaneGroups);
     const int own = begin + min(team.group, here - 1);

@@ -165,19 +165,19 @@ __device__ __forceinline__ std::uint32_t pair_moved(const TokenSizes& sizes, con
   return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite) : 0u;
 }
 
-// How far the ring's first tokens move a lane's pairs: its group has every fourth of them.
-template <int T>
+// How far the ring's tokens [begin, count) move a lane's pairs: its group has every fourth of them,
+// of which it takes kMost.
+template <int T, int kMost = kMostRingTokens / kLaneGroups>
 struct Moves {
-  static constexpr int kMost = kMostRingTokens / kLaneGroups;
   std::uint32_t turns[kMost][T] = {};  // the group's next token first
   std::uint32_t broken = 0;            // bit T i + v: turns[i][v] is not finite
 
   template <int N, int R>
   __device__ Moves(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                   RingSegment<N, R>& segment, int count) {
+                   RingSegment<N, R>& segment, int begin, int count) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
-      const int j = i * kLaneGroups + team.group;
+      const int j = begin + i * kLaneGroups + team.group;
       if (j >= count) continue;
       const double dt = memory.tokens(job)[j].dt;
 #pragma unroll
@@ -235,8 +235,9 @@ struct Phases {
   }
   // The rotation of the group's next token; then the phases are those behind all groups' next
   // tokens, which are dropped.
+  template <int kMost>
   __device__ __forceinline__ Rotation<T> next(const TokenSizes& sizes, const Team& team,
-                                              Moves<T>& moves) {
+                                              Moves<T, kMost>& moves) {
     std::uint32_t own[T];
 #pragma unroll
     for (int v = 0; v < T; ++v) {

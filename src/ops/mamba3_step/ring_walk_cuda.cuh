@@ -213,7 +213,7 @@ __device__ void score_item(const RingJob& job, const Team& team, const RingStep&
                            const RingToken& fresh) {
   const TokenSizes& sizes = job.sizes;
   const int count = step.count;
-  Moves<T> moves(job, team, memory, segment, count);
+  Moves<T> moves(job, team, memory, segment, 0, count);
   Phases<T> phases(sizes, team, memory.turns(job));
   phases.move_through(sizes, team, moves);
   if (step.fold) store_base(job, team, step, head, phases);
@@ -381,7 +381,7 @@ __device__ void settle_item(const RingJob& job, const Team& team, const RingStep
   fold_item<T>(job, team, step, head, memory, segment, 0, part);
 
   Phases<T> phases(sizes, team, memory.turns(job));
-  phases.move_through(sizes, team, Moves<T>(job, team, memory, segment, last));
+  phases.move_through(sizes, team, Moves<T>(job, team, memory, segment, 0, last));
   phases.move(sizes, team, segment.half_tanh(job, last), memory.tokens(job)[last].dt);
   store_base(job, team, step, head, phases);
   const Rotation<T> rotation(sizes, team, phases.turns, phases.finite);
