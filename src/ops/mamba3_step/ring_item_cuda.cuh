@@ -300,26 +300,35 @@ __device__ void weigh_entries(const RingJob& job, TeamMemory<N, R>& memory, int 
   }
 }
 
-// Sums C values over a group's lanes; a lane keeps those whose numbers begin with its place. Each
-// exchange halves the values or, with one left, the lanes that still differ.
+// A lane keeps so many of C sums over its group, from number first_kept() on.
+template <int C>
+constexpr int kKept = C > kLanePairs ? C / kLanePairs : 1;
+template <int C>
+constexpr int kKeepers = C < kLanePairs ? kLanePairs / C : 1;  // lanes with the same ones
+
+template <int C>
+__device__ __forceinline__ int first_kept(const Team& team) {
+  return team.place / kKeepers<C> * kKept<C>;
+}
+
+// Sums C values over a group's lanes. Value i of a lane is its part of sum i ^ first_kept(): so
+// what it keeps comes first, and what it sends behind it. Each exchange halves the values or, with
+// one left, the lanes that still differ.
 template <int C, int kMask = kLanePairs / 2>
-__device__ __forceinline__ void sum_over_group(const float (&values)[C], int lane, float* sums) {
+__device__ __forceinline__ void sum_over_group(const float (&values)[C], float* sums) {
   if constexpr (kMask == 0) {
 #pragma unroll
     for (int i = 0; i < C; ++i) sums[i] = values[i];
   } else if constexpr (C == 1) {
     const float sum[1] = {values[0] + __shfl_xor_sync(0xffffffffu, values[0], kMask)};
-    sum_over_group<1, kMask / 2>(sum, lane, sums);
+    sum_over_group<1, kMask / 2>(sum, sums);
   } else {
-    const bool upper = (lane & kMask) != 0;
     float half[C / 2];
 #pragma unroll
     for (int i = 0; i < C / 2; ++i) {
-      const float send = upper ? values[i] : values[i + C / 2];
-      const float keep = upper ? values[i + C / 2] : values[i];
-      half[i] = keep + __shfl_xor_sync(0xffffffffu, send, kMask);
+      half[i] = values[i] + __shfl_xor_sync(0xffffffffu, values[i + C / 2], kMask);
     }
-    sum_over_group<C / 2, kMask / 2>(half, lane, sums);
+    sum_over_group<C / 2, kMask / 2>(half, sums);
   }
 }
 
@@ -327,13 +336,11 @@ __device__ __forceinline__ void sum_over_group(const float (&values)[C], int lan
 template <int C>
 __device__ __forceinline__ void store_scores(const float (&values)[C], const Team& team,
                                              bool exists, int stride, float* to) {
-  constexpr int kEach = C > kLanePairs ? C / kLanePairs : 1;       // that a lane keeps
-  constexpr int kLanesEach = C < kLanePairs ? kLanePairs / C : 1;  // with the same one
-  float sums[kEach];
-  sum_over_group<C>(values, team.lane, sums);
-  if (!exists || team.place % kLanesEach != 0) return;
+  float sums[kKept<C>];
+  sum_over_group<C>(values, sums);
+  if (!exists || team.place % kKeepers<C> != 0) return;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) to[(team.place / kLanesEach * kEach + i) * stride] = sums[i];
+  for (int i = 0; i < kKept<C>; ++i) to[(first_kept<C>(team) + i) * stride] = sums[i];
 }
 
 template <int N>
@@ -348,8 +355,9 @@ __device__ __forceinline__ float dot(const Pairs<N>& a, const Pairs<N>& b) {
   return sum;
 }
 
-// Q of the new token, and this warp's part of its scores with the new K, by a group of lanes a
-// rank. The new token's row of the segment is `row`, its scores' place `at`.
+// Q of the new token, its ranks in the lane's order, and this warp's part of its scores with the
+// new K, by a group of lanes a rank. The new token's row of the segment is `row`, its scores' place
+// `at`.
 template <int N, int R, int T>
 __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                           RingSegment<N, R>& segment, const Rotation<T>& rotation, int row, int at,
@@ -370,7 +378,7 @@ __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>
   float sums[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
-    load_quarter<N>(q_rows + r * kQuarter, mimo, team, q[r]);
+    load_quarter<N>(q_rows + (r ^ first_kept<R>(team)) * kQuarter, mimo, team, q[r]);
     sums[r] = dot<N>(q[r], k);
   }
   store_scores<R>(sums, team, team.group < R, R,
@@ -383,11 +391,12 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
                            RingSegment<N, R>& segment, int count, Moves<T>& moves,
                            const Pairs<N> (&q)[R]) {
   const bool mimo = R > 1 || job.sizes.mimo;
+  const int first = first_kept<R * R>(team) % R;  // of K's ranks; q has them in such an order too
   Phases<T> phases(job.sizes, team, memory.turns(job));
   Pairs<N> bias[R];
 #pragma unroll
   for (int of = 0; of < R; ++of) {
-    load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias[of]);
+    load_state_order<N>(memory.in_b_bias + (of ^ first) * N, mimo, team, bias[of]);
   }
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kLaneGroups) {
@@ -398,7 +407,7 @@ __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R
 #pragma unroll
     for (int of = 0; of < R; ++of) {
       Pairs<N> k;
-      load_pairs<N>(rows + of * N, team, k);
+      load_pairs<N>(rows + (of ^ first) * N, team, k);
       bias_and_turn<N>(rotation, bias[of], k);
 #pragma unroll
       for (int r = 0; r < R; ++r) sums[r * R + of] = dot<N>(q[r], k);
