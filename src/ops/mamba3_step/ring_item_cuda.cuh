@@ -175,6 +175,25 @@ struct Moves {
   template <int N, int R>
   __device__ Moves(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                    RingSegment<N, R>& segment, int begin, int count) {
+    bool usual = true;  // one branch for all of them, so that none waits for another
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int j = begin + i * kLaneGroups + team.group;
+      const double dt = j < count ? memory.tokens(job)[j].dt : 0.0;
+#pragma unroll
+      for (int v = 0; v < T; ++v) {
+        const int pair = v * kPairStep + first_pair(team);
+        const bool moves = j < count && pair < job.sizes.angles;
+        const double step = __dmul_rn(moves ? segment.half_tanh(job, j)[pair] : 0.0, dt);
+        usual &= is_usual_step(step);
+        turns[i][v] = units_of_step(step);
+      }
+    }
+    if (!usual) move_far(job, team, memory, segment, begin, count);
+  }
+  template <int N, int R>
+  __device__ void move_far(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                           RingSegment<N, R>& segment, int begin, int count) {
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const int j = begin + i * kLaneGroups + team.group;
