@@ -156,12 +156,17 @@ __device__ __forceinline__ std::uint32_t units_of_step(double step) {
   return static_cast<std::uint32_t>(__double2loint(__dadd_rn(step, 0x1.8p20)));
 }
 
+// Nearly all are below 2^18 turns.
+__device__ __forceinline__ bool is_usual_step(double step) {
+  return fabs(step) < 0x1p18;
+}
+
 // How far a phase moves, in those units. A step that is not finite does not
 // move it and is told by `finite`: it becomes a NaN rotation.
 __device__ __forceinline__ std::uint32_t turns_moved(double half_tanh, double dt, bool& finite) {
   double step = __dmul_rn(half_tanh, dt);
   finite = true;
-  if (!(fabs(step) < 0x1p18)) {  // hardly ever
+  if (!is_usual_step(step)) {
     finite = isfinite(step);
     step = finite ? __dadd_rn(step, -rint(step)) : 0.0;
   }

@@ -81,8 +81,8 @@ struct RingStep {
 };
 
 // What a team works with. Its item's state, what K and Q are made from and what goes with X and the
-// read-out come by copies, each with a barrier; a fourth says that the last is free again. Behind
-// it lies what grows with the ring.
+// read-out come by copies, each with a barrier; two more say that the first and the last are free
+// again. Behind it lies what grows with the ring.
 template <int N, int R>
 struct TeamMemory {
   static constexpr int kQuarter = N / kTeamWarps;
@@ -101,10 +101,11 @@ struct TeamMemory {
   // pieces of the state.
   float q[kTeamWarps][R * kQuarter];
   float parts[kTeamWarps][kWarpPart];  // rows K while folding, [r, p] of the read-out afterwards
-  // [turn of the team modulo 2]
-  float weights[2][kMostRingTokens];  // of each entry
-  float2 decays[2];  // of the state before it is folded into; of the state when it is read
-  Barrier state_full, keys_full, values_full, values_free;
+  float weights[kMostRingTokens];      // of each entry
+  // Of the state before it is folded into; of the state when it is read. [turn of the team modulo
+  // 2], because the next item's come before this one is finished.
+  float2 decays[2];
+  Barrier state_full, keys_full, values_full, state_free, values_free;
 
   // [entry, p]; without entries the state's k [r, n], then its v [p]
   __device__ float* x() { return reinterpret_cast<float*>(this + 1); }
