@@ -112,7 +112,7 @@ void Learner::resume(std::int64_t steps, const std::map<std::string, TensorRef>&
 }
 
 void Learner::clear() {
-  gradients_.clear(ctx_);
+  has_gradients_ = false;
   pending_ = 0;
   sums_ = {};
 }
@@ -131,7 +131,9 @@ TrainingBatch Learner::stage(const TrainingBatch& batch) {
 void Learner::add(const TrainingBatch& batch, double grad_scale) {
   LossOptions options = loss_;
   options.grad_scale = grad_scale;
+  options.accumulate_gradients = has_gradients_;
   loss_and_gradients(config_, bound_, stage(batch), options, gradients_, next_sums(), ctx_);
+  has_gradients_ = true;
 }
 
 void Learner::measure(const TrainingBatch& batch) {

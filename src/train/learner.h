@@ -40,8 +40,8 @@ class BatchStage {
   std::size_t size_bytes_ = 0, used_bytes_ = 0;
 };
 
-// A step is clear(), add() of each of its micro-batches, figures() and, if these are to be taken,
-// update(). On a GPU all but figures() and sums() return before their work is done.
+// A step is clear(), add() of each of its micro-batches, at least one, figures() and, if these are
+// to be taken, update(). On a GPU all but figures() and sums() return before their work is done.
 class Learner {
  public:
   // Weights are zero until they are assigned, states of `lanes` fresh. The Context must outlive it.
@@ -86,6 +86,7 @@ class Learner {
   LossOptions loss_;
   Context& ctx_;
   ParameterValues weights_, gradients_;
+  bool has_gradients_ = false;  // of this step
   Optimizer optimizer_;
   std::optional<LaneStates> lanes_;
   Memory rounded_;  // the matrices in bf16, as weights_ has them in fp32; or none

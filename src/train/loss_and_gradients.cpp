@@ -26,6 +26,8 @@
 namespace mamba3 {
 namespace {
 
+constexpr const char* kEmbedding = "backbone.embedding.weight";
+
 // The first pass leaves one block in the arena with room for itself and its ops: what grows step by
 // step leaves blocks behind that are too small.
 Carver carve(const ModelConfig& config, const PassShape& shape, Compute compute, ArenaScope& scope,
@@ -75,15 +77,16 @@ class Pass {
       residual = forward(l, residual);
     }
     join(residual, memory_.last, weights_.final_norm);
+    if (gradients_ != nullptr && !options_.accumulate_gradients) clear_added();
     loss();
     if (gradients_ == nullptr) return;
     for (std::int64_t l = config_.layers - 1; l >= 0; --l) {
       if (l + 1 < config_.layers) restore(l);
       backward(l);
     }
-    embedding_backward({ids_, memory_.grad_stream,
-                        matrix("backbone.embedding.weight", config_.padded_vocab(), config_.width)},
-                       ctx_);
+    embedding_backward(
+        {ids_, memory_.grad_stream, matrix(kEmbedding, config_.padded_vocab(), config_.width)},
+        ctx_);
   }
 
  private:
@@ -99,6 +102,14 @@ class Pass {
   }
   void clear(std::span<float> numbers) const {
     set_zero(ctx_.gpu().get(), numbers.data(), numbers.size_bytes());
+  }
+
+  // Products assign the gradients of matrices, which are nearly all; what else there is, and an
+  // embedding that is not the head as well, is only ever added to.
+  void clear_added() const {
+    clear(gradients_->group(ParameterGroup::kOtherDecaying));
+    clear(gradients_->group(ParameterGroup::kPlain));
+    if (!config_.tied_embeddings) clear(gradients_->values(kEmbedding));
   }
 
   // A tape whose shared parts a later block has used: as it was after this one. The last block's
@@ -220,8 +231,9 @@ class Pass {
     args.grad_scale = options_.grad_scale;
     args.sums = sums_;
     args.compute = options_.compute;
+    args.accumulate_w = options_.accumulate_gradients;
     if (gradients_ == nullptr) return cross_entropy(args, ctx_);
-    const char* head = config_.tied_embeddings ? "backbone.embedding.weight" : "lm_head.weight";
+    const char* head = config_.tied_embeddings ? kEmbedding : "lm_head.weight";
     args.grad_x = memory_.grad_normed;
     args.grad_w = matrix(head, config_.padded_vocab(), config_.width);
     cross_entropy(args, ctx_);
@@ -253,6 +265,7 @@ class Pass {
     args.grad_x = grad_x;
     if (x.data != nullptr) args.grad_w = matrix(name, w.shape[0], w.shape[1]);
     args.compute = options_.compute;
+    args.accumulate_w = options_.accumulate_gradients;
     linear_backward(args, ctx_);
   }
 
@@ -319,6 +332,7 @@ class Pass {
     Mamba3ColumnGradients out;
     out.rows_bf16 = static_cast<Bf16*>(rows.data);
     out.row_stride = rows.stride[0];
+    out.zero_columns = rows.shape[1] - config_.in_proj_rows();
     return out;
   }
 

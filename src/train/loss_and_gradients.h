@@ -35,12 +35,13 @@ struct LossOptions {
   double z_weight = 0;
   Recompute recompute = Recompute::kNone;
   double grad_scale = 1;  // of the sum over tokens: 1 / their number gives the mean's gradient
+  bool accumulate_gradients = true;  // without, they are assigned: the first of several batches
 };
 
 // Weights, gradients and `sums` lie in the memory of the Context's device; on a GPU the call
-// returns before they are computed. Adds to `gradients`, assigns `sums`. The same bits for any
-// number of threads, and on a GPU in every run. A batch whose ids, targets, bounds or lanes make no
-// sense is refused, and nothing has then happened.
+// returns before they are computed. Adds to `gradients` or assigns them, assigns `sums`. The same
+// bits for any number of threads, and on a GPU in every run. A batch whose ids, targets, bounds or
+// lanes make no sense is refused, and nothing has then happened.
 //
 // With Compute::kBf16 on a GPU that scans such layers on tensor cores, what passes between ops is
 // rounded to bf16, but for the residual stream and the columns B, C, dt, A, trap and angle.

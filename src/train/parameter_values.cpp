@@ -5,7 +5,6 @@
 
 #include "core/check.h"
 #include "core/quote.h"
-#include "core/thread_pool.h"
 #include "core/transfer.h"
 #include "model/weights.h"
 
@@ -112,15 +111,6 @@ std::map<std::string, TensorRef> ParameterValues::tensors() const {
     out[specs_[i].name] = {data, DType::kF32, specs_[i].shape};
   }
   return out;
-}
-
-void ParameterValues::clear(Context& ctx) {
-  if (gpu_) return set_zero(gpu_.get(), data_, all().size_bytes());
-  constexpr std::int64_t kPiece = std::int64_t{1} << 18;
-  ctx.pool().run((elements_ + kPiece - 1) / kPiece, [this](std::int64_t piece, int) {
-    const std::int64_t begin = piece * kPiece;
-    std::fill(data_ + begin, data_ + std::min<std::int64_t>(elements_, begin + kPiece), 0.0f);
-  });
 }
 
 void ParameterValues::assign(const std::map<std::string, TensorRef>& tensors,

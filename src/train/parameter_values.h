@@ -44,7 +44,6 @@ class ParameterValues {
   std::span<const float> all() const { return {data_, static_cast<std::size_t>(elements_)}; }
   // Views of this memory.
   std::map<std::string, TensorRef> tensors() const;
-  void clear(Context& ctx);
   // Takes over the tensors of these names, which lie in the host's memory, widened from whatever
   // type they have; `prefix` stands before each name. One that is missing or misshapen is refused;
   // others may be there.

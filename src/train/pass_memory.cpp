@@ -5,13 +5,6 @@
 namespace mamba3 {
 namespace {
 
-Matrix take_matrix(std::int64_t rows, std::int64_t columns, std::int64_t stride, bool bf16,
-                   Carver& carver) {
-  const std::array<std::int64_t, 2> shape{rows, columns}, strides{stride, 1};
-  if (bf16) return TensorView<Bf16, 2>(carver.take<Bf16>(rows * stride), shape, strides);
-  return TensorView<float, 2>(carver.take<float>(rows * stride), shape, strides);
-}
-
 Rows take_rows(std::int64_t rows, std::int64_t columns, Carver& carver) {
   return {carver.take<float>(rows * columns), {rows, columns}};
 }
@@ -51,7 +44,8 @@ PassMemory::PassMemory(const ModelConfig& config, const PassShape& shape, Carver
 }
 
 Matrix PassMemory::activations(std::int64_t columns, Carver& carver) const {
-  return take_matrix(shape_.tokens, columns, columns, shape_.bf16_activations, carver);
+  if (!shape_.bf16_activations) return take_rows(shape_.tokens, columns, carver);
+  return TensorView<Bf16, 2>(carver.take<Bf16>(shape_.tokens * columns), {shape_.tokens, columns});
 }
 
 void PassMemory::take_projected(BlockTape& tape, Carver& carver) const {
@@ -93,12 +87,8 @@ LayerStates PassMemory::take_states(Carver& carver) const {
 }
 
 void PassMemory::take_mixer_gradients(Carver& carver) {
-  constexpr std::int64_t kPiece = 8;  // bf16 numbers in 16 bytes
-  const std::int64_t e = config_.in_proj_rows();
-  const bool bf16 = shape_.bf16_activations;
-  const std::int64_t stride = bf16 ? (e + kPiece - 1) / kPiece * kPiece : e;
   grad_mixed = activations(config_.inner(), carver);
-  grad_projected = take_matrix(shape_.tokens, e, stride, bf16, carver);
+  grad_projected = activations(projected_columns(config_, shape_), carver);
   grad_states = take_states(carver);
 }
 
@@ -107,6 +97,12 @@ void PassMemory::take_stream_gradients(Carver& carver) {
   grad_half = shape_.bf16_activations ? activations(config_.width, carver) : Matrix(grad_stream);
   Carver same(reinterpret_cast<std::byte*>(hidden.data));
   grad_normed = activations(config_.width, same);
+}
+
+std::int64_t projected_columns(const ModelConfig& config, const PassShape& shape) {
+  constexpr std::int64_t kPiece = 8;  // bf16 numbers in 16 bytes
+  const std::int64_t e = config.in_proj_rows();
+  return shape.bf16_activations ? (e + kPiece - 1) / kPiece * kPiece : e;
 }
 
 std::size_t pass_bytes(const ModelConfig& config, const PassShape& shape) {

@@ -61,7 +61,7 @@ struct PassMemory {
   Matrix grad_normed;     // [t, d], of a norm's output; the memory of hidden
   Matrix grad_gated;      // [t, f]
   Matrix grad_mixed;      // [t, h p]
-  Matrix grad_projected;  // [t, e], rows that begin on 16 bytes
+  Matrix grad_projected;  // [t, projected_columns()]
   LayerStates grad_states;
 
  private:
@@ -77,6 +77,9 @@ struct PassMemory {
   const ModelConfig& config_;
   PassShape shape_;
 };
+
+// e, and in bf16 as many columns of zeros as make rows of whole 16 bytes.
+std::int64_t projected_columns(const ModelConfig& config, const PassShape& shape);
 
 std::size_t pass_bytes(const ModelConfig& config, const PassShape& shape);
 

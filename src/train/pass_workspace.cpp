@@ -64,13 +64,14 @@ std::size_t loss_bytes(const ModelConfig& config, const PassShape& shape, Comput
   return cross_entropy_workspace_bytes(args, ctx);
 }
 
-std::size_t product_bytes(std::int64_t n, std::int64_t k, const PassShape& shape, Compute compute,
-                          const Context& ctx) {
+// `columns`: of grad_y, n or more.
+std::size_t product_bytes(std::int64_t n, std::int64_t k, std::int64_t columns,
+                          const PassShape& shape, Compute compute, const Context& ctx) {
   Nowhere nowhere;
   LinearBackwardArgs args;
   args.x = nowhere.rows(shape.tokens, k, shape.bf16_activations);
   args.w = nowhere.weights(n, k, compute == Compute::kBf16);
-  args.grad_y = nowhere.rows(shape.tokens, n, shape.bf16_activations);
+  args.grad_y = nowhere.rows(shape.tokens, columns, shape.bf16_activations);
   args.grad_x = nowhere.rows(shape.tokens, k, shape.bf16_activations);
   args.grad_w = nowhere.floats(n, k);
   args.compute = compute;
@@ -102,9 +103,10 @@ std::size_t ops_bytes_gpu(const ModelConfig& config, const PassShape& shape, Com
   const std::int64_t d = config.width, f = config.mlp_hidden;
   std::size_t most =
       std::max({loss_bytes(config, shape, compute, ctx), scan_bytes(config, shape, ctx),
-                product_bytes(config.in_proj_rows(), d, shape, compute, ctx),
-                product_bytes(d, config.inner(), shape, compute, ctx)});
-  if (f > 0) most = std::max(most, product_bytes(2 * f, d, shape, compute, ctx));
+                product_bytes(config.in_proj_rows(), d, projected_columns(config, shape), shape,
+                              compute, ctx),
+                product_bytes(d, config.inner(), d, shape, compute, ctx)});
+  if (f > 0) most = std::max(most, product_bytes(2 * f, d, 2 * f, shape, compute, ctx));
   return most;
 }
 

@@ -1,4 +1,5 @@
 // linear_backward on a GPU against the oracle. Skipped where there is no GPU.
+#include <algorithm>
 #include <tuple>
 
 #include "core/arena.h"
@@ -18,10 +19,11 @@ using testing::through_bf16;
 
 struct Sizes {
   std::int64_t rows, n, k;
-  std::int64_t gap = 1;  // behind each row
+  std::int64_t gap = 1;    // behind each row
+  std::int64_t zeros = 0;  // columns of grad_y behind n
   std::string name() const {
     return std::to_string(rows) + " x " + std::to_string(n) + " x " + std::to_string(k) + " + " +
-           std::to_string(gap);
+           std::to_string(gap) + ", " + std::to_string(zeros) + " zeros";
   }
 };
 
@@ -38,6 +40,22 @@ std::string name_of(const ::testing::TestParamInfo<Types>& info) {
          "Of" + dtype_name(t.activations);
 }
 
+// The first columns behind those of `rows`.
+PaddedRows& with_zeros(PaddedRows& rows, std::int64_t zeros) {
+  for (std::int64_t row = 0; row < rows.view.shape[0]; ++row) {
+    std::fill_n(rows.view.data + row * rows.view.stride[0] + rows.view.shape[1], zeros, 0.0f);
+  }
+  return rows;
+}
+
+// Leaves NaNs in the workspace.
+void poison(std::size_t bytes, Context& ctx) {
+  ArenaScope scope(ctx.workspace());
+  const std::vector<std::byte> ones(bytes, std::byte{0xff});
+  auto* memory = scope.allocate<std::byte>(std::ssize(ones));
+  if (bytes > 0) ctx.gpu()->copy_in(memory, ones.data(), bytes);
+}
+
 struct Case {
   Case(Sizes sizes, const Types& types_in, Context& ctx)
       : Case(sizes, types_in, ctx, random_floats(sizes.n * sizes.k, 4)) {}
@@ -49,13 +67,13 @@ struct Case {
         types(types_in),
         x(random_floats(s.rows * s.k, 1), s.rows, s.k, s.gap),
         w(random_floats(s.n * s.k, 2)),
-        grad_y(random_floats(s.rows * s.n, 3), s.rows, s.n, s.gap),
+        grad_y(random_floats(s.rows * s.n, 3), s.rows, s.n, s.gap + s.zeros),
         grad_x(s.rows, s.k, s.gap),
         grad_w(grad_w_in, s.n, s.k, s.gap),
         before(grad_w.values()),
         x_there(ctx, x, types.activations),
         w_there(ctx, w, s.n, s.k, types.weights),
-        grad_y_there(ctx, grad_y, types.activations),
+        grad_y_there(ctx, with_zeros(grad_y, s.zeros), types.activations),
         grad_x_there(ctx, grad_x, types.activations),
         grad_w_there(ctx, grad_w) {
     args.x = x_there.view;
@@ -65,6 +83,7 @@ struct Case {
     args.grad_w = {static_cast<float*>(grad_w_there.view.data), grad_w.view.shape,
                    grad_w.view.stride};
     args.compute = types.compute;
+    args.grad_y.shape[1] += s.zeros;
   }
   Case(const Case&) = delete;
   Case& operator=(const Case&) = delete;
@@ -168,6 +187,26 @@ TEST_P(CudaLinearBackward, AssignsWhereItShall) {
   }
 }
 
+// in_proj of 12 heads has 1716 rows with one rank and 2100 with four.
+TEST_P(CudaLinearBackward, ColumnsOfZerosChangeNoGradient) {
+  SKIP_WITHOUT_GPU();
+  Context ctx(on_gpu());
+  for (const Sizes sizes :
+       {Sizes{130, 1716, 384, 0, 4}, Sizes{33, 2100, 72, 8, 4}, Sizes{67, 13, 64, 0, 3},
+        Sizes{64, 13, 7, 5, 3}, Sizes{1, 1, 8, 0, 7}, Sizes{2, 8, 16, 1, 5}, Sizes{0, 5, 7, 1, 3},
+        Sizes{5, 0, 7, 1, 8}, Sizes{5, 7, 0, 1, 1}}) {
+    Case added(sizes, GetParam(), ctx), assigned(sizes, GetParam(), ctx, kNan);
+    poison(linear_backward_workspace_bytes(added.args, ctx), ctx);
+    added.run_and_compare(ctx);
+    Case from_zeros(sizes, GetParam(), ctx, 0);
+    assigned.args.accumulate_w = false;
+    from_zeros.run(ctx);
+    assigned.run(ctx);
+    EXPECT_TRUE(assigned.grad_w.values() == from_zeros.grad_w.values()) << sizes.name();
+    EXPECT_TRUE(same_bits(assigned.grad_x.values(), added.grad_x.values())) << sizes.name();
+  }
+}
+
 // Few outputs and many rows: the sum over rows is made in pieces.
 TEST_P(CudaLinearBackward, EqualCallsGiveEqualBits) {
   SKIP_WITHOUT_GPU();
@@ -204,7 +243,8 @@ TEST_P(CudaLinearBackward, OneGradientAlone) {
 
 TEST_P(CudaLinearBackward, WorkspaceIsWhatWasAnnounced) {
   SKIP_WITHOUT_GPU();
-  for (const Sizes sizes : {Sizes{3, 70, 40}, Sizes{1300, 41, 70}, Sizes{5, 0, 7}}) {
+  for (const Sizes sizes : {Sizes{3, 70, 40}, Sizes{1300, 41, 70}, Sizes{5, 0, 7},
+                            Sizes{65, 13, 40, 1, 3}, Sizes{3, 1716, 50, 0, 4}}) {
     Context ctx(on_gpu());
     Case c(sizes, GetParam(), ctx);
     c.run(ctx);

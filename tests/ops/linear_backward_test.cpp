@@ -103,6 +103,18 @@ TEST_P(LinearBackward, AgreesWithTheOracle) {
   make({201, 30, 290}).run_and_compare(ctx);
 }
 
+TEST_P(LinearBackward, ColumnsOfZerosChangeNoGradient) {
+  Context ctx(with_threads(2));
+  for (const Sizes sizes : {Sizes{33, 13, 40}, Sizes{1, 1, 8}, Sizes{0, 5, 7}, Sizes{5, 0, 7}}) {
+    Case c = make(sizes);
+    for (std::int64_t row = 0; row < sizes.rows; ++row) {
+      c.grad_y.view.data[row * c.grad_y.view.stride[0] + sizes.n] = 0;  // its gap
+    }
+    ++c.args.grad_y.shape[1];
+    c.run_and_compare(ctx);
+  }
+}
+
 TEST_P(LinearBackward, EveryInstructionSet) {
   for_each_target([this] {
     Context ctx(with_threads(2));

@@ -162,7 +162,7 @@ class BackwardRunner {
   bool clean() const { return clean_; }
 
  private:
-  static constexpr std::int64_t kPadding = 3;
+  static constexpr std::int64_t kPadding = 3, kZeroColumns = 2;
   using Iterator = std::vector<float>::const_iterator;
 
   static bool all_nan(Iterator begin, Iterator end) {
@@ -287,6 +287,7 @@ class BackwardRunner {
     args.grad_columns = {};
     args.grad_columns.row_stride = grad_stride;
     args.grad_columns.rows_bf16 = narrow.out_at.data();
+    args.grad_columns.zero_columns = kZeroColumns;
   }
 
   std::vector<BackwardResult> results(const Rows& grad_rows) {
@@ -296,7 +297,9 @@ class BackwardRunner {
       for (std::int64_t row = bounds_[i]; row < bounds_[i + 1]; ++row) {
         const auto begin = grad_rows.data.begin() + row * grad_rows.stride;
         out[i].columns.insert(out[i].columns.end(), begin, begin + width);
-        clean_ = clean_ && all_nan(begin + width, begin + grad_rows.stride);
+        const std::int64_t zeros = types_ == BackwardTypes::kBf16 ? kZeroColumns : 0;
+        clean_ = clean_ && std::count(begin + width, begin + width + zeros, 0.0f) == zeros &&
+                 all_nan(begin + width + zeros, begin + grad_rows.stride);
       }
       out[i].state = grads_.get(slots_[i]);
       const auto angle = grad_angles_.begin() + slots_[i] * angle_stride_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
 
@@ -165,6 +166,38 @@ TEST(CudaLossAndGradients, TheLossAloneIsTheSame) {
       EXPECT_EQ(sums[0].loss, sums[1].loss);
       EXPECT_EQ(sums[0].correct, sums[1].correct);
       EXPECT_EQ(sums[0].rows, 278);
+    }
+  }
+}
+
+TEST(CudaLossAndGradients, AssignedEqualAddedToZeros) {
+  SKIP_WITHOUT_GPU();
+  Context ctx(on(DeviceKind::kCuda));
+  Context setup(on(DeviceKind::kCpu));
+  for (const TinyModel& model : all_models()) {
+    SCOPED_TRACE(model.name);
+    const Tiny tiny(model, setup);
+    const ModelWeights weights = bind_weights(tiny.config, tiny.initial.tensors, nullptr, ctx);
+    ParameterValues nans(tiny.config);
+    for (const TensorSpec& spec : tensor_specs(tiny.config)) {
+      std::ranges::fill(nans.values(spec.name), std::numeric_limits<float>::quiet_NaN());
+    }
+    const TokenBatch first = awkward_batch(tiny.config), second = awkward_batch(tiny.config, 6);
+    for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+      LossOptions options;
+      options.compute = compute;
+      CrossEntropySums sums;
+      const Mirror<CrossEntropySums> there({&sums, 1}, ctx);
+      ParameterValues added(tiny.config, ctx.gpu()), assigned(tiny.config, ctx.gpu());
+      assigned.assign(nans.tensors());
+      for (ParameterValues* to : {&added, &assigned}) {
+        options.accumulate_gradients = to == &added;
+        loss_and_gradients(tiny.config, weights, first.view(), options, *to, there.data(), ctx);
+        options.accumulate_gradients = true;
+        loss_and_gradients(tiny.config, weights, second.view(), options, *to, there.data(), ctx);
+      }
+      const ParameterValues x = added.host_copy(), y = assigned.host_copy();
+      EXPECT_TRUE(std::ranges::equal(x.all(), y.all()));
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -256,6 +257,35 @@ TEST(LossAndGradients, PackedEqualsSeparate) {
                               std::span<const double>(truth), ErrorMetric::kRelative),
                 kGradientRounding)
           << spec.name;
+    }
+  }
+}
+
+// Whatever was there before; the first of two batches, one without tokens, one without targets.
+TEST(LossAndGradients, AssignedEqualAddedToZeros) {
+  Context ctx(with_threads(2));
+  for (const TinyModel& model : tiny_models()) {
+    SCOPED_TRACE(model.name);
+    const Tiny tiny(model, ctx);
+    const TokenBatch some(random_ids(90, model.config.vocab, 5), {70, 0, 20}), none({}, {});
+    const TokenBatch without_targets(random_ids(2, model.config.vocab, 6), {1, 1});
+    for (const TokenBatch* batch : {&some, &none, &without_targets}) {
+      for (const Compute compute : {Compute::kF32, Compute::kBf16}) {
+        LossOptions options;
+        options.compute = compute;
+        ParameterValues added(tiny.config), assigned(tiny.config);
+        for (const TensorSpec& spec : tensor_specs(tiny.config)) {
+          std::ranges::fill(assigned.values(spec.name), std::numeric_limits<float>::quiet_NaN());
+        }
+        add_gradients(tiny.config, tiny.weights, batch->view(), options, added, ctx);
+        options.accumulate_gradients = false;
+        add_gradients(tiny.config, tiny.weights, batch->view(), options, assigned, ctx);
+        options.accumulate_gradients = true;
+        for (ParameterValues* to : {&added, &assigned}) {
+          add_gradients(tiny.config, tiny.weights, some.view(), options, *to, ctx);
+        }
+        EXPECT_TRUE(std::ranges::equal(added.all(), assigned.all()));
+      }
     }
   }
 }

@@ -39,7 +39,8 @@ LinearArgs head(const CrossEntropyArgs& args, const Slice& slice) {
 }
 
 LinearBackwardArgs head_backward(const CrossEntropyArgs& args, const Slice& slice) {
-  return {slice.x, args.w, slice.logits, slice.grad_x, args.grad_w, args.compute};
+  return {slice.x,     args.w,       slice.logits,     slice.grad_x,
+          args.grad_w, args.compute, args.accumulate_w};
 }
 
 void loss_of_rows(const CrossEntropyArgs& args, const Slice& slice, std::span<SoftmaxLoss> out,
@@ -143,22 +144,23 @@ void cross_entropy_cpu(const CrossEntropyArgs& args, Context& ctx) {
   const auto rows = static_cast<std::int64_t>(args.targets.size());
   *args.sums = {};
   clear_ignored(args);
-  clear_weights(args);
   ArenaScope scope(ctx.workspace());
   auto* active = scope.allocate<std::int32_t>(rows);
   std::int64_t count = 0;
   for (std::int64_t row = 0; row < rows; ++row) {
     if (args.targets[row] != kIgnoredTarget) active[count++] = static_cast<std::int32_t>(row);
   }
-  if (count == 0) return;
+  if (count == 0) return clear_weights(args);
   const std::int64_t most = slice_rows(args);
   const Slice all = make_slice(args, most, &scope);
   const std::span<SoftmaxLoss> losses(scope.allocate<SoftmaxLoss>(most),
                                       static_cast<std::size_t>(most));
+  CrossEntropyArgs now = args;
   for (std::int64_t begin = 0; begin < count; begin += most) {
     const std::span<const std::int32_t> indices(
         active + begin, static_cast<std::size_t>(std::min(most, count - begin)));
-    run_slice(args, first_rows(all, indices), losses, ctx);
+    run_slice(now, first_rows(all, indices), losses, ctx);
+    now.accumulate_w = true;
   }
 }
 

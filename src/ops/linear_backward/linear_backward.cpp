@@ -1,5 +1,7 @@
 #include "ops/linear_backward/linear_backward.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "core/op_timer.h"
 #include "ops/cuda_ops.h"
@@ -32,7 +34,7 @@ void check(const LinearBackwardArgs& args, const Context& ctx) {
               "; expected BF16 or F32; convert the checkpoint");
   const std::int64_t rows = args.grad_y.shape[0], n = w.shape[0], k = w.shape[1];
   const bool bf16 = ctx.gpu() && args.compute == Compute::kBf16;
-  check_rows("grad_y", args.grad_y, rows, n, bf16);
+  check_rows("grad_y", args.grad_y, rows, std::max(n, args.grad_y.shape[1]), bf16);
   if (args.grad_x.data != nullptr) check_rows("grad_x", args.grad_x, rows, k, bf16);
   if (args.grad_w.data == nullptr) return;
   check_rows("x", args.x, rows, k, bf16);

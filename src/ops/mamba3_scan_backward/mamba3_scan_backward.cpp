@@ -276,8 +276,12 @@ void check_column_gradients(const Mamba3Dims& dims, const Mamba3ColumnGradients&
   check_gradient("angle column", grads.angle_raw, !bf16 && dims.angle_columns() > 0);
   const std::int64_t inner = dims.heads * dims.head_dim;
   const std::int64_t shared = dims.rank * dims.groups * dims.state;
-  const std::int64_t least = bf16 ? 2 * inner + 2 * shared + 3 * dims.heads + dims.angle_columns()
-                                  : std::max(inner, shared);
+  const std::int64_t least =
+      bf16 ? 2 * inner + 2 * shared + 3 * dims.heads + dims.angle_columns() + grads.zero_columns
+           : std::max(inner, shared);
+  check_input(grads.zero_columns >= 0 && (bf16 || grads.zero_columns == 0),
+              "mamba3_scan_backward: ", grads.zero_columns,
+              " columns of zeros behind the gradients; expected none, or some behind rows in bf16");
   check_stride("the row stride of the columns' gradients", grads.row_stride, least, rows);
 }
 

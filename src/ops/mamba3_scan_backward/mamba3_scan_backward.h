@@ -17,8 +17,8 @@
 namespace mamba3 {
 
 // Gradients of Mamba3Columns: rows `row_stride` elements apart, fp32. On a GPU, with bf16_products,
-// they may be rounded to bf16 instead: `rows_bf16` is then all of them, in in_proj's order, and the
-// other pointers are null.
+// they may be rounded to bf16 instead: `rows_bf16` is then all of them, in in_proj's order, with as
+// many columns of zeros behind as are wanted, and the other pointers are null.
 struct Mamba3ColumnGradients {
   std::int64_t row_stride = 0;
   float* z = nullptr;          // [t, h, p]
@@ -29,7 +29,8 @@ struct Mamba3ColumnGradients {
   float* decay_raw = nullptr;  // [t, h]
   float* trap_raw = nullptr;   // [t, h]
   float* angle_raw = nullptr;  // [t, s]; null where there are no such columns
-  Bf16* rows_bf16 = nullptr;   // [t, e]
+  Bf16* rows_bf16 = nullptr;   // [t, e + zero_columns]
+  std::int64_t zero_columns = 0;
 };
 
 // A buffer [t, e] cut as split_columns() cuts in_proj's output.

@@ -180,17 +180,26 @@ __global__ void __launch_bounds__(kSumThreads) finish_rows_kernel(const FinishJo
   }
 }
 
+struct AnglesJob {
+  const float* totals;  // [t, s]
+  const float* raw;     // [t, s] rows raw_stride apart
+  std::int64_t raw_stride;
+  std::int64_t tokens;
+  int angles;
+  int columns;  // with those of zeros behind
+  GradientColumn out;
+};
+
 // A step of a phase is pi tanh(angle) dt; totals have its dt.
-__global__ void __launch_bounds__(kSumThreads)
-    finish_angles_kernel(const float* totals, const float* raw, std::int64_t raw_stride,
-                         std::int64_t tokens, int angles, const GradientColumn out) {
+__global__ void __launch_bounds__(kSumThreads) finish_angles_kernel(const AnglesJob job) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
-  if (i >= tokens * angles) return;
-  const std::int64_t token = i / angles;
-  const std::int64_t angle = i - token * angles;
-  const double at = tanh(static_cast<double>(raw[token * raw_stride + angle]));
+  if (i >= job.tokens * job.columns) return;
+  const std::int64_t token = i / job.columns;
+  const auto angle = static_cast<int>(i - token * job.columns);
+  if (angle >= job.angles) return job.out.put(token, angle, 0.0f);
+  const double at = tanh(static_cast<double>(job.raw[token * job.raw_stride + angle]));
   const double slope = std::numbers::pi * ((1 - at) * (1 + at));
-  out.put(token, angle, static_cast<float>(totals[i] * slope));
+  job.out.put(token, angle, static_cast<float>(job.totals[token * job.angles + angle] * slope));
 }
 
 // Sums of a sequence's pieces, left in the place of its first one.
@@ -353,12 +362,12 @@ void finish_shared_columns(const Mamba3ScanBackwardArgs& args, const BackwardPie
   const dim3 grid(grid_blocks(pieces.count), 2);
   finish_rows_kernel<<<grid, kSumThreads, 0, stream>>>(job);
   check_launch("mamba3_scan_backward: norms");
-  const std::int64_t angles = args.dims.angle_columns();
-  if (angles == 0) return;
-  const std::int64_t tokens = args.grad_y.shape[0];
-  finish_angles_kernel<<<grid_blocks(tokens * angles, kSumThreads), kSumThreads, 0, stream>>>(
-      totals.grad_phase, in.angle_raw, in.row_stride, tokens, static_cast<int>(angles),
-      out.angle_raw);
+  const std::int64_t tokens = args.grad_y.shape[0], angles = args.dims.angle_columns();
+  const std::int64_t columns = angles + args.grad_columns.zero_columns;
+  if (columns == 0) return;
+  finish_angles_kernel<<<grid_blocks(tokens * columns, kSumThreads), kSumThreads, 0, stream>>>(
+      {totals.grad_phase, in.angle_raw, in.row_stride, tokens, static_cast<int>(angles),
+       static_cast<int>(columns), out.angle_raw});
   check_launch("mamba3_scan_backward: angles");
 }
 
