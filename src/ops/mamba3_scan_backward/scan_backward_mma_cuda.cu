@@ -7,6 +7,7 @@
 #include <climits>
 
 #include "ops/mamba3_scan/scan_arguments_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_decays_cuda.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_states_cuda.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_sums_cuda.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_walk_cuda.cuh"
@@ -35,8 +36,11 @@ struct Workspace {
     job.scan.log_decay = carver.take<double>(pairs);
     job.scan.weights = carver.take<float2>(pairs);
     job.scan.half_tanh = carver.take<double>(tokens * dims.angles);
-    job.cos_sin = carver.take<__half2>(pairs * dims.angles);
+    job.cos_sin = carver.take<__half2>(pairs * turn_stride(static_cast<int>(dims.angles)));
     job.states = carver.take<__nv_bfloat16>(chunks * dims.heads * dims.state * dims.head_dim);
+    job.decays =
+        carver.take<uint4>(chunks * dims.heads * chunk_decays_bytes(static_cast<int>(dims.rank)) /
+                           static_cast<std::int64_t>(sizeof(uint4)));
     job.grad_b = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);
     job.grad_c = carver.take<__nv_bfloat16>(pairs * dims.rank * dims.state);
     job.grad_phase = carver.take<float>(pairs * dims.angles);
@@ -65,6 +69,8 @@ template <class S>
 void walk(const BackwardMmaJob& job, cudaStream_t stream) {
   const TokenSizes& sizes = job.scan.sizes;
   const unsigned blocks = grid_blocks(job.scan.sequences * sizes.heads);
+  chunk_decays_kernel<S><<<blocks, kDecaysThreads, 0, stream>>>(job);
+  check_launch("mamba3_scan_backward: decays");
   const char* const memory = "mamba3_scan_backward's shared memory";
   const std::size_t states_bytes = StatesMemory<S>::bytes(sizes.angles);
   const auto states_kernel = backward_states_kernel<S>;

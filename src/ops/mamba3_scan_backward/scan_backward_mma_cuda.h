@@ -1,5 +1,5 @@
-// The backward pass of the scan in chunks on tensor cores: mma.sync with bf16 factors and fp32
-// sums, with the memory of a Hopper multiprocessor.
+// The backward pass of the scan in chunks on tensor cores: mma.sync and wgmma with bf16 factors
+// and fp32 sums, with the memory of a Hopper multiprocessor.
 #pragma once
 
 #include "mamba3/context.h"

@@ -1,5 +1,5 @@
 // The gradients of a chunk's Q and K, turned back, and what they are to phases and biases. A warp
-// has 16 rows and a quarter of n.
+// has 16 rows and a quarter of n, and a warpgroup all rows of it.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,15 @@
 
 namespace mamba3 {
 namespace {
+
+// Rows of BackwardMmaJob's grad_b and grad_c are quarters; in each stands, lane by lane of a quad,
+// what the lane has of the eighths. The column of number `at` of a row.
+__device__ __forceinline__ int gradient_column(int state, int at) {
+  const int quarter = state / 4;
+  const int of_lane = quarter / 4;
+  const int place = at % quarter;
+  return at - place + place % of_lane / 2 * 8 + place / of_lane * 2 + place % 2;
+}
 
 template <class S>
 struct RowGradients {
@@ -20,52 +29,46 @@ struct RowGradients {
   const BackwardMmaJob& job;
   const MmaPlace& at;
   BackwardMemory<S>& m;
+  const ChunkDecays<S>& decays;
   const __half2* cos_sin;          // [t, turn_stride]
   float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
-  Sums<kBlocks> d;
+  Sums<kBlocks> grad_q;
+  Sums<kBlocks> grad_k;
 
   __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const MmaPlace& place,
-                                          BackwardMemory<S>& memory, const __half2* rotations)
-      : job(job_in), at(place), m(memory), cos_sin(rotations) {}
+                                          BackwardMemory<S>& memory, int parity)
+      : job(job_in),
+        at(place),
+        m(memory),
+        decays(memory.decays[parity]),
+        cos_sin(memory.cos_sin(parity, job_in.scan.sizes.angles)) {}
 
-  // dQ = decayed dO G^T + dS K
-  __device__ __forceinline__ void of_q(const BackwardChunk& chunk) {
-    const Factor<kTileRow> grad_o(m.grad_o, at.lane), state(m.state, at.lane);
-    clear<kBlocks>(d);
-    multiply<kRowTiles, kBlocks>(
-        0, kRowTiles, [&](int step, auto& a) { grad_o.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) {
-          state.right_transposed(first_column() + 16 * i, 16 * step, b);
-        },
-        d);
-    scale_rows<kBlocks>(m.start_decay[token(0)], m.start_decay[token(1)], d);
-    const Factor<kTileRow> grads(m.grad_scores, at.lane);
-    const Factor<S::kStateRow> k(m.k, at.lane);
-    multiply<kRowTiles, kBlocks>(
-        0, tile() + 1, [&](int step, auto& a) { grads.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) { k.right(16 * step, first_column() + 16 * i, b); }, d);
-    finish(chunk, m.q, m.bias_sums[1], job.grad_c);
+  // dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q
+  __device__ __forceinline__ void multiply() {
+    clear<kBlocks>(grad_q);
+    clear<kBlocks>(grad_k);
+    start();
+    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
+                                             rows_address(m.state, first_column()), grad_q);
+    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
+                                             rows_address(m.grad_state, first_column()), grad_k);
+    wait();
+    scale_rows<kBlocks>(decays.start_decay[token(0)], decays.start_decay[token(1)], grad_q);
+    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
+    start();
+    start_multiply<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.k, first_column()), grad_q);
+    start_multiply<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
+                                             columns_address(m.q, first_column()), grad_k);
+    wait();
   }
 
-  // dK = faded X E^T + dS^T Q
-  __device__ __forceinline__ void of_k(const BackwardChunk& chunk) {
-    const Factor<kTileRow> x(m.x, at.lane), grad_state(m.grad_state, at.lane);
-    clear<kBlocks>(d);
-    multiply<kRowTiles, kBlocks>(
-        0, kRowTiles, [&](int step, auto& a) { x.left(first_row(), 16 * step, a); },
-        [&](int step, int i, auto& b) {
-          grad_state.right_transposed(first_column() + 16 * i, 16 * step, b);
-        },
-        d);
-    scale_rows<kBlocks>(m.fade[token(0)], m.fade[token(1)], d);
-    const Factor<kTileRow> grads(m.grad_scores, at.lane);
-    const Factor<S::kStateRow> q(m.q, at.lane);
-    multiply<kRowTiles, kBlocks>(
-        tile(), kRowTiles,
-        [&](int step, auto& a) { grads.left_transposed(16 * step, first_row(), a); },
-        [&](int step, int i, auto& b) { q.right(16 * step, first_column() + 16 * i, b); }, d);
+  // Turned back, to what is summed over the sequence and over heads.
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk) {
     if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
-    finish(chunk, m.k, m.bias_sums[0], job.grad_b);
+    turn_back();
+    finish(chunk, grad_q, m.bias_sums[1], job.grad_c);
+    finish(chunk, grad_k, m.bias_sums[0], job.grad_b);
   }
 
   // The phases' gradients, summed over ranks.
@@ -82,6 +85,18 @@ struct RowGradients {
   }
 
  private:
+  __device__ __forceinline__ void start() {
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
+    wgmma_fence();
+  }
+  __device__ __forceinline__ void wait() {
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
+  }
+
   __device__ __forceinline__ int tile() const {
     return static_cast<int>(at.warp % kRowTiles);
   }
@@ -113,43 +128,46 @@ struct RowGradients {
 #pragma unroll
       for (int eighth = 0; eighth < kEighths; ++eighth) {
         const float2 own = canonical_pair(job.scan.sizes, k, static_cast<int>(pair_of(eighth)));
-        d[eighth][2 * i] += own.x;
-        d[eighth][2 * i + 1] += own.y;
+        grad_k[eighth][2 * i] += own.x;
+        grad_k[eighth][2 * i + 1] += own.y;
       }
     }
   }
 
-  // Turns back; `rows` are what was turned. Pairs of an eighth are turned all or none.
-  __device__ __forceinline__ void turn_back(const unsigned char* rows) {
+  // Pairs of an eighth are turned all or none.
+  __device__ __forceinline__ void turn_back() {
+    const unsigned byte = tile_byte(row(0), 2 * pair_of(0));
 #pragma unroll
     for (int eighth = 0; eighth < kEighths; ++eighth) {
       const unsigned pair = pair_of(eighth);
       if (pair >= job.scan.sizes.angles) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 v = wide_pair(
-            *reinterpret_cast<const std::uint32_t*>(rows + row(i) * S::kStateRow + 4 * pair));
         const float2 rotation =
             __half22float2(cos_sin[token(i) * turn_stride(job.scan.sizes.angles) + pair]);
-        float& a = d[eighth][2 * i];
-        float& b = d[eighth][2 * i + 1];
-        turns[i * kEighths + eighth] += b * v.x - a * v.y;
-        const float back = fmaf(b, rotation.y, a * rotation.x);
-        b = fmaf(-a, rotation.y, b * rotation.x);
-        a = back;
+        const unsigned own = further(byte, 8 * i, eighth);
+        turns[i * kEighths + eighth] =
+            turn_pair_back(tile_pair(m.q, own), rotation, &grad_q[eighth][2 * i]) +
+            turn_pair_back(tile_pair(m.k, own), rotation, &grad_k[eighth][2 * i]);
       }
     }
   }
-
-  __device__ __forceinline__ void finish(const BackwardChunk& chunk, const unsigned char* rows,
-                                         float (*bias_sums)[S::kRank][S::kState],
-                                         __nv_bfloat16* out) {
-    turn_back(rows);
-    keep_sums(bias_sums[tile()][at.lane / 4 % S::kRank]);
-    write(chunk, out);
+  // `v` is what was turned. Returns the gradient of its phase.
+  static __device__ __forceinline__ float turn_pair_back(float2 v, float2 rotation, float* grad) {
+    const float a = grad[0], b = grad[1];
+    grad[0] = fmaf(b, rotation.y, a * rotation.x);
+    grad[1] = fmaf(-a, rotation.y, b * rotation.x);
+    return b * v.x - a * v.y;
   }
 
-  __device__ __forceinline__ void keep_sums(float* to) const {
+  __device__ __forceinline__ void finish(const BackwardChunk& chunk, const Sums<kBlocks>& d,
+                                         float (*bias_sums)[S::kRank][S::kState + S::kSumPad],
+                                         __nv_bfloat16* out) const {
+    keep_sums(d, bias_sums[tile()][at.lane / 4 % S::kRank]);
+    write(chunk, d, out);
+  }
+
+  __device__ __forceinline__ void keep_sums(const Sums<kBlocks>& d, float* to) const {
     constexpr int kCount = 2 * kEighths;
     float sums[kCount];
 #pragma unroll
@@ -157,30 +175,30 @@ struct RowGradients {
     sum_lanes<16, kSameRank, kCount>(sums, at.lane);
     if (!tells<16, kSameRank, kCount>(at.lane)) return;
     const int first = first_of_lane<16, kSameRank, kCount>(at.lane);
-#pragma unroll
-    for (int i = 0; i < LaneSums<16, kSameRank, kCount>::kLeft; ++i) {
-      to[first_column() + (first + i) / 2 * 8 + at.lane % 4 * 2 + (first + i) % 2] += sums[i];
-    }
+    add_sums<LaneSums<16, kSameRank, kCount>::kLeft>(sums, first,
+                                                     to + first_column() + at.lane % 4 * 2);
   }
 
-  // As whole pieces of a row: the lanes of a quad give each other their words.
-  __device__ __forceinline__ void write(const BackwardChunk& chunk, __nv_bfloat16* out) const {
-    __nv_bfloat16* to =
-        out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) + first_column();
+  // What a thread has of a row lies together: see gradient_column().
+  __device__ __forceinline__ void write(const BackwardChunk& chunk, const Sums<kBlocks>& d,
+                                        __nv_bfloat16* out) const {
+    __nv_bfloat16* to = out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
+                        first_column() + 2 * kEighths * (at.lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      std::uint32_t words[4];
+      if (static_cast<int>(token(i)) >= chunk.tokens) continue;
+      std::uint32_t words[kEighths];
 #pragma unroll
-      for (int eighth = 0; eighth < 4; ++eighth) {
-        words[eighth] = eighth < kEighths ? pack_bf16(d[eighth % kEighths][2 * i],
-                                                      d[eighth % kEighths][2 * i + 1])
-                                          : 0;
+      for (int eighth = 0; eighth < kEighths; ++eighth) {
+        words[eighth] = pack_bf16(d[eighth][2 * i], d[eighth][2 * i + 1]);
       }
-      transpose_quad(words, at.lane);
-      const bool is = static_cast<int>(token(i)) < chunk.tokens && at.lane % 4 < kEighths;
-      if (!is) continue;
-      __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState + 8 * (at.lane % 4)),
-             make_uint4(words[0], words[1], words[2], words[3]));
+      if constexpr (kEighths == 4) {
+        __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState),
+               make_uint4(words[0], words[1], words[2], words[3]));
+      } else {
+        static_assert(kEighths == 2);
+        __stcs(reinterpret_cast<uint2*>(to + row(i) * S::kState), make_uint2(words[0], words[1]));
+      }
     }
   }
 };

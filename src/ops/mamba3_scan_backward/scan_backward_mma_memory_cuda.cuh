@@ -1,4 +1,5 @@
-// What the blocks of the backward pass by mma.sync are given and what they have in shared memory.
+// What the blocks of the backward pass on tensor cores are given and what they have in shared
+// memory.
 //
 // A block walks one head of one sequence in chunks of 64 rows, a row for each rank of a token.
 // Pairs of n that are rotated together stand side by side, as in the scan by mma.sync.
@@ -24,10 +25,11 @@ struct BackwardMmaJob {
   Mamba3StateGradients grad_states;
   HeadSumPlaces places;
 
+  void* decays;  // [chunks, h] ChunkDecays
   // Left by the pass forward.
-  __half2* cos_sin;       // [h, t, s]
-  __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk
-  // Left by the walk back, to be summed over heads.
+  __half2* cos_sin;       // [h, t, turn_stride(s)]
+  __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk: tiles of 64 columns
+  // Left by the walk back, to be summed over heads. Columns are as gradient_column() has them.
   __nv_bfloat16* grad_b;   // [h, t, r, n] with respect to what the bias is added to
   __nv_bfloat16* grad_c;   // [h, t, r, n]
   float* grad_phase;       // [h, t, s] with respect to the phase
@@ -38,12 +40,27 @@ struct BackwardMmaJob {
 
 namespace {
 
+// Of a token's rotations: in shared memory eight tokens' lie in different banks.
+__host__ __device__ constexpr int turn_stride(int angles) {
+  return angles + 4;
+}
+
 constexpr int kBackwardHeadDim = 64;
 constexpr int kBackwardRows = 64;
 constexpr int kRowTiles = kBackwardRows / 16;
-// Of weights of a head's columns: four ranks' lie in different banks.
+// Weights of a head's columns: of each eight the first four stand before the last four of all, so
+// that eight threads with eight columns each, and four ranks' quads, find theirs in different
+// banks.
 constexpr int kWeightRow = kBackwardHeadDim + 8;
-constexpr unsigned kTileRow = row_bytes(kBackwardHeadDim);  // of a tile of 64 columns
+constexpr int kLastFour = kBackwardHeadDim / 2 + 4;
+__host__ __device__ constexpr int weight_place(int column) {
+  return column / 8 * 4 + column % 8 / 4 * kLastFour + column % 4;
+}
+// Of the head's columns as they were asked for.
+constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
+// Factors lie in tiles of 64 columns as device/wgmma.cuh has them; so many bytes are 64 rows.
+constexpr unsigned kTileBytes = kBackwardRows * kTileRowBytes;
+static_assert(kBackwardHeadDim == kTileColumns);
 
 template <int kStateIn, int kRankIn>
 struct BackwardShape {
@@ -52,7 +69,9 @@ struct BackwardShape {
   static constexpr int kTokens = kBackwardRows / kRank;
   static constexpr int kPairs = kState / 2;
   static constexpr int kStateSteps = kState / 16;
-  static constexpr unsigned kStateRow = row_bytes(kState);
+  // Behind a rank's sums, so that those of every rank lie in different banks.
+  static constexpr int kSumPad = kRank == 1 ? 0 : 32 / kRank;
+  static constexpr unsigned kRowsBytes = kState / kTileColumns * kTileBytes;  // of K or Q
 };
 
 // A chunk's tokens [begin, begin + tokens) as far as they are there.
@@ -69,50 +88,60 @@ struct BackwardChunk {
   }
 };
 
+constexpr std::uint32_t chunk_decays_bytes(int rank) {
+  return static_cast<std::uint32_t>(kBackwardRows / rank * (sizeof(TokenTerms) + 12) + 16);
+}
+
+// What follows from the decays of a chunk's tokens. Behind the end of the sequence nothing decays,
+// and weights are zeros.
+template <class S>
+struct alignas(16) ChunkDecays {
+  TokenTerms terms[S::kTokens];
+  float start_decay[S::kTokens];  // of the state before the chunk
+  float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
+  float fade[S::kTokens];         // the same times its weight
+  float whole;                    // of the state, over the chunk
+
+  static constexpr std::uint32_t kBytes = chunk_decays_bytes(S::kRank);
+};
+
+// What a chunk's keys are made of, as it was asked for. Behind the end of the sequence stand zeros.
+template <class S>
+struct alignas(16) KeyInputs {
+  __half b[kBackwardRows * S::kState];      // [row, n]
+  unsigned char x[S::kTokens * kInputRow];  // [t, p]
+};
+
 // What a chunk's keys take, forward and back.
 template <class S>
-struct alignas(16) KeyMemory {
-  unsigned char k[kBackwardRows * S::kStateRow];  // [row, n]
-  unsigned char x[kBackwardRows * kTileRow];      // [row, p] X of every rank
-  // As they were asked for: of the chunk in hand, or of the one that follows in the walk. Behind
-  // the end of the sequence stand zeros.
-  __half raw_b[kBackwardRows * S::kState];     // [row, n]
-  unsigned char raw_x[S::kTokens * kTileRow];  // [t, p]
-  double log_decay[S::kTokens];
-  float2 weights[S::kTokens + 1];
+struct alignas(1024) KeyMemory {
+  unsigned char k[S::kRowsBytes];  // [row, n]
+  unsigned char x[kTileBytes];     // [row, p] X of every rank
   // Of the head.
   float2 b_norm[S::kPairs];
   float2 b_bias[S::kRank][S::kPairs];
   float mimo_x[S::kRank][kWeightRow];  // SISO: ones
-  // Of the chunk's tokens.
-  alignas(16) TokenTerms terms[S::kTokens];
-  float start_decay[S::kTokens];  // of the state before the chunk
-  float end_decay[S::kTokens];    // of what a token writes, at the chunk's end
-  float fade[S::kTokens];         // the same times its weight
-  float chunk_decay;
-  Barrier rows_came;  // raw ones
+  ChunkDecays<S> decays[2];            // by the parity of a chunk's number
+  Barrier rows_came;                   // raw ones
+  Barrier state_came;                  // in the walk
 };
-
-// Of a token's rotations: eight tokens' lie in different banks.
-__host__ __device__ constexpr int turn_stride(int angles) {
-  return angles + 4;
-}
 
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
 template <class S>
-struct alignas(16) BackwardMemory : KeyMemory<S> {
-  alignas(16) unsigned char q[kBackwardRows * S::kStateRow];  // [row, n]
-  unsigned char state[S::kState * kTileRow];                  // [n, p] G, at the chunk's start
-  unsigned char grad_state[S::kState * kTileRow];             // [n, p] E, of the state at its end
-  unsigned char grad_o[kBackwardRows * kTileRow];             // [row, p]
-  unsigned char grad_scores[kBackwardRows * kTileRow];        // [row, row]
+struct BackwardMemory : KeyMemory<S> {
+  KeyInputs<S> keys;                             // of the chunk in hand, or of the one that follows
+  alignas(1024) unsigned char q[S::kRowsBytes];  // [row, n]
+  unsigned char state[S::kState * kTileRowBytes];       // [n, p] G, at the chunk's start
+  unsigned char grad_state[S::kState * kTileRowBytes];  // [n, p] E, of the state at its end
+  unsigned char grad_o[kTileBytes];                     // [row, p]
+  unsigned char grad_scores[kTileBytes];                // [row, row], zeros above the diagonal
   union {
-    unsigned char scores[kBackwardRows * kTileRow];  // [row, row] with their weights
+    unsigned char scores[kTileBytes];                // [row, row] with their weights
     float grad_turns[S::kTokens * (S::kPairs + 4)];  // [t, s] when nobody needs scores
   };
   __half raw_c[kBackwardRows * S::kState];
-  unsigned char raw_z[S::kTokens * kTileRow];
-  unsigned char raw_grad_y[S::kTokens * kTileRow];
+  unsigned char raw_z[S::kTokens * kInputRow];
+  unsigned char raw_grad_y[S::kTokens * kInputRow];
   float2 c_norm[S::kPairs];
   float2 c_bias[S::kRank][S::kPairs];
   float mimo_z[S::kRank][kWeightRow];
@@ -128,9 +157,9 @@ struct alignas(16) BackwardMemory : KeyMemory<S> {
   float phase[2][S::kPairs];
   float group_phase[8][S::kPairs];
   // Sums over the sequence.
-  float bias_sums[2][kRowTiles][S::kRank][S::kState];  // of B, of C
+  float bias_sums[2][kRowTiles][S::kRank][S::kState + S::kSumPad];  // of B, of C
   // Of mimo_x, z, o.
-  float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim];
+  float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim + S::kSumPad];
 
   __device__ __forceinline__ __half2* cos_sin(int parity, int angles) {
     return reinterpret_cast<__half2*>(this + 1) + parity * S::kTokens * turn_stride(angles);
@@ -151,90 +180,31 @@ __device__ __forceinline__ void request_raw(const BackwardMmaJob& job, const Mma
             static_cast<std::uint32_t>(chunk.tokens * kRow * sizeof(__half)), barrier);
 }
 
-// Asks for rows of kPieces times 16 bytes, the first `pieces` of each and as many rows as are
-// there.
-template <int kThreads, int kRows, int kPieces>
-__device__ __forceinline__ void request_tile(void* tile, unsigned tile_row, const void* from,
-                                             std::int64_t stride_bytes, int pieces, int there) {
-  constexpr int kAtOnce = kThreads / kPieces;
-  const int row = static_cast<int>(threadIdx.x) / kPieces;
-  const int piece = static_cast<int>(threadIdx.x) % kPieces;
-  if (piece >= pieces) return;
-  const std::uint32_t to = shared_address(tile) + row * tile_row + 16 * piece;
-  const auto* own = static_cast<const unsigned char*>(from) + row * stride_bytes + 16 * piece;
-#pragma unroll
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    if (row + i < there) copy_piece_async(to + i * tile_row, own + i * stride_bytes, true);
-  }
-}
-
-// The head's columns in x, z or grad_y.
+// Asks for the head's columns in x, z or grad_y, for as many rows as are there.
 template <int kThreads, class S>
 __device__ __forceinline__ void request_columns(const MmaPlace& at, const BackwardChunk& chunk,
                                                 const __nv_bfloat16* from, std::int64_t stride,
                                                 unsigned char* to) {
   constexpr int kPieces = kBackwardHeadDim / 8;
-  request_tile<kThreads, S::kTokens, kPieces>(
-      to, kTileRow, from + chunk.begin * stride + std::int64_t{at.head} * kBackwardHeadDim,
-      2 * stride, kPieces, chunk.tokens);
+  constexpr int kAtOnce = kThreads / kPieces;
+  const int row = static_cast<int>(threadIdx.x) / kPieces;
+  const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  const std::uint32_t own_to = shared_address(to) + row * kInputRow + 16 * piece;
+  const __nv_bfloat16* own =
+      from + (chunk.begin + row) * stride + std::int64_t{at.head} * kBackwardHeadDim + 8 * piece;
+#pragma unroll
+  for (int i = 0; i < S::kTokens; i += kAtOnce) {
+    if (row + i < chunk.tokens) copy_piece_async(own_to + i * kInputRow, own + i * stride, true);
+  }
 }
 
-// Decays of a chunk's tokens and their weights, with those of the token behind it. Behind the end
-// of the sequence stand zeros.
 template <class S>
-__device__ __forceinline__ void request_decays(const BackwardMmaJob& job, const MmaPlace& at,
-                                               const BackwardChunk& chunk, KeyMemory<S>& m) {
-  const std::int64_t from = at.head * job.scan.tokens + chunk.begin;
-  const int t = static_cast<int>(threadIdx.x);
-  if (t > S::kTokens) return;
-  const bool is = chunk.begin + t < at.end;
-  const std::int64_t own = is ? from + t : 0;
-  const std::size_t zeros = is ? 0 : sizeof(double);
-  __pipeline_memcpy_async(&m.weights[t], job.scan.weights + own, sizeof(float2), zeros);
-  if (t < S::kTokens) {
-    __pipeline_memcpy_async(&m.log_decay[t], job.scan.log_decay + own, sizeof(double), zeros);
-  }
+__device__ __forceinline__ ChunkDecays<S>* decays_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                     const BackwardChunk& chunk) {
+  return static_cast<ChunkDecays<S>*>(job.decays) + chunk.number * job.scan.sizes.heads + at.head;
 }
 
-// Every weight that follows from the decays, by one warp, as docs/SEMANTICS.md, section 5, has
-// them.
-template <class S>
-__device__ __forceinline__ void weigh_tokens(KeyMemory<S>& m, unsigned lane) {
-  constexpr int kOwn = S::kTokens > kWarpLanes ? S::kTokens / kWarpLanes : 1;
-  constexpr double kLog2e = 1.4426950408889634;
-  const bool is = lane * kOwn < S::kTokens;
-  double sums[kOwn];
-  double sum = 0;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) sums[i] = sum += is ? m.log_decay[lane * kOwn + i] : 0.0;
-#pragma unroll
-  for (unsigned step = 1; step < kWarpLanes; step *= 2) {
-    const double below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
-  const double all = __shfl_sync(0xffffffffu, sum, kWarpLanes - 1);
-  double before = __shfl_up_sync(0xffffffffu, sum, 1);
-  if (lane == 0) {
-    before = 0;
-    m.chunk_decay = fast_exp2(static_cast<float>(all * kLog2e));
-  }
-  if (!is) return;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const unsigned token = lane * kOwn + i;
-    const double decay = (before + sums[i]) * kLog2e;
-    const auto high = static_cast<float>(decay);
-    const float now = m.weights[token].x;
-    const float fill = now + m.weights[token + 1].y;
-    const float left = fast_exp2(static_cast<float>(all * kLog2e - decay));
-    m.terms[token] = {high, static_cast<float>(decay - high), fill, now};
-    m.start_decay[token] = fast_exp2(high);
-    m.end_decay[token] = left;
-    m.fade[token] = left * fill;
-  }
-}
-
-// Zeros everywhere in a block's memory, for what is behind the end of a sequence, and the barrier.
+// Zeros everywhere in a block's memory, for what is behind the end of a sequence, and the barriers.
 template <int kThreads, class S>
 __device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, KeyMemory<S>& m) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -244,6 +214,7 @@ __device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, Ke
   __syncthreads();
   if (thread == 0) {
     barrier_init(&m.rows_came, 1);
+    barrier_init(&m.state_came, 1);
     barrier_init_done();
   }
   fence_async_proxy();
@@ -268,15 +239,33 @@ __device__ __forceinline__ void load_rank_weights(const float* from, int head,
                                                   float (*to)[kWeightRow]) {
   constexpr int kCount = S::kRank * kBackwardHeadDim;
   for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) {
-    to[i / kBackwardHeadDim][i % kBackwardHeadDim] =
+    to[i / kBackwardHeadDim][weight_place(i % kBackwardHeadDim)] =
         from == nullptr ? 1.0f : from[std::int64_t{head} * kCount + i];
   }
 }
 
-// Two neighbours of a tile in bf16.
-__device__ __forceinline__ float2 tile_pair(const unsigned char* tile, unsigned row,
-                                            unsigned column) {
-  return wide_pair(*reinterpret_cast<const std::uint32_t*>(tile + row * kTileRow + 2 * column));
+// Two neighbours in a row of x, z or grad_y.
+__device__ __forceinline__ float2 input_pair(const unsigned char* rows, unsigned token,
+                                             unsigned column) {
+  return wide_pair(*reinterpret_cast<const std::uint32_t*>(rows + token * kInputRow + 2 * column));
+}
+
+// The byte of a column in tiles of 64 columns.
+__device__ __forceinline__ unsigned tile_byte(unsigned row, unsigned column) {
+  return column / kTileColumns * kTileBytes + swizzled(row, column % kTileColumns);
+}
+// From such a byte that of a place so many rows and eighths of columns further, which add to the
+// place's own without a carry.
+__device__ __forceinline__ unsigned further(unsigned byte, unsigned rows, unsigned eighths) {
+  return (byte ^ ((eighths ^ rows) % 8 * 16)) + rows * kTileRowBytes;
+}
+// Two neighbours of a tile.
+__device__ __forceinline__ float2 tile_pair(const unsigned char* tile, unsigned byte) {
+  return wide_pair(*reinterpret_cast<const std::uint32_t*>(tile + byte));
+}
+__device__ __forceinline__ void put_tile_pair(unsigned char* tile, unsigned byte, float a,
+                                              float b) {
+  *reinterpret_cast<std::uint32_t*>(tile + byte) = pack_bf16(a, b);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// What a chunk leaves for the gradients of its tokens' numbers: of decays and weights, by one warp,
-// and of phases. Notation: docs/SEMANTICS.md, section 9. Every sum adds products that belong to it;
-// none is a difference of longer sums.
+// What a chunk leaves for the gradients of its tokens' numbers: of decays and weights, by two
+// warps, and of phases, by others. They work while the chunk before is prepared. Notation:
+// docs/SEMANTICS.md, section 9. Every sum adds products that belong to it; none is a difference of
+// longer sums.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@ namespace {
 
 constexpr unsigned kPhaseWarps = 8;
 constexpr int kPhaseBarrier = 1;
+constexpr int kNumbersBarrier = 2;
 
 // Two neighbouring rows of a lane.
 struct RowPair {
@@ -49,64 +51,83 @@ __device__ __forceinline__ RowPair row_pair(unsigned lane, const F& f) {
   return {{f(2 * lane), f(2 * lane + 1)}};
 }
 
+struct RowPairSum {
+  RowPair sum;
+
+  __device__ __forceinline__ void add(const RowPair& more) {
+    sum.v[0] += more.v[0];
+    sum.v[1] += more.v[1];
+  }
+};
+
+// To what a tile's rows read of its own columns before, what tiles below read of them: by one warp.
 template <class S>
-__device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& m, unsigned lane,
-                                                       const RowPair& ends) {
+__device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigned lane,
+                                           BackwardMemory<S>& m) {
   const unsigned tile = lane / 8;  // of the lane's rows
-  RowPair out = row_pair(lane, [&](unsigned row) { return m.inside[row]; });
-  const auto add = [&out](const RowPair& more) {
-    out.v[0] += more.v[0];
-    out.v[1] += more.v[1];
-  };
-  // What tiles of rows below read of columns before.
+  RowPairSum out{row_pair(lane, [&](unsigned row) { return m.inside[row]; })};
 #pragma unroll
   for (unsigned below = 1; below < kRowTiles; ++below) {
     const RowPair read = row_pair(lane, [&](unsigned row) {
-      return tile < below ? m.column_sums[below][row] * m.terms[row / S::kRank].fill : 0.0f;
+      return tile < below ? m.column_sums[below][row] * decays.terms[row / S::kRank].fill : 0.0f;
     });
     const RowPair sums = read.before(lane);
-    if (tile < below) add(sums);
+    if (tile < below) out.add(sums);
   }
+  m.inside[2 * lane] = out.sum.v[0];
+  m.inside[2 * lane + 1] = out.sum.v[1];
+  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
+}
+
+template <class S>
+__device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& m,
+                                                       const ChunkDecays<S>& decays, unsigned lane,
+                                                       const RowPair& ends) {
+  const unsigned tile = lane / 8;  // of the lane's rows
   // What rows from there on to the end of their tile read of tiles before.
-  add(row_pair(lane, [&](unsigned row) {
-        float sum = 0;
+  RowPairSum out{row_pair(lane, [&](unsigned row) {
+                   float sum = 0;
 #pragma unroll
-        for (unsigned before = 0; before < kRowTiles; ++before) {
-          if (before < tile) sum += m.row_sums[before][row];
-        }
-        return sum;
-      }).template from<8>(lane));
+                   for (unsigned before = 0; before < kRowTiles; ++before) {
+                     if (before < tile) sum += m.row_sums[before][row];
+                   }
+                   return sum;
+                 }).template from<8>(lane)};
   // What read-outs from there on read of the state before the chunk.
-  add(row_pair(lane, [&](unsigned row) {
-        return (m.start[0][row] + m.start[1][row]) + (m.start[2][row] + m.start[3][row]);
-      }).template from<kWarpLanes>(lane));
+  out.add(row_pair(lane, [&](unsigned row) {
+            return (m.start[0][row] + m.start[1][row]) + (m.start[2][row] + m.start[3][row]);
+          }).template from<kWarpLanes>(lane));
   // What the state behind the chunk has of tokens before, and of the state before the chunk.
-  add(RowPair{
-      {m.fade[2 * lane / S::kRank] * ends.v[0], m.fade[(2 * lane + 1) / S::kRank] * ends.v[1]}}
-          .before(lane));
+  out.add(RowPair{{decays.fade[2 * lane / S::kRank] * ends.v[0],
+                   decays.fade[(2 * lane + 1) / S::kRank] * ends.v[1]}}
+              .before(lane));
   float whole = 0;
 #pragma unroll
   for (const float part : m.state_sums) whole += part;
-  whole *= m.chunk_decay;
-  add({{whole, whole}});
-  return out;
+  whole *= decays.whole;
+  out.add({{whole, whole}});
+  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
+  out.add(row_pair(lane, [&](unsigned row) { return m.inside[row]; }));
+  return out.sum;
 }
 
-// One warp: gradients of a token's log decay, of its `now` and of the next one's `carry`.
+// One warp, beside add_inside(): gradients of a token's log decay, of its `now` and of the next
+// one's `carry`.
 template <class S>
 __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const MmaPlace& at,
                                              const BackwardChunk& chunk,
+                                             const ChunkDecays<S>& decays,
                                              const BackwardMemory<S>& m) {
   const unsigned lane = at.lane;
   const RowPair ends = row_pair(lane, [&](unsigned row) {
     return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
   });
-  const RowPair log_decays = log_decay_gradients(m, lane, ends);
+  const RowPair log_decays = log_decay_gradients(m, decays, lane, ends);
   float sources[2], now[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const unsigned row = 2 * lane + i;
-    float sum = m.end_decay[row / S::kRank] * ends.v[i];
+    float sum = decays.end_decay[row / S::kRank] * ends.v[i];
 #pragma unroll
     for (unsigned below = 0; below < kRowTiles; ++below) {
       if (below >= lane / 8) sum += m.column_sums[below][row];

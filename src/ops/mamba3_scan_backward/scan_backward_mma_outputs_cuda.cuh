@@ -29,6 +29,7 @@ template <class S>
 struct HeadOutputs {
   static constexpr unsigned kRankBit = S::kRank == 4 ? 8 : S::kRank == 2 ? 4 : 0;
   static constexpr unsigned kSameRank = 4 * S::kRank;  // lanes so far apart have rows of one rank
+  static constexpr int kGateRow = kBackwardHeadDim + S::kSumPad;
   const BackwardMmaJob& job;
   const MmaPlace& at;
   BackwardMemory<S>& m;
@@ -50,27 +51,33 @@ struct HeadOutputs {
         r(static_cast<int>(at.lane / 4 % S::kRank)),
         skip(job.scan.params.skip[at.head]) {}
 
-  // The products with the states at both ends of the chunk.
-  __device__ __forceinline__ void read_states() {
+  // Starts the products with the states at both ends of the chunk.
+  __device__ __forceinline__ void start_states() {
     clear<1>(from_start);
     clear<1>(grad_x);
-    const Factor<S::kStateRow> q(m.q, at.lane), k(m.k, at.lane);
-    const Factor<kTileRow> state(m.state, at.lane), grad_state(m.grad_state, at.lane);
-    multiply<S::kStateSteps, 1>(
-        0, S::kStateSteps, [&](int step, auto& a) { q.left(first_row(), 16 * step, a); },
-        [&](int step, int, auto& b) { state.right(16 * step, first_column(), b); }, from_start);
-    multiply<S::kStateSteps, 1>(
-        0, S::kStateSteps, [&](int step, auto& a) { k.left(first_row(), 16 * step, a); },
-        [&](int step, int, auto& b) { grad_state.right(16 * step, first_column(), b); }, grad_x);
+    hold<1>(from_start);
+    hold<1>(grad_x);
+    wgmma_fence();
+    start_multiply<S::kStateSteps, 0, 1, 1>(shared_address(m.q),
+                                            columns_address(m.state, first_column()), from_start);
+    start_multiply<S::kStateSteps, 0, 1, 1>(shared_address(m.k),
+                                            columns_address(m.grad_state, first_column()), grad_x);
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void finish_states(const ChunkDecays<S>& decays) {
+    wgmma_wait<0>();
+    hold<1>(from_start);
+    hold<1>(grad_x);
     tell_rows(m.x, grad_x, m.end[at.warp / kRowTiles]);
-    scale_rows<1>(m.start_decay[token(0)], m.start_decay[token(1)], from_start);
+    scale_rows<1>(decays.start_decay[token(0)], decays.start_decay[token(1)], from_start);
     tell_rows(m.grad_o, from_start, m.start[at.warp / kRowTiles]);
-    scale_rows<1>(m.fade[token(0)], m.fade[token(1)], grad_x);
+    scale_rows<1>(decays.fade[token(0)], decays.fade[token(1)], grad_x);
   }
 
   // What tokens of the chunk gave each other; when the scores are there.
   __device__ __forceinline__ void add_scores() {
-    const Factor<kTileRow> scores(m.scores, at.lane), x(m.x, at.lane), grad_o(m.grad_o, at.lane);
+    const Factor scores(m.scores, at.lane), x(m.x, at.lane), grad_o(m.grad_o, at.lane);
     const auto tile = static_cast<int>(at.warp % kRowTiles);
     multiply<kRowTiles, 1>(
         0, tile + 1, [&](int step, auto& a) { scores.left(first_row(), 16 * step, a); },
@@ -90,8 +97,8 @@ struct HeadOutputs {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const unsigned p = column + 8 * j;
-        const float2 x = tile_pair(m.raw_x, token(i), p), z = tile_pair(m.raw_z, token(i), p);
-        const float2 grad_y = tile_pair(m.raw_grad_y, token(i), p);
+        const float2 x = input_pair(m.keys.x, token(i), p), z = input_pair(m.raw_z, token(i), p);
+        const float2 grad_y = input_pair(m.raw_grad_y, token(i), p);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           element(p + e, e == 0 ? x.x : x.y, e == 0 ? z.x : z.y, e == 0 ? grad_y.x : grad_y.y,
@@ -102,7 +109,9 @@ struct HeadOutputs {
     }
     if constexpr (S::kRank > 1) {
 #pragma unroll
-      for (int which = 0; which < 3; ++which) keep_sums(sums[which], m.gate_sums[which]);
+      for (int which = 0; which < 3; ++which) {
+        keep_sums(sums[which], m.gate_sums[which][at.warp % kRowTiles]);
+      }
     }
     write(chunk, grad_z, to_x);
   }
@@ -122,10 +131,11 @@ struct HeadOutputs {
   __device__ __forceinline__ void tell_rows(const unsigned char* tile, const Sums<1>& sums,
                                             float* to) const {
     float of_rows[2];
+    const unsigned byte = tile_byte(row, column);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 left = tile_pair(tile, row + 8 * i, column);
-      const float2 right = tile_pair(tile, row + 8 * i, column + 8);
+      const float2 left = tile_pair(tile, further(byte, 8 * i, 0));
+      const float2 right = tile_pair(tile, further(byte, 8 * i, 1));
       of_rows[i] = left.x * sums[0][2 * i] + left.y * sums[0][2 * i + 1] +
                    right.x * sums[1][2 * i] + right.y * sums[1][2 * i + 1];
     }
@@ -136,9 +146,10 @@ struct HeadOutputs {
   __device__ __forceinline__ void element(unsigned p, float x, float z, float grad_y, float o,
                                           float grad_own, int number, float (&sums)[3][4],
                                           float& grad_z, float& to_x) {
-    const float weight_x = S::kRank > 1 ? m.mimo_x[r][p] : 1.0f;
-    const float weight_z = S::kRank > 1 ? m.mimo_z[r][p] : 1.0f;
-    const float weight_o = S::kRank > 1 ? m.mimo_o[r][p] : 1.0f;
+    const int place = weight_place(static_cast<int>(p));
+    const float weight_x = S::kRank > 1 ? m.mimo_x[r][place] : 1.0f;
+    const float weight_z = S::kRank > 1 ? m.mimo_z[r][place] : 1.0f;
+    const float weight_o = S::kRank > 1 ? m.mimo_o[r][place] : 1.0f;
     const float own_x = x * weight_x;
     const Gate gate(z * weight_z);
     const float read_out = fmaf(skip, own_x, o);
@@ -157,15 +168,11 @@ struct HeadOutputs {
   }
 
   __device__ __forceinline__ void keep_sums(float (&sums)[4],
-                                            float (*to)[S::kRank][kBackwardHeadDim]) const {
+                                            float (&to)[S::kRank][kGateRow]) const {
     sum_lanes<16, kSameRank, 4>(sums, at.lane);
     if (!tells<16, kSameRank, 4>(at.lane)) return;
     const int first = first_of_lane<16, kSameRank, 4>(at.lane);
-    float* own = to[at.warp % kRowTiles][r];
-#pragma unroll
-    for (int i = 0; i < LaneSums<16, kSameRank, 4>::kLeft; ++i) {
-      own[column + (first + i) / 2 * 8 + (first + i) % 2] += sums[i];
-    }
+    add_sums<LaneSums<16, kSameRank, 4>::kLeft>(sums, first, &to[r][column]);
   }
 
   // Sums over ranks, which leave a lane with some of the pairs.

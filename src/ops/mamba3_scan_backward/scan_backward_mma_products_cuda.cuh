@@ -1,34 +1,34 @@
-// Products of tiles in shared memory by one warp, and sums over its lanes.
+// Products of tiles in shared memory, by one warp or by a warpgroup, and sums over lanes.
 #pragma once
 
 #include <cstdint>
 
 #include "device/mma.cuh"
 #include "device/shared_memory.cuh"
+#include "device/wgmma_narrow.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_memory_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
-// A tile in bf16, as factors of 16 by 16 from a row and a column on.
-template <unsigned kRow>
+// A tile in bf16, as factors of 16 by 16 from a row and a column on, both multiples of 16.
 struct Factor {
-  std::uint32_t by_rows;
-  std::uint32_t by_columns;
+  std::uint32_t by_rows;     // where rows_first() of device/mma.cuh has a lane's row
+  std::uint32_t by_columns;  // and columns_first()
 
   __device__ __forceinline__ Factor(const unsigned char* tile, unsigned lane)
-      : by_rows(shared_address(tile) + rows_first(lane, kRow)),
-        by_columns(shared_address(tile) + columns_first(lane, kRow)) {}
+      : by_rows(shared_address(tile) + swizzled(lane % 16, lane / 16 * 8)),
+        by_columns(shared_address(tile) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)) {}
 
   // The first factor: its rows are the tile's, or the tile's columns.
   __device__ __forceinline__ void left(unsigned row, unsigned column,
                                        std::uint32_t (&out)[4]) const {
-    load_blocks(by_rows + row * kRow + 2 * column, out);
+    load_blocks(from(by_rows, row, column), out);
   }
   __device__ __forceinline__ void left_transposed(unsigned row, unsigned column,
                                                   std::uint32_t (&out)[4]) const {
     std::uint32_t blocks[4];
-    load_transposed(by_rows + row * kRow + 2 * column, blocks);
+    load_transposed(from(by_rows, row, column), blocks);
     out[0] = blocks[0];
     out[1] = blocks[2];
     out[2] = blocks[1];
@@ -37,11 +37,18 @@ struct Factor {
   // The second factor: what is summed over are the tile's rows, or its columns.
   __device__ __forceinline__ void right(unsigned row, unsigned column,
                                         std::uint32_t (&out)[4]) const {
-    load_transposed(by_rows + row * kRow + 2 * column, out);
+    load_transposed(from(by_rows, row, column), out);
   }
   __device__ __forceinline__ void right_transposed(unsigned row, unsigned column,
                                                    std::uint32_t (&out)[4]) const {
-    load_blocks(by_columns + row * kRow + 2 * column, out);
+    load_blocks(from(by_columns, row, column), out);
+  }
+
+ private:
+  static __device__ __forceinline__ std::uint32_t from(std::uint32_t address, unsigned row,
+                                                       unsigned column) {
+    return at_piece(address + row * kTileRowBytes, static_cast<int>(column % kTileColumns / 8)) +
+           column / kTileColumns * kTileBytes;
   }
 };
 
@@ -57,6 +64,27 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) d[i][e] = 0;
   }
+}
+
+// What is the same in all lanes, where the compiler knows it.
+__device__ __forceinline__ std::uint32_t same_of_warp(std::uint32_t v) {
+  return __shfl_sync(0xffffffffu, v, 0);
+}
+
+// From a step of 16 to the next in tiles whose rows are summed over, or their columns.
+template <int kTrans>
+__device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
+  return static_cast<std::uint32_t>(kTrans == 1 ? step * 16 * kTileRowBytes
+                                                : step / 4 * kTileBytes + step % 4 * 32);
+}
+// Where a tile's columns from a multiple of 16 on begin.
+__device__ __forceinline__ std::uint32_t columns_address(const unsigned char* tile,
+                                                         unsigned column) {
+  return shared_address(tile) + tile_byte(0, column);
+}
+// Where its rows from a multiple of eight on begin.
+__device__ __forceinline__ std::uint32_t rows_address(const unsigned char* tile, unsigned row) {
+  return shared_address(tile) + row * kTileRowBytes;
 }
 
 // d += sum over steps in [first, end) of left(step) right(step, block); steps go up to kSteps.
@@ -76,6 +104,26 @@ __device__ __forceinline__ void multiply(int first, int end, const Left& left, c
       mma_k16(d[2 * i + 1], a, b[2], b[3]);
     }
   }
+}
+
+// d += A B by the four warps of a warpgroup, each of which has 16 of 64 rows. Starts; the sums are
+// there after wgmma_wait, and factors are what was written before a fence_async_proxy(). kTrans: 1
+// where a tile's rows are summed over, 0 where its columns are.
+template <int kSteps, int kTransA, int kTransB, int kBlocks>
+__device__ __forceinline__ void start_multiply(std::uint32_t a, std::uint32_t b, Sums<kBlocks>& d) {
+  const std::uint64_t left = wgmma_operand(same_of_warp(a)), right = wgmma_operand(same_of_warp(b));
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    wgmma_k16<kTransA, kTransB>(d, wgmma_further(left, step_bytes<kTransA>(step)),
+                                wgmma_further(right, step_bytes<kTransB>(step)));
+  }
+}
+
+// Numbers of a product before it is started, and when it is done.
+template <int kBlocks>
+__device__ __forceinline__ void hold(Sums<kBlocks>& d) {
+#pragma unroll
+  for (int i = 0; i < 2 * kBlocks; ++i) wgmma_hold(d[i]);
 }
 
 template <int kBlocks>
@@ -104,41 +152,57 @@ struct StateTile {
         column(at.warp / S::kStateSteps * (16 * kBlocks)),
         lane(at.lane) {}
 
-  // Calls f(two neighbours along p, their row, their column).
+  // The byte of a thread's first numbers in a tile.
+  __device__ __forceinline__ unsigned first_byte() const {
+    return swizzled(row + lane / 4, column + lane % 4 * 2);
+  }
+
+  // Calls f(two neighbours along p, how many rows and eighths of columns they are behind the
+  // thread's first).
   template <class F>
-  __device__ __forceinline__ void each(Sums<kBlocks>& h, const F& f) const {
+  __device__ __forceinline__ void each_behind(Sums<kBlocks>& h, const F& f) const {
 #pragma unroll
     for (int i = 0; i < 2 * kBlocks; ++i) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        f(h[i][2 * half], h[i][2 * half + 1], row + lane / 4 + 8 * half,
-          column + 8 * i + lane % 4 * 2);
-      }
+      for (int half = 0; half < 2; ++half) f(h[i][2 * half], h[i][2 * half + 1], 8 * half, i);
     }
   }
+  // Calls f(two neighbours along p, their row, their column).
+  template <class F>
+  __device__ __forceinline__ void each(Sums<kBlocks>& h, const F& f) const {
+    each_behind(h, [&](float& a, float& b, unsigned rows, unsigned eighths) {
+      f(a, b, row + lane / 4 + rows, column + 8 * eighths + lane % 4 * 2);
+    });
+  }
 
-  // h = decay h + (weighted rows_n)^T rows_p, with a weight for each token.
+  // h = decay h + (weighted rows_n)^T rows_p, with a weight for each token, by a warpgroup.
   __device__ __forceinline__ void fold(float decay, const unsigned char* rows_n,
                                        const float* weights, const unsigned char* rows_p,
                                        Sums<kBlocks>& h) const {
     scale_rows<kBlocks>(decay, decay, h);
-    const Factor<S::kStateRow> left(rows_n, lane);
-    const Factor<kTileRow> right(rows_p, lane);
-    multiply<kRowTiles, kBlocks>(
-        0, kRowTiles,
-        [&](int step, std::uint32_t(&a)[4]) {
-          left.left_transposed(16 * step, row, a);
+    const Factor left(rows_n, lane);
+    const std::uint64_t right = wgmma_operand(same_of_warp(columns_address(rows_p, column)));
+    std::uint32_t a[kRowTiles][4];
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const unsigned own = 16 * step + 8 * half + lane % 4 * 2;
-            const float2 weight =
-                make_float2(weights[own / S::kRank], weights[(own + 1) / S::kRank]);
-            a[2 * half] = weighted(a[2 * half], weight);
-            a[2 * half + 1] = weighted(a[2 * half + 1], weight);
-          }
-        },
-        [&](int step, int i, std::uint32_t(&b)[4]) { right.right(16 * step, column + 16 * i, b); },
-        h);
+    for (int step = 0; step < kRowTiles; ++step) {
+      left.left_transposed(16 * step, row, a[step]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const unsigned own = 16 * step + 8 * half + lane % 4 * 2;
+        const float2 weight = make_float2(weights[own / S::kRank], weights[(own + 1) / S::kRank]);
+        a[step][2 * half] = weighted(a[step][2 * half], weight);
+        a[step][2 * half + 1] = weighted(a[step][2 * half + 1], weight);
+      }
+    }
+    hold<kBlocks>(h);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kRowTiles; ++step) {
+      wgmma_k16<1>(h, a[step], wgmma_further(right, step_bytes<1>(step)));
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold<kBlocks>(h);
   }
 
  private:
@@ -166,6 +230,21 @@ __device__ __forceinline__ void sum_lanes(float* v, unsigned lane) {
         v[i] = kept + __shfl_xor_sync(0xffffffffu, given, kBit);
       }
       sum_lanes<kBit / 2, kLast, kHalf>(v, lane);
+    }
+  }
+}
+
+// Adds the sums that a lane is left with, from number `first` on, to those of before: number i is
+// of neighbour i % 2 in eighth i / 2 of `to`.
+template <int kLeft>
+__device__ __forceinline__ void add_sums(const float* sums, int first, float* to) {
+  if constexpr (kLeft == 1) {
+    to[first / 2 * 8 + first % 2] += sums[0];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLeft; i += 2) {
+      auto& pair = *reinterpret_cast<float2*>(to + (first + i) / 2 * 8);
+      pair = make_float2(pair.x + sums[i], pair.y + sums[i + 1]);
     }
   }
 }
@@ -199,22 +278,6 @@ template <unsigned kBit, unsigned kLast, int kCount>
 __device__ __forceinline__ bool tells(unsigned lane) {
   constexpr unsigned kRest = kBit >> LaneSums<kBit, kLast, kCount>::kHalvings;
   return kRest < kLast || (lane & (2 * kRest - kLast)) == 0;
-}
-
-// Four words of each of a quad's lanes, transposed.
-__device__ __forceinline__ void transpose_quad(std::uint32_t (&w)[4], unsigned lane) {
-#pragma unroll
-  for (unsigned bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = (lane & bit) != 0;
-#pragma unroll
-    for (unsigned i = 0; i < 2; ++i) {
-      const unsigned low = bit == 1 ? 2 * i : i;
-      const std::uint32_t given = upper ? w[low] : w[low + bit];
-      const std::uint32_t taken = __shfl_xor_sync(0xffffffffu, given, bit);
-      w[low] = upper ? taken : w[low];
-      w[low + bit] = upper ? w[low + bit] : taken;
-    }
-  }
 }
 
 }  // namespace

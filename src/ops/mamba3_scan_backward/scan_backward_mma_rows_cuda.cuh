@@ -30,6 +30,7 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
   const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
   const int first = static_cast<int>(threadIdx.x) / S::kPairs;
   const bool turns = pair < angles;
+  const unsigned byte = tile_byte(first, 2 * pair);
   const auto* rotation = cos_sin + pair;
   const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
 #pragma unroll
@@ -42,8 +43,7 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
       const RowWeights& own = weights[kind++];
       const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + pair;
       const float2 v = turned(biased(raw[row * S::kPairs], own.norm, own.bias), by);
-      *reinterpret_cast<std::uint32_t*>(rows.out + row * S::kStateRow + 4 * pair) =
-          pack_bf16(v.x, v.y);
+      put_tile_pair(rows.out, further(byte, i * kGroups, 0), v.x, v.y);
     };
     (make(kinds), ...);
   }
@@ -60,9 +60,9 @@ struct Eight {
     unpack_bf16(bits.z, v[4], v[5]);
     unpack_bf16(bits.w, v[6], v[7]);
   }
-  __device__ __forceinline__ void store(unsigned char* to) const {
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
-                                               pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+  __device__ __forceinline__ uint4 bits() const {
+    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                      pack_bf16(v[6], v[7]));
   }
 };
 
@@ -78,20 +78,37 @@ __device__ __forceinline__ void for_eights(const F& f) {
   for (int i = 0; i < kBackwardRows; i += kThreads / kRowEights) f(row + i, column);
 }
 
-// X = x times its rank's weights.
-template <int kThreads, class S>
-__device__ __forceinline__ void spread_x(KeyMemory<S>& m) {
+// A thread's sums are pairs of columns, one in each eighth. Where column c of a factor is column
+// mingled(c) of a tile, its pairs in four eighths are neighbours in the tile. Its own inverse.
+__device__ __forceinline__ unsigned mingled(unsigned column) {
+  return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
+}
+
+// X = x times its rank's weights; kMingled: column c has that of mingled(c).
+template <int kThreads, bool kMingled, class S>
+__device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned char* from = m.raw_x + row / S::kRank * kTileRow + 2 * column;
-    unsigned char* to = m.x + row * kTileRow + 2 * column;
+    const unsigned char* from = raw_x + row / S::kRank * kInputRow + 2 * column;
+    const auto store = [&](uint4 bits) {
+      if constexpr (kMingled) {
+        const unsigned first = tile_byte(row, mingled(column));
+        const std::uint32_t words[] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          *reinterpret_cast<std::uint32_t*>(m.x + further(first, 0, i)) = words[i];
+        }
+      } else {
+        *reinterpret_cast<uint4*>(m.x + tile_byte(row, column)) = bits;
+      }
+    };
     if constexpr (S::kRank == 1) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+      store(*reinterpret_cast<const uint4*>(from));
     } else {
       Eight x(from);
-      const float* weight = &m.mimo_x[row % S::kRank][column];
+      const float* weights = m.mimo_x[row % S::kRank];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) x.v[e] *= weight[e];
-      x.store(to);
+      for (int e = 0; e < 8; ++e) x.v[e] *= weights[weight_place(column + e)];
+      store(x.bits());
     }
   });
 }
@@ -112,7 +129,7 @@ struct Gate {
 template <int kThreads, class S>
 __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned from = row / S::kRank * kTileRow + 2 * column;
+    const unsigned from = row / S::kRank * kInputRow + 2 * column;
     const Eight z(m.raw_z + from);
     Eight grad(m.raw_grad_y + from);
     const int r = row % S::kRank;
@@ -120,12 +137,12 @@ __device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
     for (int e = 0; e < 8; ++e) {
       float v = z.v[e];
       if constexpr (S::kRank > 1) {
-        v *= m.mimo_z[r][column + e];
-        grad.v[e] *= m.mimo_o[r][column + e];
+        v *= m.mimo_z[r][weight_place(column + e)];
+        grad.v[e] *= m.mimo_o[r][weight_place(column + e)];
       }
       grad.v[e] *= Gate(v).at;
     }
-    grad.store(m.grad_o + row * kTileRow + 2 * column);
+    *reinterpret_cast<uint4*>(m.grad_o + tile_byte(row, column)) = grad.bits();
   });
 }
 

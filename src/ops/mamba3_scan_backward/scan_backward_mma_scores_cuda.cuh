@@ -16,19 +16,19 @@ constexpr unsigned kScoreTiles = kRowTiles * (kRowTiles + 1) / 2;  // on and bel
 template <class S>
 struct ScoreTile {
   BackwardMemory<S>& m;
+  const ChunkDecays<S>& decays;
   unsigned row;  // of tiles
   unsigned column;
   unsigned lane;
   Sums<1> scores;  // S = Q K^T
   Sums<1> grads;   // dP = dO X^T
 
-  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, unsigned row_in,
-                                       unsigned column_in, unsigned lane_in)
-      : m(memory), row(row_in), column(column_in), lane(lane_in) {
+  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, const ChunkDecays<S>& own_decays,
+                                       unsigned row_in, unsigned column_in, unsigned lane_in)
+      : m(memory), decays(own_decays), row(row_in), column(column_in), lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
-    const Factor<S::kStateRow> q(m.q, lane), k(m.k, lane);
-    const Factor<kTileRow> grad_o(m.grad_o, lane), x(m.x, lane);
+    const Factor q(m.q, lane), k(m.k, lane), grad_o(m.grad_o, lane), x(m.x, lane);
     const unsigned from = 16 * row, to = 16 * column;
     multiply<S::kStateSteps, 1>(
         0, S::kStateSteps, [&](int step, auto& a) { q.left(from, 16 * step, a); },
@@ -95,13 +95,13 @@ struct ScoreTile {
   // the row's own, the decay between them, both tokens' terms).
   template <bool kDiagonal, class F>
   __device__ __forceinline__ void each(const F& f) const {
-    const TokenTerms rows[2] = {m.terms[row_token(0)], m.terms[row_token(1)]};
+    const TokenTerms rows[2] = {decays.terms[row_token(0)], decays.terms[row_token(1)]};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const unsigned token = (16 * column + column_of(j, e)) / S::kRank;
-        const TokenTerms terms = m.terms[token];
+        const TokenTerms terms = decays.terms[token];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const bool earlier = !kDiagonal || token < row_token(i);
@@ -121,13 +121,12 @@ struct ScoreTile {
     return 8 * j + lane % 4 * 2 + e;
   }
   __device__ __forceinline__ void store(unsigned char* to, const Sums<1>& from) const {
+    const unsigned byte = tile_byte(16 * row + lane / 4, 16 * column + column_of(0, 0));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        *reinterpret_cast<std::uint32_t*>(to + (16 * row + lane / 4 + 8 * i) * kTileRow +
-                                          2 * (16 * column + column_of(j, 0))) =
-            pack_bf16(from[j][2 * i], from[j][2 * i + 1]);
+        put_tile_pair(to, further(byte, 8 * i, j), from[j][2 * i], from[j][2 * i + 1]);
       }
     }
   }
@@ -146,16 +145,17 @@ struct ScoreTile {
 
 // A warp takes a tile on or below the diagonal, or what else comes of one on it.
 template <class S>
-__device__ __forceinline__ void make_scores(const MmaPlace& at, BackwardMemory<S>& m) {
+__device__ __forceinline__ void make_scores(const MmaPlace& at, const ChunkDecays<S>& decays,
+                                            BackwardMemory<S>& m) {
   if (at.warp < kRowTiles) {
-    ScoreTile<S>(m, at.warp, at.warp, at.lane).template finish<true>();
+    ScoreTile<S>(m, decays, at.warp, at.warp, at.lane).template finish<true>();
   } else if (at.warp < kScoreTiles) {
     unsigned row = 1, first = kRowTiles;
     while (first + row <= at.warp) first += row++;
-    ScoreTile<S>(m, row, at.warp - first, at.lane).template finish<false>();
+    ScoreTile<S>(m, decays, row, at.warp - first, at.lane).template finish<false>();
   } else if (at.warp < kScoreTiles + kRowTiles) {
     const unsigned row = at.warp - kScoreTiles;
-    ScoreTile<S>(m, row, row, at.lane).finish_inside();
+    ScoreTile<S>(m, decays, row, row, at.lane).finish_inside();
   }
 }
 

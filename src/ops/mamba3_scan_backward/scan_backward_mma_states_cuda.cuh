@@ -15,8 +15,9 @@ constexpr int kTurnGroups = kStatesThreads / kWarpLanes;  // of a chunk's tokens
 
 // Behind it stands cos_sin[kTokens][s].
 template <class S>
-struct alignas(16) StatesMemory : KeyMemory<S> {
-  std::uint32_t turns[2][S::kPairs];  // before the chunk; by its number's parity
+struct StatesMemory : KeyMemory<S> {
+  KeyInputs<S> keys[2];               // by the parity of a chunk's number, as what follows
+  std::uint32_t turns[2][S::kPairs];  // before the chunk
   std::uint32_t group_turns[kTurnGroups][S::kPairs];
   float group_broken[kTurnGroups][S::kPairs];  // 0, or NaN where a step is not finite
 
@@ -79,7 +80,8 @@ struct GroupTurns {
                                          StatesMemory<S>& m) const {
     const int angles = job.scan.sizes.angles;
     const auto group = static_cast<int>(at.warp);
-    __half2* out = job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * angles;
+    const int stride = turn_stride(angles);
+    __half2* out = job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride;
 #pragma unroll
     for (int i = 0; i < kAngles; ++i) {
       const int angle = i * kWarpLanes + static_cast<int>(at.lane);
@@ -93,7 +95,7 @@ struct GroupTurns {
         const float2 rotation = fast_cos_sin(before + turned[i][t], broken);
         const __half2 rounded = __floats2half2_rn(rotation.x, rotation.y);
         m.cos_sin()[token * angles + angle] = rounded;
-        if (token < chunk.tokens) out[token * angles + angle] = rounded;
+        if (token < chunk.tokens) out[token * stride + angle] = rounded;
       }
       if (group == kTurnGroups - 1) m.turns[parity ^ 1][angle] = before + turned[i][kOwn - 1];
     }
@@ -103,13 +105,16 @@ struct GroupTurns {
 // What is asked for long before a chunk's turn.
 template <class S>
 __device__ __forceinline__ void request_keys(const BackwardMmaJob& job, const MmaPlace& at,
-                                             const BackwardChunk& chunk, KeyMemory<S>& m) {
+                                             const BackwardChunk& chunk, int parity,
+                                             StatesMemory<S>& m) {
   if (at.warp == 0 && elect_lane()) {
-    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 2 * S::kRank * S::kState);
-    request_raw<S>(job, at, chunk, job.scan.in_b, m.raw_b, &m.rows_came);
+    barrier_arrive_expecting(&m.rows_came,
+                             chunk.tokens * 2 * S::kRank * S::kState + ChunkDecays<S>::kBytes);
+    request_raw<S>(job, at, chunk, job.scan.in_b, m.keys[parity].b, &m.rows_came);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
+              &m.rows_came);
   }
-  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.raw_x);
-  request_decays(job, at, chunk, m);
+  request_columns<kStatesThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.keys[parity].x);
   __pipeline_commit();
 }
 
@@ -128,7 +133,8 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
   const float* mimo_x =
       S::kRank == 1 ? nullptr
                     : job.scan.params.mimo_x + std::int64_t{at.head} * S::kRank * kBackwardHeadDim;
-  tile.each(h, [&](float& a, float& b, unsigned n, unsigned p) {
+  tile.each(h, [&](float& a, float& b, unsigned n, unsigned column) {
+    const unsigned p = mingled(column);
     const int place = place_of(sizes, static_cast<int>(n));
     const float* from = ssm + place * kBackwardHeadDim + p;
     a = from[0];
@@ -143,10 +149,33 @@ __device__ __forceinline__ void load_start(const BackwardMmaJob& job, const MmaP
   });
 }
 
+// In bf16: what a thread has of four eighths is a piece of a row, for X lies as mingled() has it.
+template <class S>
+__device__ __forceinline__ void store_state(__nv_bfloat16* to,
+                                            const StateTile<kStatesThreads, S>& tile,
+                                            const Sums<StateTile<kStatesThreads, S>::kBlocks>& h) {
+  constexpr int kEighths = 2 * StateTile<kStatesThreads, S>::kBlocks;
+  const unsigned byte = swizzled(tile.row + tile.lane / 4, tile.column + 8 * (tile.lane % 4));
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int first = 0; first < kEighths; first += 4) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = pack_bf16(h[first + i][2 * half], h[first + i][2 * half + 1]);
+      }
+      *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) +
+                                further(byte, 8 * half, first)) =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
 template <class S>
 __global__ void __launch_bounds__(kStatesThreads, 2)
     backward_states_kernel(const __grid_constant__ BackwardMmaJob job) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<StatesMemory<S>*>(memory);
   using Tile = StateTile<kStatesThreads, S>;
   const MmaPlace at(job.scan);
@@ -155,7 +184,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   const int chunks = (at.end - at.begin + S::kTokens - 1) / S::kTokens;
   open_memory<kStatesThreads>(memory, StatesMemory<S>::bytes(sizes.angles), m);
   BackwardChunk chunk = BackwardChunk::at<S>(at, 0);
-  request_keys(job, at, chunk, m);
+  request_keys(job, at, chunk, 0, m);
   load_pairs<kStatesThreads, S>(sizes, job.scan.params.in_b_norm, job.scan.params.in_b_bias,
                                 at.head, m.b_norm, m.b_bias);
   load_rank_weights<kStatesThreads, S>(job.scan.params.mimo_x, at.head, m.mimo_x);
@@ -169,27 +198,29 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   GroupTurns<S> turns;
   turns.load(job, at, chunk);
   for (int index = 0; index < chunks; ++index) {
+    const int parity = index & 1;
+    const bool last = index + 1 == chunks;
+    const BackwardChunk next = BackwardChunk::at<S>(at, index + 1);
     turns.sum(at, sizes.angles, m);
-    __nv_bfloat16* state =
-        job.states + (chunk.number * sizes.heads + at.head) * (S::kState * kBackwardHeadDim);
-    tile.each(h, [&](float a, float b, unsigned n, unsigned p) {
-      *reinterpret_cast<std::uint32_t*>(state + n * kBackwardHeadDim + p) = pack_bf16(a, b);
-    });
+    store_state<S>(
+        job.states + (chunk.number * sizes.heads + at.head) * (S::kState * kBackwardHeadDim), tile,
+        h);
     __pipeline_wait_prior(0);
-    barrier_wait(&m.rows_came, index & 1);
+    barrier_wait(&m.rows_came, parity);
     __syncthreads();
-    turns.rotate(job, at, chunk, index & 1, m);
-    if (index + 1 == chunks) return;  // nobody reads the state behind the last chunk
-    if (at.warp == 0) weigh_tokens(m, at.lane);
-    spread_x<kStatesThreads>(m);
+    if (!last) request_keys(job, at, next, parity ^ 1, m);
+    turns.rotate(job, at, chunk, parity, m);
+    if (last) return;  // nobody reads the state behind it
+    turns.load(job, at, next);
+    const KeyInputs<S>& keys = m.keys[parity];
+    spread_x<kStatesThreads, true>(keys.x, m);
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
-                                 Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k});
+                                 Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
+    fence_async_proxy();
     __syncthreads();
-    chunk = BackwardChunk::at<S>(at, index + 1);
-    request_keys(job, at, chunk, m);
-    turns.load(job, at, chunk);
-    tile.fold(m.chunk_decay, m.k, m.fade, m.x, h);
+    tile.fold(m.decays[parity].whole, m.k, m.decays[parity].fade, m.x, h);
+    chunk = next;
   }
 }
 

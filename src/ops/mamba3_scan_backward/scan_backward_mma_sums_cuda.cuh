@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <numbers>
 
-#include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_gradients_cuda.cuh"
 
 namespace mamba3 {
 namespace {
@@ -39,7 +39,9 @@ __global__ void __launch_bounds__(kTotalThreads)
   float* to = (is_b ? totals.grad_b : totals.grad_c) + (row * sizes.groups + group) * sizes.state;
   const auto column = static_cast<int>(at - row * sizes.state);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) to[place_of(sizes, column + i)] = sums[i];
+  for (int i = 0; i < 4; ++i) {
+    to[place_of(sizes, gradient_column(sizes.state, column + i))] = sums[i];
+  }
 }
 
 // The gradients of a token's phases, by a warp: a step is pi tanh(angle) dt, so over heads they sum

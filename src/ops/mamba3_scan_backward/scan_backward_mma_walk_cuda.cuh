@@ -12,8 +12,8 @@ namespace mamba3 {
 namespace {
 
 // Warps that have less to do than others where these are called.
-constexpr unsigned kBackwardWeighingWarp = kPhaseWarps;
 constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
+constexpr unsigned kInsideWarp = kNumbersWarp - 1;
 constexpr unsigned kRequestingWarp = kNumbersWarp;
 
 template <class S>
@@ -28,23 +28,25 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
                                                 const BackwardChunk& chunk, int parity,
                                                 BackwardMemory<S>& m) {
   if (at.warp == kRequestingWarp && elect_lane()) {
-    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState);
-    request_raw<S>(job, at, chunk, job.scan.in_b, m.raw_b, &m.rows_came);
+    const int stride = turn_stride(job.scan.sizes.angles);
+    const auto turn_bytes = static_cast<std::uint32_t>(chunk.tokens * stride) * sizeof(__half2);
+    barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes +
+                                               ChunkDecays<S>::kBytes);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
+              &m.rows_came);
+    request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
+    bulk_copy(m.cos_sin(parity, job.scan.sizes.angles),
+              job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride, turn_bytes,
+              &m.rows_came);
   }
-  request_decays(job, at, chunk, m);
-  const int angles = job.scan.sizes.angles;
-  request_tile<kBackwardThreads, S::kTokens, S::kPairs / 4>(
-      m.cos_sin(parity, angles), turn_stride(angles) * sizeof(__half2),
-      job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * angles, angles * sizeof(__half2),
-      angles / 4, chunk.tokens);
 }
 
 template <class S>
 __device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, const MmaPlace& at,
                                                    const BackwardChunk& chunk,
                                                    BackwardMemory<S>& m) {
-  request_columns<kBackwardThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.raw_x);
+  request_columns<kBackwardThreads, S>(at, chunk, job.scan.x, job.scan.zx_stride, m.keys.x);
   request_columns<kBackwardThreads, S>(at, chunk, job.scan.z, job.scan.zx_stride, m.raw_z);
   request_columns<kBackwardThreads, S>(at, chunk, job.grad_y, job.grad_y_stride, m.raw_grad_y);
 }
@@ -52,12 +54,13 @@ __device__ __forceinline__ void request_columns_of(const BackwardMmaJob& job, co
 template <class S>
 __device__ __forceinline__ void request_state(const BackwardMmaJob& job, const MmaPlace& at,
                                               const BackwardChunk& chunk, BackwardMemory<S>& m) {
-  constexpr int kPieces = kBackwardHeadDim / 8;
-  request_tile<kBackwardThreads, S::kState, kPieces>(
-      m.state, kTileRow,
+  constexpr std::uint32_t kBytes = S::kState * kTileRowBytes;
+  if (at.warp != kRequestingWarp || !elect_lane()) return;
+  barrier_arrive_expecting(&m.state_came, kBytes);
+  bulk_copy(
+      m.state,
       job.states + (chunk.number * job.scan.sizes.heads + at.head) * (S::kState * kBackwardHeadDim),
-      2 * kBackwardHeadDim, kPieces, S::kState);
-  __pipeline_commit();
+      kBytes, &m.state_came);
 }
 
 template <class S>
@@ -126,7 +129,7 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
       sum = fmaf(k[r * rank_stride + n], grad[n * kBackwardHeadDim + p], sum);
     }
     along[thread] = sum;
-    spread[thread] = v[p] * m.mimo_x[r][p];
+    spread[thread] = v[p] * m.mimo_x[r][weight_place(p)];
     own = sum * spread[thread];
     if constexpr (S::kRank > 1) m.gate_sums[0][0][r][p] += carry * sum * v[p];
   }
@@ -135,7 +138,8 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
   if (thread < kBackwardHeadDim) {
     float sum = 0;
     for (int r = 0; r < S::kRank; ++r) {
-      sum = fmaf(carry * along[r * kBackwardHeadDim + thread], m.mimo_x[r][thread], sum);
+      sum = fmaf(carry * along[r * kBackwardHeadDim + thread], m.mimo_x[r][weight_place(thread)],
+                 sum);
     }
     grad_v[thread] = sum;
   }
@@ -184,8 +188,9 @@ template <class S>
 __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradStateTile<S>& tile,
                                                 GradState<S>& grad, BackwardMemory<S>& m) {
   float sum = 0;
-  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
-    const float2 own = tile_pair(m.state, n, p);
+  const unsigned byte = tile.first_byte();
+  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
+    const float2 own = tile_pair(m.state, further(byte, rows, eighths));
     sum = fmaf(a, own.x, fmaf(b, own.y, sum));
   });
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
@@ -196,27 +201,25 @@ __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradSt
 
 template <class S>
 __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
-                                              const BackwardChunk& chunk, int parity,
-                                              const GradStateTile<S>& tile, GradState<S>& grad,
-                                              BackwardMemory<S>& m) {
-  request_state(job, at, chunk, m);
-  if (at.warp == kBackwardWeighingWarp) weigh_tokens(m, at.lane);
-  tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
-    *reinterpret_cast<std::uint32_t*>(m.grad_state + n * kTileRow + 2 * p) = pack_bf16(a, b);
+                                              int parity, const GradStateTile<S>& tile,
+                                              GradState<S>& grad, BackwardMemory<S>& m) {
+  const unsigned byte = tile.first_byte();
+  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
+    put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
   });
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
-                                 Rows<S>{m.raw_b, m.b_norm, m.b_bias, m.k},
+                                 Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
-  spread_x<kBackwardThreads>(m);
+  spread_x<kBackwardThreads, false>(m.keys.x, m);
   make_grad_o<kBackwardThreads>(m);
 }
 
 template <class S>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     backward_walk_kernel(const __grid_constant__ BackwardMmaJob job) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
   const MmaPlace at(job.scan);
   if (at.begin >= at.end) return;
@@ -235,6 +238,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
   request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_commit();
+  request_state(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_wait_prior(0);
   barrier_wait(&m.rows_came, 0);
   __syncthreads();
@@ -243,30 +247,35 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const int parity = index & 1;
     const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
     const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
-    prepare_chunk(job, at, chunk, parity, tile, grad, m);
-    __pipeline_wait_prior(0);
+    const ChunkDecays<S>& decays = m.decays[parity];
+    prepare_chunk(job, at, parity, tile, grad, m);
+    barrier_wait(&m.state_came, (last - index) & 1);
+    fence_async_proxy();
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
-    __pipeline_commit();
-    outputs.read_states();
+    outputs.start_states();
+    outputs.finish_states(decays);
     multiply_states(at, tile, grad, m);
-    make_scores(at, m);
+    make_scores(at, decays, m);
+    fence_async_proxy();
     __syncthreads();
     outputs.add_scores();
     outputs.finish(chunk);
     __syncthreads();
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
-    RowGradients<S> rows(job, at, m, m.cos_sin(parity, sizes.angles));
-    rows.of_q(chunk);
-    rows.of_k(chunk);
+    RowGradients<S> rows(job, at, m, parity);
+    rows.multiply();
+    rows.finish(chunk);
     rows.tell_turns();
-    tile.fold(m.chunk_decay, m.q, m.start_decay, m.grad_o, grad);
-    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, m);
+    tile.fold(decays.whole, m.q, decays.start_decay, m.grad_o, grad);
     __pipeline_wait_prior(0);
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
     __syncthreads();
+    if (index > 0) request_state(job, at, next, m);
     if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, m);
+    if (at.warp == kInsideWarp) add_inside(decays, at.lane, m);
+    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, m);
   }
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     float* to = grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
