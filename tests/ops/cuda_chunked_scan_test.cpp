@@ -136,6 +136,25 @@ TEST_P(CudaChunkedScan, NeighboursChangeNoBit) {
   }
 }
 
+// Heads of equal sequences are shared out over the multiprocessors: here more of them than there
+// are, and fewer than twice as many, so that some are cut. A sequence of another length keeps them
+// whole.
+TEST_P(CudaChunkedScan, SharingOutChangesNoBit) {
+  SKIP_WITHOUT_PARTS(GetParam());
+  const std::int64_t equal = gpu_info(0).multiprocessors / GetParam().dims.heads + 4;
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(equal), 600);
+  lengths.front() = 513;
+  lengths.push_back(1);
+  const ScanCase data(GetParam().dims, lengths, 52);
+  ScanCase fewer = data;
+  fewer.inputs.pop_back();
+  fewer.starts.pop_back();
+  const GpuRun whole = runner(GetParam(), data).scan_on_gpu();
+  const GpuRun shared = runner(GetParam(), fewer).scan_on_gpu();
+  EXPECT_TRUE(shared.clean);
+  for (std::size_t i = 0; i < fewer.inputs.size(); ++i) expect_same(shared, i, whole, i);
+}
+
 TEST_P(CudaChunkedScan, ACutOnTheGridChangesNoBit) {
   SKIP_WITHOUT_CHUNKS(GetParam());
   const std::int64_t grid = kScanGridTokensCuda;

@@ -1,5 +1,5 @@
-// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh), chunk by
-// chunk. docs/SEMANTICS.md derives the merged form: in a chunk
+// One block walks one head of one sequence, or of a part of it (scan_parts_cuda.cuh,
+// scan_shares_cuda.cuh), chunk by chunk. docs/SEMANTICS.md derives the merged form: in a chunk
 //   O = (Q K^T with decays and weights) X + decayed Q h,    h' = decay h + (faded X)^T K
 // are four matrix products in bf16 with fp32 sums; weights are applied to the scores in fp32.
 //
@@ -17,6 +17,7 @@
 #include "ops/mamba3_scan/scan_chunked_rotate_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_state_cuda.cuh"
 #include "ops/mamba3_scan/scan_parts_cuda.cuh"
+#include "ops/mamba3_scan/scan_shares_cuda.cuh"
 
 // Code for other cards than Hopper has none of what the kernel calls.
 #pragma nv_diag_suppress 177
@@ -60,10 +61,14 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
   static_assert(kOwn.fit());
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);
-  const ChunkPlace at(job);
+  if (threadIdx.x == 0) {
+    m.piece = take_piece(job);
+    m.init_barriers();
+  }
+  __syncthreads();
+  const ChunkPlace at(job, m.piece);
   if (at.begin >= at.end) return;
   load_head<S>(job, at, m);
-  if (threadIdx.x == 0) m.init_barriers();
   __syncthreads();
   if (threadIdx.x < kStateThread) {
     set_registers<kOwn.outputs>();
@@ -85,7 +90,7 @@ void launch(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) 
   static_assert(kBytes <= 227 * 1024);
   const auto kernel = scan_chunked_kernel<kState, kRank, kTurned, kOutputs>;
   allow_shared(reinterpret_cast<const void*>(kernel), kBytes, "mamba3_scan's shared memory");
-  kernel<<<grid_blocks(count * job.sizes.heads), kChunkThreads, kBytes, stream>>>(job);
+  kernel<<<grid_blocks(count * job.piece_heads), kChunkThreads, kBytes, stream>>>(job);
   check_launch("mamba3_scan: chunks");
 }
 
@@ -112,6 +117,7 @@ void walk(const ChunkedScanJob& job, std::int64_t count, cudaStream_t stream) {
 void walk_parts(ChunkedScanJob& job, const PartCounts& counts, ArenaScope& scope,
                 cudaStream_t stream) {
   const ScanParts parts = cut_parts(job, counts, scope, stream);
+  job.piece_heads = job.sizes.heads;
   job.pieces = parts.sections;
   walk<false>(job, job.sequences * counts.all_sections(), stream);
   join_parts(job, parts, stream);
@@ -131,10 +137,10 @@ void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   const cudaStream_t stream = stream_of(ctx);
   if (job.z == nullptr) round_columns(job, scope, stream);
   prepare_chunked_tokens(job, stream);
-  const PartCounts counts(job, ctx.gpu()->info().multiprocessors);
+  const std::int64_t multiprocessors = ctx.gpu()->info().multiprocessors;
+  const PartCounts counts(job, multiprocessors);
   if (counts.parts > 1 && !args.one_walk) return walk_parts(job, counts, scope, stream);
-  order_sequences(job, scope, stream);
-  walk<true>(job, job.sequences, stream);
+  walk<true>(job, share_sequences(job, multiprocessors, scope, stream), stream);
 }
 
 }  // namespace mamba3

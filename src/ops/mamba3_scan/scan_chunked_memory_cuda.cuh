@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "device/bulk_copy.cuh"
+#include "device/gate.cuh"
 #include "device/shared_memory.cuh"
 #include "device/wgmma.cuh"
 #include "ops/cuda_ops.h"
@@ -169,6 +170,7 @@ struct ChunkMemory {
   TurnInputs<S> turn_inputs[kGroupWarps];
   ChunkTurns<S> turns[kStages];
   ChunkWeights<S> weights[kWeightStages];
+  ScanPiece piece;  // the block's, and its head
 
   Barrier brought[kRotatingWarps];  // rows of B and C
   Barrier turned[kStages];          // phases and weights
@@ -249,18 +251,26 @@ struct ChunkPlace {
   unsigned warp;  // unsigned: parts of these are found by shifts and masks
   unsigned lane;
 
-  __device__ explicit ChunkPlace(const ChunkedScanJob& job) {
-    head = static_cast<int>(blockIdx.x % job.sizes.heads);
-    begin = piece(job).begin;
-    end = piece(job).end;
+  __device__ ChunkPlace(const ChunkedScanJob& job, const ScanPiece& piece) {
+    head = piece.head;
+    begin = piece.begin;
+    end = piece.end;
     group = head / (job.sizes.heads / job.sizes.groups);
     warp = threadIdx.x / kWarpLanes;
     lane = threadIdx.x % kWarpLanes;
   }
-  static __device__ __forceinline__ const ScanPiece& piece(const ChunkedScanJob& job) {
-    return job.pieces[blockIdx.x / job.sizes.heads];
-  }
 };
+
+// What the block walks, by one thread. Where one piece waits for another, the first blocks to start
+// have the first pieces, so that the other one is under way.
+__device__ __forceinline__ ScanPiece take_piece(const ChunkedScanJob& job) {
+  const unsigned number = job.taken == nullptr ? blockIdx.x : atomicAdd(job.taken, 1u);
+  const auto heads = static_cast<unsigned>(job.piece_heads);
+  ScanPiece piece = job.pieces[number / heads];
+  piece.head += static_cast<int>(number % heads);
+  if (piece.gate > 0) wait_for_gate(job.gates + piece.gate);
+  return piece;
+}
 
 // What one head has in a slot.
 struct HeadState {
@@ -284,11 +294,12 @@ struct HeadState {
 };
 
 // Before a block's piece, and behind it.
-__device__ __forceinline__ HeadState start_state(const ChunkedScanJob& job, const ChunkPlace& at) {
-  return {job, at.piece(job).from, at.head};
+__device__ __forceinline__ HeadState start_state(const ChunkedScanJob& job,
+                                                 const ScanPiece& piece) {
+  return {job, piece.from, piece.head};
 }
-__device__ __forceinline__ HeadState end_state(const ChunkedScanJob& job, const ChunkPlace& at) {
-  return {job, at.piece(job).to, at.head};
+__device__ __forceinline__ HeadState end_state(const ChunkedScanJob& job, const ScanPiece& piece) {
+  return {job, piece.to, piece.head};
 }
 
 // Pair `i` of a row of parameters or of a state's k.
@@ -301,7 +312,7 @@ template <class S>
 __device__ void load_head(const ChunkedScanJob& job, const ChunkPlace& at, ChunkMemory<S>& m) {
   const TokenSizes& sizes = job.sizes;
   const Mamba3Params& params = job.params;
-  const HeadState start = start_state(job, at);
+  const HeadState start = start_state(job, m.piece);
   const int thread = static_cast<int>(threadIdx.x);
   TokenBefore<S>& before = m.stages[0].before();
   for (int i = thread; i < S::kState / 2; i += kChunkThreads) {

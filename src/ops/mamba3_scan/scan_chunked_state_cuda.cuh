@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "device/gate.cuh"
 #include "ops/mamba3_scan/scan_chunked_decays_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_products_cuda.cuh"
 #include "ops/mamba3_scan/scan_chunked_turns_cuda.cuh"
@@ -133,11 +134,14 @@ struct StateCarrier {
 
   __device__ __forceinline__ StateCarrier(const ChunkedScanJob& job_in, const ChunkPlace& place,
                                           ChunkMemory<S>& memory)
-      : job(job_in), m(memory), at(place), turner(job_in, place) {
+      : job(job_in),
+        m(memory),
+        at(place),
+        turner(job_in, place, start_state(job_in, memory.piece).turns) {
     at.lane = held(at.lane);
     at.warp = uniform(at.warp);
-    load_state<S>(job, own, start_state(job, at).ssm, h);
-    if (weighs()) decays.load(job, at, at.begin);
+    load_state<S>(job, own, start_state(job, m.piece).ssm, h);
+    if (weighs()) decays.start(job, at);
   }
 
   __device__ __forceinline__ bool weighs() const {
@@ -161,7 +165,7 @@ struct StateCarrier {
     } else {
       decays.weigh_state(at.lane, begin, end, last_joins, kept_token<S>(at, begin) >= 0, to);
     }
-    decays.load(job, at, next);
+    decays.load(at, next);
   }
 
   // Its phases, which were requested, when its weights are there.
@@ -228,11 +232,15 @@ struct StateCarrier {
       if (kPhasesLast) make_phases(ahead, s);
       if (next < at.end) show(cursor);
     }
-    const ChunkPlace place(job);
-    const HeadState end = end_state(job, place);
+    const ChunkPlace place(job, m.piece);
+    const HeadState end = end_state(job, m.piece);
     store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.kept[last]);
     turner.store(job, place, end.turns);
+    if (const int gate = m.piece.gate; gate < 0) {
+      sync_state();
+      if (threadIdx.x == kStateThread) open_gate(job.gates - gate);
+    }
   }
 };
 

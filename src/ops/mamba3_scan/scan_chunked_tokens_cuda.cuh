@@ -16,13 +16,15 @@
 
 namespace mamba3 {
 
-// A stretch of a sequence that one block for each head walks. Slots below zero are of the
+// A stretch of a sequence that one block for each of some heads walks. Slots below zero are of the
 // workspace: -1 is its first.
 struct ScanPiece {
   std::int32_t begin;  // tokens
   std::int32_t end;
-  std::int32_t from;  // the slot with the state before it
-  std::int32_t to;    // the slot that gets the state behind it
+  std::int32_t from;      // the slot with the state before it
+  std::int32_t to;        // the slot that gets the state behind it
+  std::int32_t head = 0;  // the first
+  std::int32_t gate = 0;  // number of the gate that lets it begin, or that it opens, then negative
 };
 
 struct ChunkedScanJob {
@@ -54,7 +56,10 @@ struct ChunkedScanJob {
   float2* weights;       // [h, t]  gamma, and (1 - lam) dt
   double* half_tanh;     // [t, 32 or 64]  zero where nothing is rotated
   ScanPiece* pieces;     // of one walk
-  const void* nothing;   // an address, where zeros are asked for
+  int piece_heads;       // of each
+  unsigned* taken;  // pieces whose blocks have started; null: blocks have those of their numbers
+  int* gates;       // [multiprocessors] between blocks, 1 where open; none has number 0
+  const void* nothing;  // an address, where zeros are asked for
 };
 
 // The place among the canonical n of number `at` of a row here, where the pairs that one lane of a
@@ -73,8 +78,6 @@ constexpr double kLeastDecay = -65536;  // of a token; exp2 of it is zero, and s
 
 constexpr int kPrepareThreads = 256;
 constexpr int kPrepareWarps = kPrepareThreads / kWarpLanes;
-// Finding the order takes time with the square of the number; beyond this many it is not worth it.
-constexpr std::int64_t kMostOrdered = 2048;
 
 // A warp takes some rows of B or C, one behind the other in memory where the rows of tokens are.
 constexpr int kNormRows = 4;
@@ -238,29 +241,6 @@ void round_columns(ChunkedScanJob& job, ArenaScope& scope, cudaStream_t stream) 
   job.zx_stride = inner;
 }
 
-__device__ ScanPiece whole_sequence(const ChunkedScanJob& job, std::int64_t sequence) {
-  const std::int32_t slot = job.slots[sequence];
-  return {static_cast<std::int32_t>(job.cu_seqlens[sequence]),
-          static_cast<std::int32_t>(job.cu_seqlens[sequence + 1]), slot, slot};
-}
-
-// Every sequence is a piece, the longest first.
-__global__ void __launch_bounds__(kPrepareThreads) order_kernel(const ChunkedScanJob job) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
-  if (i >= job.sequences) return;
-  if (job.sequences > kMostOrdered) {
-    job.pieces[i] = whole_sequence(job, i);
-    return;
-  }
-  const std::int64_t own = job.cu_seqlens[i + 1] - job.cu_seqlens[i];
-  int before = 0;
-  for (std::int64_t j = 0; j < job.sequences; ++j) {
-    const std::int64_t other = job.cu_seqlens[j + 1] - job.cu_seqlens[j];
-    before += other > own || (other == own && j < i) ? 1 : 0;
-  }
-  job.pieces[before] = whole_sequence(job, i);
-}
-
 void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
   const TokenSizes& sizes = job.sizes;
   const std::int64_t shared = job.tokens * sizes.rank * sizes.groups * sizes.state;
@@ -284,12 +264,6 @@ void prepare_chunked_tokens(const ChunkedScanJob& job, cudaStream_t stream) {
   prepare_tokens_kernel<<<grid_blocks(std::int64_t{3} * most), kPrepareThreads, 0, stream>>>(
       job, blocks);
   check_launch("mamba3_scan: tokens");
-}
-
-void order_sequences(ChunkedScanJob& job, ArenaScope& scope, cudaStream_t stream) {
-  job.pieces = scope.allocate<ScanPiece>(job.sequences);
-  order_kernel<<<grid_blocks(job.sequences, kPrepareThreads), kPrepareThreads, 0, stream>>>(job);
-  check_launch("mamba3_scan: order");
 }
 
 }  // namespace

@@ -30,14 +30,16 @@ struct Turner {
   const double* tanh_from;
   const double* dt_from;
 
-  __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at)
+  // `turns`: before the first chunk, [s].
+  __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at,
+                                    const std::uint32_t* turns)
       : tanh_from(job.half_tanh + (std::int64_t{at.begin} + first_token(at)) * kRow +
                   angle_of(at, 0)),
         dt_from(job.dt + at.head * job.tokens + at.begin + at.lane) {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
-      start[j] = angle < job.sizes.angles ? start_state(job, at).turns[angle] : 0;
+      start[j] = angle < job.sizes.angles ? turns[angle] : 0;
     }
   }
 
