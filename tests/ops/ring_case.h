@@ -182,6 +182,8 @@ inline std::vector<Mamba3Dims> ring_dims() {
   add(2, 64, 1, 2, 32, true);
   add(3, 64, 1, 4, 16, true);
   add(1, 64, 1, 1, 16, false);
+  add(2, 128, 1, 4, 20, true);  // angles end within what a warp rotates
+  add(2, 128, 1, 2, 44, true);
   add(70, 64, 1, 1, 12, false);  // more heads than a segment has
   out.back().a_activation = AActivation::kSoftplus;
   return out;

@@ -83,18 +83,19 @@ struct StatePart {
 
 // h = decay h + sum over the ring of weight K X, or of the canonical tuple's own K and X. The
 // groups of lanes make the same rank of an entry's K each, then all lanes add the rows.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
                      RingSegment<N, R>& segment, int turn, int count, StatePart<N>& part) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
   const bool mimo = R > 1 || job.sizes.mimo;
   const int entries = count > 0 ? count : 1;
   float* k_rows = memory.parts[team.warp];
-  Phases<N> phases(job.sizes, team, memory.turns(job));
+  Moves<T> moves(job, team, memory, segment, count);
+  Phases<T> phases(job.sizes, team, memory.turns(job));
   part.scale(memory.decays[turn % 2].x);
 #pragma unroll 1
   for (int begin = 0; begin < entries; begin += kLaneGroups) {
-    const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
+    const Rotation<T> rotation = phases.next(job.sizes, team, moves);
     const int here = min(entries - begin, kLaneGroups);
     const int own = begin + min(team.group, here - 1);
 #pragma unroll 1
@@ -108,20 +109,23 @@ __device__ void fold(const RingJob& job, const Team& team, TeamMemory<N, R>& mem
       } else {
         load_state_order<N>(memory.state_k() + r * N, mimo, team, k);
       }
+      const float weight = memory.weights[turn % 2][own];
+#pragma unroll
+      for (int v = 0; v < kPairs<N>; ++v) k[v] = make_float2(weight * k[v].x, weight * k[v].y);
       store_quarter<N>(k, mimo, team, k_rows + team.group * kQuarter);
       __syncwarp();
       // The state's own X has no entries.
       const float* x = (count > 0 ? memory.x() + begin * kHeadDim : memory.state_v()) + part.column;
-      const float* weight = memory.weights[turn % 2] + begin;
       const float* row = k_rows + part.first_piece * kLanePairs;
       float ranked[4];
       if (mimo) load_vector<4>(memory.mimo_x + r * kHeadDim + part.column, ranked);
 #pragma unroll 1
-      for (int left = here; left > 0; --left, x += kHeadDim, row += kQuarter, ++weight) {
+      for (int left = here; left > 0; --left, x += kHeadDim, row += kQuarter) {
         float values[4];
         load_vector<4>(x, values);
-        for (int v = 0; v < 4; ++v)
-          values[v] = (mimo ? values[v] * ranked[v] : values[v]) * *weight;
+        if (mimo) {
+          for (int v = 0; v < 4; ++v) values[v] *= ranked[v];
+        }
         part.add_outer(row, values);
       }
       __syncwarp();

@@ -116,17 +116,17 @@ __device__ __forceinline__ void store_quarter(const Pairs<N>& in, bool mimo, con
   }
 }
 
-// A lane's part of the rotation of one token.
-template <int N>
+// A lane's part of the rotation of one token. T: of its pairs, those that may be rotated.
+template <int T>
 struct Rotation {
-  float cosine[kPairs<N>];
-  float sine[kPairs<N>];
+  float cosine[T];
+  float sine[T];
 
   // Turns of each pair, and whether the token's own move was finite.
-  __device__ Rotation(const TokenSizes& sizes, const Team& team,
-                      const std::uint32_t (&turns)[kPairs<N>], const bool (&finite)[kPairs<N>]) {
+  __device__ Rotation(const TokenSizes& sizes, const Team& team, const std::uint32_t (&turns)[T],
+                      const bool (&finite)[T]) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       cosine[v] = 1.0f, sine[v] = 0.0f;
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
       cos_sin_of_turns(turns[v], finite[v], cosine[v], sine[v]);
@@ -134,9 +134,10 @@ struct Rotation {
     }
   }
   // The same roundings as rotate_row().
-  __device__ __forceinline__ void turn(Pairs<N>& row) const {
+  template <int kCount>
+  __device__ __forceinline__ void turn(float2 (&row)[kCount]) const {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       const float a = row[v].x, b = row[v].y;
       row[v].x = __fmaf_rn(-b, sine[v], __fmul_rn(a, cosine[v]));
       row[v].y = __fmaf_rn(b, cosine[v], __fmul_rn(a, sine[v]));
@@ -144,8 +145,8 @@ struct Rotation {
   }
 };
 
-template <int N>
-__device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const Pairs<N>& bias,
+template <int N, int T>
+__device__ __forceinline__ void bias_and_turn(const Rotation<T>& rotation, const Pairs<N>& bias,
                                               Pairs<N>& row) {
 #pragma unroll
   for (int v = 0; v < kPairs<N>; ++v) {
@@ -155,69 +156,94 @@ __device__ __forceinline__ void bias_and_turn(const Rotation<N>& rotation, const
   rotation.turn(row);
 }
 
+// How far a token moves pair v of a lane, in turns.
+__device__ __forceinline__ std::uint32_t pair_moved(const TokenSizes& sizes, const Team& team,
+                                                    int v, const double* half_tanh, double dt,
+                                                    bool& finite) {
+  const int i = v * kPairStep + first_pair(team);
+  finite = true;
+  return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite) : 0u;
+}
+
+// How far the ring's first tokens move a lane's pairs: its group has every fourth of them.
+template <int T>
+struct Moves {
+  static constexpr int kMost = kMostRingTokens / kLaneGroups;
+  std::uint32_t turns[kMost][T] = {};  // the group's next token first
+  std::uint32_t broken = 0;            // bit T i + v: turns[i][v] is not finite
+
+  template <int N, int R>
+  __device__ Moves(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
+                   RingSegment<N, R>& segment, int count) {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int j = i * kLaneGroups + team.group;
+      if (j >= count) continue;
+      const double dt = memory.tokens(job)[j].dt;
+#pragma unroll
+      for (int v = 0; v < T; ++v) {
+        bool finite;
+        turns[i][v] = pair_moved(job.sizes, team, v, segment.half_tanh(job, j), dt, finite);
+        if (!finite) broken |= 1u << (T * i + v);
+      }
+    }
+  }
+  __device__ __forceinline__ void drop_first() {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+#pragma unroll
+      for (int v = 0; v < T; ++v) turns[i][v] = i + 1 < kMost ? turns[(i + 1) % kMost][v] : 0u;
+    }
+    broken >>= T;
+  }
+};
+
 // The phases of a lane's pairs while the ring's tokens are walked, in turns: exact sums.
-template <int N>
+template <int T>
 struct Phases {
-  std::uint32_t turns[kPairs<N>];
-  bool finite[kPairs<N>];
+  std::uint32_t turns[T];
+  bool finite[T];
 
   // Before the ring's tokens.
   __device__ Phases(const TokenSizes& sizes, const Team& team, const std::uint32_t* base) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
+    for (int v = 0; v < T; ++v) {
       const int i = v * kPairStep + first_pair(team);
       turns[v] = i < sizes.angles ? base[i] : 0u;
       finite[v] = true;
     }
   }
-  // How far a token moves pair v.
-  __device__ __forceinline__ std::uint32_t moved(const TokenSizes& sizes, const Team& team, int v,
-                                                 const double* half_tanh, double dt) {
-    const int i = v * kPairStep + first_pair(team);
-    finite[v] = true;
-    return i < sizes.angles ? turns_moved(half_tanh[i], dt, finite[v]) : 0u;
-  }
   __device__ __forceinline__ void move(const TokenSizes& sizes, const Team& team,
                                        const double* half_tanh, double dt) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) turns[v] += moved(sizes, team, v, half_tanh, dt);
-  }
-  // By the ring's first `count` tokens, which the groups of lanes share.
-  template <int R>
-  __device__ void move_through(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                               RingSegment<N, R>& segment, int count) {
-    const TokenSizes& sizes = job.sizes;
-    std::uint32_t sums[kPairs<N>] = {};
-#pragma unroll 1
-    for (int j = team.group; j < count; j += kLaneGroups) {
-      const double* half_tanh = segment.half_tanh(job, j);
-      const double dt = memory.tokens(job)[j].dt;
-#pragma unroll
-      for (int v = 0; v < kPairs<N>; ++v) sums[v] += moved(sizes, team, v, half_tanh, dt);
-    }
-#pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
-      if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
-      sums[v] += __shfl_xor_sync(0xffffffffu, sums[v], kLanePairs);
-      turns[v] += sums[v] + __shfl_xor_sync(0xffffffffu, sums[v], 2 * kLanePairs);
+    for (int v = 0; v < T; ++v) {
+      turns[v] += pair_moved(sizes, team, v, half_tanh, dt, finite[v]);
     }
   }
-  // The rotation of entry begin + group; then the phases are those behind entry
-  // begin + kLaneGroups - 1. `count` entries.
-  template <int R>
-  __device__ Rotation<N> next(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                              RingSegment<N, R>& segment, int begin, int count) {
-    const TokenSizes& sizes = job.sizes;
-    const int j = begin + team.group;
-    std::uint32_t own[kPairs<N>];
+  // By all of them.
+  __device__ __forceinline__ void move_through(const TokenSizes& sizes, const Team& team,
+                                               const Moves<T>& moves) {
 #pragma unroll
-    for (int v = 0; v < kPairs<N>; ++v) {
-      own[v] = 0;
+    for (int v = 0; v < T; ++v) {
       if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
       std::uint32_t sum = 0;
-      if (j < count) {
-        sum = moved(sizes, team, v, segment.half_tanh(job, j), memory.tokens(job)[j].dt);
-      }
+#pragma unroll
+      for (const auto& of_token : moves.turns) sum += of_token[v];
+      sum += __shfl_xor_sync(0xffffffffu, sum, kLanePairs);
+      turns[v] += sum + __shfl_xor_sync(0xffffffffu, sum, 2 * kLanePairs);
+    }
+  }
+  // The rotation of the group's next token; then the phases are those behind all groups' next
+  // tokens, which are dropped.
+  __device__ __forceinline__ Rotation<T> next(const TokenSizes& sizes, const Team& team,
+                                              Moves<T>& moves) {
+    std::uint32_t own[T];
+#pragma unroll
+    for (int v = 0; v < T; ++v) {
+      own[v] = 0;
+      finite[v] = (moves.broken >> v & 1u) == 0;
+      if (v * kPairStep + kLanePairs * team.warp >= sizes.angles) continue;
+      std::uint32_t sum = moves.turns[0][v];
 #pragma unroll
       for (int lanes = kLanePairs; lanes < kWarpLanes; lanes *= 2) {
         const std::uint32_t before = __shfl_up_sync(0xffffffffu, sum, lanes);
@@ -226,7 +252,8 @@ struct Phases {
       own[v] = turns[v] + sum;
       turns[v] += __shfl_sync(0xffffffffu, sum, kWarpLanes - kLanePairs + team.place);
     }
-    return Rotation<N>(sizes, team, own, finite);
+    moves.drop_first();
+    return Rotation<T>(sizes, team, own, finite);
   }
 };
 
@@ -322,9 +349,9 @@ __device__ __forceinline__ float dot(const Pairs<N>& a, const Pairs<N>& b) {
 
 // Q of the new token, and this warp's part of its scores with the new K, by a group of lanes a
 // rank. The new token's row of the segment is `row`, its scores' place `at`.
-template <int N, int R>
+template <int N, int R, int T>
 __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                          RingSegment<N, R>& segment, const Rotation<N>& rotation, int row, int at,
+                          RingSegment<N, R>& segment, const Rotation<T>& rotation, int row, int at,
                           Pairs<N> (&q)[R]) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
   const bool mimo = R > 1 || job.sizes.mimo;
@@ -350,23 +377,28 @@ __device__ void score_new(const RingJob& job, const Team& team, TeamMemory<N, R>
 }
 
 // This warp's part of the scores with the ring's `count` tokens, by a group of lanes a token.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void score_ring(const RingJob& job, const Team& team, TeamMemory<N, R>& memory,
-                           RingSegment<N, R>& segment, int count, const Pairs<N> (&q)[R]) {
+                           RingSegment<N, R>& segment, int count, Moves<T>& moves,
+                           const Pairs<N> (&q)[R]) {
   const bool mimo = R > 1 || job.sizes.mimo;
-  Phases<N> phases(job.sizes, team, memory.turns(job));
+  Phases<T> phases(job.sizes, team, memory.turns(job));
+  Pairs<N> bias[R];
+#pragma unroll
+  for (int of = 0; of < R; ++of) {
+    load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias[of]);
+  }
 #pragma unroll 1
   for (int begin = 0; begin < count; begin += kLaneGroups) {
-    const Rotation<N> rotation = phases.next(job, team, memory, segment, begin, count);
+    const Rotation<T> rotation = phases.next(job.sizes, team, moves);
     const int j = min(begin + team.group, count - 1);
     const float* rows = segment.in_b(j);
     float sums[R * R];
 #pragma unroll
     for (int of = 0; of < R; ++of) {
-      Pairs<N> k, bias;
+      Pairs<N> k;
       load_pairs<N>(rows + of * N, team, k);
-      load_state_order<N>(memory.in_b_bias + of * N, mimo, team, bias);
-      bias_and_turn<N>(rotation, bias, k);
+      bias_and_turn<N>(rotation, bias[of], k);
 #pragma unroll
       for (int r = 0; r < R; ++r) sums[r * R + of] = dot<N>(q[r], k);
     }

@@ -24,7 +24,13 @@ struct OutputPlace {
         exists(team.thread < kHeadDim * kLanes) {}
 };
 
-// What the ring's first `entries` tokens and the new one add to the read-out of a thread's ranks.
+// Weighted scores of one rank with an entry's ranks, as they lie in memory.
+template <int R>
+struct alignas(R * sizeof(float)) RankScores {
+  float of[R];
+};
+
+// What the ring's tokens that count and the new one add to the read-out of a thread's ranks.
 template <int N, int R>
 __device__ __forceinline__ void read_entries(const RingJob& job, TeamMemory<N, R>& memory,
                                              const RingStep& step, const OutputPlace<R>& at,
@@ -34,15 +40,18 @@ __device__ __forceinline__ void read_entries(const RingJob& job, TeamMemory<N, R
   const int entries = step.scored();
   const float* scores = memory.scores(step.count) + at.rank * R;
   const float* values = memory.x() + at.column;
-#pragma unroll 1
-  for (int j = 0; j <= entries; ++j, scores += R * R, values += kHeadDim) {
-    const float own = j < entries ? *values : x;
+  const auto add = [&](int entry, float value) {
+    const auto* ranks = reinterpret_cast<const RankScores<R>*>(scores + entry * R * R);
 #pragma unroll
     for (int k = 0; k < kRanks; ++k) {
+      const RankScores<R> row = ranks[k];
 #pragma unroll
-      for (int of = 0; of < R; ++of) sums[k][of] = fmaf(scores[k * R + of], own, sums[k][of]);
+      for (int of = 0; of < R; ++of) sums[k][of] = fmaf(row.of[of], value, sums[k][of]);
     }
-  }
+  };
+#pragma unroll 4  // memory answers late
+  for (int j = 0; j < entries; ++j) add(j, values[j * kHeadDim]);
+  add(entries, x);
 #pragma unroll
   for (int k = 0; k < kRanks; ++k) {
     out[k] = sums[k][0];

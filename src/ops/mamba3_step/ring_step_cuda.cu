@@ -64,13 +64,13 @@ __device__ void take_share(const RingJob& job, const RingShared<N, R>& shared) {
   __syncthreads();
 }
 
-template <int N, int R>
+template <int N, int R, int T>
 __global__ void __maxnreg__(kMostRegisters) ring_step_kernel(const RingJob job) {
 #if __CUDA_ARCH__ >= 900  // no other card has these copies
   extern __shared__ __align__(128) char memory[];
   const TokenSizes& sizes = job.sizes;
   const RingShared<N, R> shared{job, memory};
-  const Walk<N, R> walk{job, shared};
+  const Walk<N, R, T> walk{job, shared};
   // States, ring and slots are from kernels long ago, unless the caller says otherwise.
   if (!job.early_states) wait_for_predecessor();
   int begin = static_cast<int>(blockIdx.x), end = begin + 1;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kTeamThreads) ring_settle_kernel(const RingJob
   barrier_wait(&own.state_full, 0);
   if (team.warp == 0) weigh_entries(job, own, 0, step.count, true, nullptr, team.lane);
   __syncthreads();
-  settle_item(job, team, step, head, own, segment);
+  settle_item<kPairs<N>>(job, team, step, head, own, segment);
 #endif
 }
 
@@ -170,10 +170,10 @@ void change_cursors(const RingCursorArgs& args, const std::int32_t* tokens, Curs
                    args.ring, args.slots.data(), tokens, static_cast<int>(rows), change);
 }
 
-template <int N, int R>
+template <int N, int R, int T>
 void start_step(RingJob job, std::int64_t blocks, Context& ctx) {
   const int bytes = RingShared<N, R>::measure(job);
-  const auto kernel = ring_step_kernel<N, R>;
+  const auto kernel = ring_step_kernel<N, R, T>;
   allow_shared(reinterpret_cast<const void*>(kernel), static_cast<std::size_t>(bytes),
                "mamba3_ring's shared memory");
   // Those that serve fill up four warps: the more to prepare a segment.
@@ -182,6 +182,14 @@ void start_step(RingJob job, std::int64_t blocks, Context& ctx) {
   if (job.early_states) return launch_dependent("mamba3_step with a ring", kernel, shape, ctx, job);
   kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream_of(ctx)>>>(job);
   check_launch("mamba3_step with a ring");
+}
+
+// With as many of a lane's pairs rotated as the layer's angles need: most have few.
+template <int N, int R>
+void start_step(const RingJob& job, std::int64_t blocks, Context& ctx) {
+  constexpr int kAll = kPairs<N>;
+  if (job.sizes.angles > kPairStep) return start_step<N, R, kAll>(job, blocks, ctx);
+  start_step<N, R, 1>(job, blocks, ctx);
 }
 
 // One for each multiprocessor; a few less where no block then changes rows, which it would wait

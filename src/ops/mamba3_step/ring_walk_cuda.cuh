@@ -13,7 +13,7 @@ namespace mamba3 {
 namespace {
 
 // What the teams of a block ask for. An item's number is its place in the block's share.
-template <int N, int R>
+template <int N, int R, int T>
 struct Walk {
   const RingJob& job;
   RingShared<N, R> shared;
@@ -53,8 +53,8 @@ struct ItemPlace {
   int index;   // of the segment
   int head;
 
-  template <int N, int R>
-  __device__ ItemPlace(const Walk<N, R>& walk, int turn)
+  template <int N, int R, int T>
+  __device__ ItemPlace(const Walk<N, R, T>& walk, int turn)
       : number(walk.shared.team() + turn * walk.job.teams),
         index(number - walk.shared.segment().first),
         head(walk.shared.segment().head + index) {}
@@ -161,8 +161,8 @@ __device__ void append_segment(const RingJob& job, RingSegment<N, R>& segment, c
 }
 
 // Asks for what the heads of a row share, by the block's first warp.
-template <int N, int R>
-__device__ void ask_for_segment(const Walk<N, R>& walk, int row, int head) {
+template <int N, int R, int T>
+__device__ void ask_for_segment(const Walk<N, R, T>& walk, int row, int head) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread >= kWarpLanes) return;
   const int group = head / (walk.job.sizes.heads / walk.job.sizes.groups);
@@ -171,8 +171,8 @@ __device__ void ask_for_segment(const Walk<N, R>& walk, int row, int head) {
 }
 
 // Makes the block ready for the items of a segment that begins with `from`; returns its end.
-template <int N, int R>
-__device__ int prepare_segment(const Walk<N, R>& walk, int from, int end, unsigned parity) {
+template <int N, int R, int T>
+__device__ int prepare_segment(const Walk<N, R, T>& walk, int from, int end, unsigned parity) {
   const RingJob& job = walk.job;
   RingSegment<N, R>& segment = walk.shared.segment();
   const int to = segment_end(job, from, end);
@@ -192,35 +192,36 @@ __device__ int prepare_segment(const Walk<N, R>& walk, int from, int end, unsign
 }
 
 // The phases behind the ring's tokens become the state's.
-template <int N>
+template <int T>
 __device__ __forceinline__ void store_base(const RingJob& job, const Team& team,
                                            const RingStep& step, int head,
-                                           const Phases<N>& phases) {
+                                           const Phases<T>& phases) {
   if (team.group > 0) return;
   std::uint32_t* base = job.states.turns + step.slot * job.states.turns_stride +
                         std::int64_t{head} * job.sizes.angles;
 #pragma unroll
-  for (int v = 0; v < kPairs<N>; ++v) {
+  for (int v = 0; v < T; ++v) {
     const int i = v * kPairStep + first_pair(team);
     if (i < job.sizes.angles) base[i] = phases.turns[v];
   }
 }
 
 // Rotations, Q, scores: before the state is there.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void score_item(const RingJob& job, const Team& team, const RingStep& step, int head,
                            TeamMemory<N, R>& memory, RingSegment<N, R>& segment,
                            const RingToken& fresh) {
   const TokenSizes& sizes = job.sizes;
   const int count = step.count;
-  Phases<N> phases(sizes, team, memory.turns(job));
-  phases.move_through(job, team, memory, segment, count);
+  Moves<T> moves(job, team, memory, segment, count);
+  Phases<T> phases(sizes, team, memory.turns(job));
+  phases.move_through(sizes, team, moves);
   if (step.fold) store_base(job, team, step, head, phases);
   phases.move(sizes, team, segment.half_tanh(job, count), fresh.dt);
-  const Rotation<N> rotation(sizes, team, phases.turns, phases.finite);
+  const Rotation<T> rotation(sizes, team, phases.turns, phases.finite);
   Pairs<N> q[R];
   score_new<N, R>(job, team, memory, segment, rotation, count, step.fold ? 0 : count, q);
-  if (!step.fold) score_ring<N, R>(job, team, memory, segment, count, q);
+  if (!step.fold) score_ring<T, N, R>(job, team, memory, segment, count, moves, q);
 }
 
 template <int N>
@@ -229,7 +230,7 @@ __device__ __forceinline__ float* ssm_of(const RingJob& job, const RingStep& ste
 }
 
 // Folds the whole ring into the state.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ __forceinline__ void fold_item(const RingJob& job, const Team& team,
                                           const RingStep& step, int head, TeamMemory<N, R>& memory,
                                           RingSegment<N, R>& segment, int turn,
@@ -237,15 +238,15 @@ __device__ __forceinline__ void fold_item(const RingJob& job, const Team& team,
   const bool mimo = R > 1 || job.sizes.mimo;
 #pragma unroll
   for (int i = 0; i < part.kPieces; ++i) part.load(memory.state + part.offset(mimo, team, i), i);
-  fold(job, team, memory, segment, turn, step.count, part);
+  fold<T>(job, team, memory, segment, turn, step.count, part);
   float* ssm = ssm_of<N>(job, step, head);
 #pragma unroll
   for (int i = 0; i < part.kPieces; ++i) part.store(ssm + part.offset(mimo, team, i), i);
 }
 
 // The state's part of the read-out; where the ring is folded, the state as well.
-template <int N, int R>
-__device__ __forceinline__ void pass_over_state(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ __forceinline__ void pass_over_state(const Walk<N, R, T>& walk, int turn) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
   const RingJob& job = walk.job;
   const Team team;
@@ -254,7 +255,7 @@ __device__ __forceinline__ void pass_over_state(const Walk<N, R>& walk, int turn
   StatePart<N> part(team);
   float sums[R][4] = {};
   if (segment.step.fold) {
-    fold_item(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
+    fold_item<T>(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
     const float* q = memory.q[team.warp];
 #pragma unroll
     for (int i = 0; i < part.kPieces; ++i) {
@@ -289,18 +290,19 @@ __device__ __forceinline__ unsigned parity_of(int turn) {
   return static_cast<unsigned>(turn) & 1u;
 }
 
-template <int N, int R>
-__device__ void score_item(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void score_item(const Walk<N, R, T>& walk, int turn) {
   const Team team;
   const ItemPlace item(walk, turn);
   TeamMemory<N, R>& memory = walk.shared.own();
   RingSegment<N, R>& segment = walk.shared.segment();
   barrier_wait(&memory.keys_full, parity_of(turn));
-  score_item(walk.job, team, segment.step, item.head, memory, segment, segment.tokens[item.index]);
+  score_item<T>(walk.job, team, segment.step, item.head, memory, segment,
+                segment.tokens[item.index]);
 }
 
-template <int N, int R>
-__device__ void pass_over_item(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void pass_over_item(const Walk<N, R, T>& walk, int turn) {
   const Team team;
   const ItemPlace item(walk, turn);
   TeamMemory<N, R>& memory = walk.shared.own();
@@ -314,8 +316,8 @@ __device__ void pass_over_item(const Walk<N, R>& walk, int turn) {
   __pipeline_wait_prior(0);
 }
 
-template <int N, int R>
-__device__ void finish_item(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void finish_item(const Walk<N, R, T>& walk, int turn) {
   const Team team;
   const ItemPlace item(walk, turn);
   TeamMemory<N, R>& memory = walk.shared.own();
@@ -333,8 +335,8 @@ __device__ void finish_item(const Walk<N, R>& walk, int turn) {
 
 // What the warp that serves a team does beside each of the three: the item's weights, and requests
 // for the team's next item.
-template <int N, int R>
-__device__ void weigh_item(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void weigh_item(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const ItemPlace item(walk, turn);
   TeamMemory<N, R>& memory = walk.shared.own();
@@ -344,15 +346,15 @@ __device__ void weigh_item(const Walk<N, R>& walk, int turn) {
   weigh_entries(walk.job, memory, turn, step.count, step.fold, &segment.tokens[item.index], lane);
 }
 
-template <int N, int R>
-__device__ void ask_during_pass(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void ask_during_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
   if (!walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
 }
 
-template <int N, int R>
-__device__ void ask_after_pass(const Walk<N, R>& walk, int turn) {
+template <int N, int R, int T>
+__device__ void ask_after_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
   walk.ask_for_state(next, lane);
@@ -363,8 +365,8 @@ __device__ void ask_after_pass(const Walk<N, R>& walk, int turn) {
 
 // An item, by a team and the warp that serves it. Both wait for each other at the same places of
 // the program: PTX does not ask for that, but the tool synccheck does.
-template <int N, int R>
-__device__ void take_item(const Walk<N, R>& walk, int turn, bool serves) {
+template <int N, int R, int T>
+__device__ void take_item(const Walk<N, R, T>& walk, int turn, bool serves) {
   serves ? weigh_item(walk, turn) : score_item(walk, turn);
   sync_team(walk.shared.team());
   serves ? ask_during_pass(walk, turn) : pass_over_item(walk, turn);
@@ -373,7 +375,7 @@ __device__ void take_item(const Walk<N, R>& walk, int turn, bool serves) {
 }
 
 // Folds all of an item's ring into the canonical tuple.
-template <int N, int R>
+template <int T, int N, int R>
 __device__ void settle_item(const RingJob& job, const Team& team, const RingStep& step, int head,
                             TeamMemory<N, R>& memory, RingSegment<N, R>& segment) {
   const TokenSizes& sizes = job.sizes;
@@ -381,13 +383,13 @@ __device__ void settle_item(const RingJob& job, const Team& team, const RingStep
   const int last = step.count - 1;
   const bool mimo = R > 1 || sizes.mimo;
   StatePart<N> part(team);
-  fold_item(job, team, step, head, memory, segment, 0, part);
+  fold_item<T>(job, team, step, head, memory, segment, 0, part);
 
-  Phases<N> phases(sizes, team, memory.turns(job));
-  phases.move_through(job, team, memory, segment, last);
+  Phases<T> phases(sizes, team, memory.turns(job));
+  phases.move_through(sizes, team, Moves<T>(job, team, memory, segment, last));
   phases.move(sizes, team, segment.half_tanh(job, last), memory.tokens(job)[last].dt);
   store_base(job, team, step, head, phases);
-  const Rotation<N> rotation(sizes, team, phases.turns, phases.finite);
+  const Rotation<T> rotation(sizes, team, phases.turns, phases.finite);
   if (const int r = team.group; r < R) {
     Pairs<N> k, bias;
     load_pairs<N>(segment.in_b(last) + r * N, team, k);
@@ -411,8 +413,8 @@ __device__ void init_barriers(TeamMemory<N, R>& memory) {
 }
 
 // The rows of the block's items [begin, end), the barriers, and the first requests.
-template <int N, int R>
-__device__ void begin_walk(const Walk<N, R>& walk, int begin, int end, bool serves) {
+template <int N, int R, int T>
+__device__ void begin_walk(const Walk<N, R, T>& walk, int begin, int end, bool serves) {
   const RingJob& job = walk.job;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpLanes;
   const int first_row = begin / job.sizes.heads;
