@@ -1,9 +1,10 @@
-// Before both passes: what follows from the decays of every chunk's tokens, a chunk by a warp.
+// Before both passes: what follows from the decays of every chunk's tokens, a chunk by a warp. And
+// whether chains of heads are walked.
 #pragma once
 
 #include <cstdint>
 
-#include "ops/mamba3_scan_backward/scan_backward_mma_memory_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_mma_chains_cuda.cuh"
 
 namespace mamba3 {
 namespace {
@@ -62,6 +63,11 @@ __global__ void __launch_bounds__(kDecaysThreads)
        index += kDecaysThreads / kWarpLanes) {
     const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
     weigh_tokens<S>(job, at, chunk, *decays_of<S>(job, at, chunk));
+  }
+  if (at.head > 0) return;
+  const bool chained = walks_chains(job, at);
+  for (int t = at.begin + static_cast<int>(threadIdx.x); t < at.end; t += kDecaysThreads) {
+    job.chained[t] = chained;
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/mamba3_scan_backward/scan_backward_mma_chains_cuda.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
 
 namespace mamba3 {
@@ -27,7 +28,7 @@ struct RowGradients {
   static constexpr unsigned kSameRank = 4 * S::kRank;
   static constexpr int kTurnStride = S::kPairs + 4;
   const BackwardMmaJob& job;
-  const MmaPlace& at;
+  const ChainPlace& at;
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
   const __half2* cos_sin;          // [t, turn_stride]
@@ -35,7 +36,7 @@ struct RowGradients {
   Sums<kBlocks> grad_q;
   Sums<kBlocks> grad_k;
 
-  __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const MmaPlace& place,
+  __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const ChainPlace& place,
                                           BackwardMemory<S>& memory, int parity)
       : job(job_in),
         at(place),
@@ -182,7 +183,8 @@ struct RowGradients {
   // What a thread has of a row lies together: see gradient_column().
   __device__ __forceinline__ void write(const BackwardChunk& chunk, const Sums<kBlocks>& d,
                                         __nv_bfloat16* out) const {
-    __nv_bfloat16* to = out + (at.head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
+    __nv_bfloat16* to = out +
+                        (at.first_head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
                         first_column() + 2 * kEighths * (at.lane % 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -192,13 +194,7 @@ struct RowGradients {
       for (int eighth = 0; eighth < kEighths; ++eighth) {
         words[eighth] = pack_bf16(d[eighth][2 * i], d[eighth][2 * i + 1]);
       }
-      if constexpr (kEighths == 4) {
-        __stcs(reinterpret_cast<uint4*>(to + row(i) * S::kState),
-               make_uint4(words[0], words[1], words[2], words[3]));
-      } else {
-        static_assert(kEighths == 2);
-        __stcs(reinterpret_cast<uint2*>(to + row(i) * S::kState), make_uint2(words[0], words[1]));
-      }
+      put_words(words, at.head > at.first_head, to + row(i) * S::kState);
     }
   }
 };

@@ -22,10 +22,14 @@ struct BackwardMmaJob {
   const __nv_bfloat16* grad_y;
   std::int64_t grad_y_stride;
   GradientColumns grads;
+  int zero_columns;  // behind those of angles
   Mamba3StateGradients grad_states;
   HeadSumPlaces places;
+  int multiprocessors;
 
-  void* decays;  // [chunks, h] ChunkDecays
+  int chain;              // heads of one
+  std::uint8_t* chained;  // [t] whether chains were walked by one block
+  void* decays;           // [chunks, h] ChunkDecays
   // Left by the pass forward.
   __half2* cos_sin;       // [h, t, turn_stride(s)]
   __nv_bfloat16* states;  // [chunks, h, n, p] at the start of each chunk: tiles of 64 columns
@@ -33,7 +37,10 @@ struct BackwardMmaJob {
   __nv_bfloat16* grad_b;   // [h, t, r, n] with respect to what the bias is added to
   __nv_bfloat16* grad_c;   // [h, t, r, n]
   float* grad_phase;       // [h, t, s] with respect to the phase
-  float4* grad_numbers;    // [h, t] log decay, now, carry, dt
+  float* grad_log_decay;   // [h, t]
+  float* grad_now;         // [h, t]
+  float* grad_carry;       // [h, t]
+  float* grad_dt;          // [h, t] through the phases; then, of dt_raw
   const int* first_piece;  // [q] a sequence is a piece
   float* head_sums;        // [pieces, h, places.elements]
 };
@@ -161,6 +168,18 @@ struct BackwardMemory : KeyMemory<S> {
   // Of mimo_x, z, o.
   float gate_sums[S::kRank == 1 ? 1 : 3][kRowTiles][S::kRank][kBackwardHeadDim + S::kSumPad];
 
+  // When no chunk is left: the gradient [n, p] of the sequence's first state, rows kStartRow apart,
+  // and that state's k [r, n].
+  static constexpr int kStartRow = kBackwardHeadDim + 1;
+  __device__ __forceinline__ float* start_grad() {
+    static_assert(sizeof(float) * S::kState * kStartRow <= sizeof(q) + sizeof(state) * 2);
+    return reinterpret_cast<float*>(q);
+  }
+  __device__ __forceinline__ float* start_k() {
+    static_assert(sizeof(float) * S::kRank * S::kState <= sizeof(raw_c));
+    return reinterpret_cast<float*>(raw_c);
+  }
+
   __device__ __forceinline__ __half2* cos_sin(int parity, int angles) {
     return reinterpret_cast<__half2*>(this + 1) + parity * S::kTokens * turn_stride(angles);
   }
@@ -218,6 +237,16 @@ __device__ __forceinline__ void open_memory(unsigned char* memory, int bytes, Ke
     barrier_init_done();
   }
   fence_async_proxy();
+  __syncthreads();
+}
+
+// So that it may be opened again.
+template <class S>
+__device__ __forceinline__ void close_memory(KeyMemory<S>& m) {
+  if (threadIdx.x == 0) {
+    barrier_close(&m.rows_came);
+    barrier_close(&m.state_came);
+  }
   __syncthreads();
 }
 

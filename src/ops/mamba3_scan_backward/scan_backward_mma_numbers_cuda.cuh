@@ -148,10 +148,10 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
   for (int i = 0; i < (S::kRank == 1 ? 2 : 1); ++i) {
     const auto token = static_cast<int>((2 * lane + i) / S::kRank);
     if (token >= chunk.tokens) continue;
-    float4* out = job.grad_numbers + at.head * job.scan.tokens + chunk.begin + token;
-    out->x = log_decays.v[i];
-    out->y = now[i] + sources[i];
-    if (chunk.begin + token + 1 < at.end) out[1].z = sources[i];
+    const std::int64_t to = at.head * job.scan.tokens + chunk.begin + token;
+    job.grad_log_decay[to] = log_decays.v[i];
+    job.grad_now[to] = now[i] + sources[i];
+    if (chunk.begin + token + 1 < at.end) job.grad_carry[to + 1] = sources[i];
   }
 }
 

@@ -101,19 +101,31 @@ __device__ float sum_block(BackwardMemory<S>& m, const MmaPlace& at, float value
   return sum;
 }
 
+template <class S>
+__device__ __forceinline__ void keep_start_k(const BackwardMmaJob& job, const MmaPlace& at,
+                                             BackwardMemory<S>& m) {
+  const Mamba3States& states = job.scan.states;
+  const float* k = states.k + at.slot * states.k_stride + std::int64_t{at.head} * S::kState;
+  for (int i = static_cast<int>(threadIdx.x); i < S::kRank * S::kState; i += kBackwardThreads) {
+    const std::int64_t r = i / S::kState;
+    m.start_k()[i] = k[r * job.scan.sizes.heads * S::kState + i % S::kState];
+  }
+}
+
 // The sequence's first state is given the carried term of the token before: that of k, v, carry.
-// `grad` is the gradient of that state, already where it goes. Memory of the chunk is free.
+// Its gradient is kept. Other memory of the chunk is free.
 template <class S>
 __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, BackwardMemory<S>& m) {
   constexpr int kColumns = S::kRank * kBackwardHeadDim;
   const TokenSizes& sizes = job.scan.sizes;
-  const Mamba3States& states = job.scan.states;
   const Mamba3StateGradients& grads = job.grad_states;
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t rank_stride = std::int64_t{sizes.heads} * S::kState;
-  const float* grad = grad_ssm(job, at);
-  const float* k = states.k + at.slot * states.k_stride + std::int64_t{at.head} * S::kState;
-  const float* v = states.v + at.slot * states.v_stride + at.head * kBackwardHeadDim;
+  constexpr int kRow = BackwardMemory<S>::kStartRow;
+  const float* grad = m.start_grad();
+  const float* k = m.start_k();
+  const float* v =
+      job.scan.states.v + at.slot * job.scan.states.v_stride + at.head * kBackwardHeadDim;
   float* grad_k = grads.k + at.slot * grads.k_stride + std::int64_t{at.head} * S::kState;
   float* grad_v = grads.v + at.slot * grads.v_stride + at.head * kBackwardHeadDim;
   const std::int64_t first = at.head * job.scan.tokens + at.begin;
@@ -126,7 +138,7 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
     float sum = 0;
 #pragma unroll 8
     for (int n = 0; n < S::kState; ++n) {
-      sum = fmaf(k[r * rank_stride + n], grad[n * kBackwardHeadDim + p], sum);
+      sum = fmaf(k[r * S::kState + n], grad[n * kRow + p], sum);
     }
     along[thread] = sum;
     spread[thread] = v[p] * m.mimo_x[r][weight_place(p)];
@@ -134,7 +146,7 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
     if constexpr (S::kRank > 1) m.gate_sums[0][0][r][p] += carry * sum * v[p];
   }
   const float grad_carry = sum_block(m, at, own);
-  if (thread == 0) job.grad_numbers[first].z = grad_carry;
+  if (thread == 0) job.grad_carry[first] = grad_carry;
   if (thread < kBackwardHeadDim) {
     float sum = 0;
     for (int r = 0; r < S::kRank; ++r) {
@@ -148,7 +160,7 @@ __device__ void leave_start(const BackwardMmaJob& job, const MmaPlace& at, Backw
     float sum = 0;
 #pragma unroll 8
     for (int p = 0; p < kBackwardHeadDim; ++p) {
-      sum = fmaf(spread[r * kBackwardHeadDim + p], grad[n * kBackwardHeadDim + p], sum);
+      sum = fmaf(spread[r * kBackwardHeadDim + p], grad[n * kRow + p], sum);
     }
     grad_k[r * rank_stride + n] = carry * sum;
   }
@@ -217,15 +229,15 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
 }
 
 template <class S>
-__global__ void __launch_bounds__(kBackwardThreads, 1)
-    backward_walk_kernel(const __grid_constant__ BackwardMmaJob job) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
-  const MmaPlace at(job.scan);
-  if (at.begin >= at.end) return;
+__device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const ChainPlace& at,
+                                          unsigned char* memory, BackwardMemory<S>& m) {
   const TokenSizes& sizes = job.scan.sizes;
   const int last = (at.end - at.begin - 1) / S::kTokens;
   open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
+  request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
+  request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
+  __pipeline_commit();
+  request_state(job, at, BackwardChunk::at<S>(at, last), m);
   load_head(job, at, m, last & 1);
   const GradStateTile<S> tile(at);
   GradState<S> grad;
@@ -235,10 +247,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     a = from[0];
     b = from[1];
   });
-  request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
-  request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
-  __pipeline_commit();
-  request_state(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_wait_prior(0);
   barrier_wait(&m.rows_came, 0);
   __syncthreads();
@@ -278,10 +286,13 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, m);
   }
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
-    float* to = grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
-    to[0] = a;
-    to[1] = b;
+    const int row = place_of(sizes, static_cast<int>(n));
+    float* to = grad_ssm(job, at) + row * kBackwardHeadDim + p;
+    float* kept = m.start_grad() + row * BackwardMemory<S>::kStartRow + p;
+    to[0] = kept[0] = a;
+    to[1] = kept[1] = b;
   });
+  keep_start_k(job, at, m);
   __syncthreads();
   float* angle = job.grad_states.angle + at.slot * job.grad_states.angle_stride +
                  std::int64_t{at.head} * sizes.angles;
@@ -290,6 +301,22 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   }
   leave_start(job, at, m);
   leave_sums(job, at, outputs.skip_sum, m);
+}
+
+// Blocks of a chain's other heads have nothing to do where its first one's walks them all.
+template <class S>
+__global__ void __launch_bounds__(kBackwardThreads, 1)
+    backward_walk_kernel(const __grid_constant__ BackwardMmaJob job) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
+  ChainPlace at(job.scan);
+  if (at.begin >= at.end) return;
+  const int heads = !walks_chains(job, at) ? 1 : at.head % job.chain == 0 ? job.chain : 0;
+#pragma unroll 1
+  for (const int end = at.head + heads; at.head < end; ++at.head) {
+    walk_head<S>(job, at, memory, m);
+    close_memory(m);
+  }
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include "device/kernel_helpers.cuh"
 #include "ops/launch.cuh"
 #include "ops/mamba3_common/mamba3_token.cuh"
-#include "ops/mamba3_scan_backward/scan_backward_columns_cuda.cuh"
+#include "ops/mamba3_scan_backward/scan_backward_norms_cuda.cuh"
 
 namespace mamba3 {
 namespace {
@@ -105,79 +105,33 @@ void add_rows(const PartialRows& job, cudaStream_t stream) {
   check_launch("mamba3_scan_backward: sums over heads");
 }
 
-// What the rows of B, or of C, are finished with.
-struct NormedRows {
-  const float* totals;  // [t, r, g, n]
-  const float* raw;     // [t, r, g, n] rows raw_stride apart
-  const float* weight;  // [n]
-  GradientColumn out;
-};
-
 struct FinishJob {
   NormedRows rows[2];
+  const float* totals[2];  // [t, r, g, n]
   BackwardPieces pieces;
-  std::int64_t raw_stride;
   int rows_per_token;
   int state;
   float* norm_sums;  // [pieces, 2, n]
 };
 
-constexpr int kHeld = kMostState / kWarpLanes;
-
-// row / rms(row) * weight, backward, by one warp; adds to the gradient of the weight. In double:
-// what is left across the row is little where it has few elements.
-__device__ __forceinline__ void norm_row_backward(const NormedRows& rows, const float* raw,
-                                                  const float* grads, int count, int lane,
-                                                  std::int64_t token, std::int64_t column,
-                                                  float (&sums)[kHeld]) {
-  float v[kHeld], grad[kHeld];
-  double squares = 0, along = 0;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int j = i * kWarpLanes + lane;
-    v[i] = j < count ? raw[j] : 0.0f;
-    grad[i] = j < count ? grads[j] : 0.0f;
-    const double weighted = double{grad[i]} * (j < count ? rows.weight[j] : 0.0f);
-    squares = fma(double{v[i]}, double{v[i]}, squares);
-    along = fma(weighted, double{v[i]}, along);
-  }
-  const double scale = 1.0 / sqrt(warp_sum(squares) / count + kBcNormEps);
-  along = warp_sum(along) * scale * scale / count;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int j = i * kWarpLanes + lane;
-    if (j >= count) continue;
-    const double weighted = double{grad[i]} * rows.weight[j];
-    rows.out.put(token, column + j, static_cast<float>((weighted - along * v[i]) * scale));
-    sums[i] = fmaf(grad[i], static_cast<float>(v[i] * scale), sums[i]);
-  }
-}
-
 // A block takes a piece's rows of B or of C.
 __global__ void __launch_bounds__(kSumThreads) finish_rows_kernel(const FinishJob job) {
   __shared__ float shared[kSumWarps][kMostState];
   const NormedRows rows = job.rows[blockIdx.y];
+  const float* totals = job.totals[blockIdx.y];
   const BackwardPiece piece = job.pieces.pieces[blockIdx.x];
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  float sums[kHeld] = {};
+  NormSums<kMostState> sums{};
   const int count = (piece.end - piece.begin) * job.rows_per_token;
   for (int row = warp; row < count; row += kSumWarps) {
     const std::int64_t token = piece.begin + row / job.rows_per_token;
     const std::int64_t column = std::int64_t{row % job.rows_per_token} * job.state;
-    norm_row_backward(rows, rows.raw + token * job.raw_stride + column,
-                      rows.totals + token * job.rows_per_token * job.state + column, job.state,
+    norm_row_backward(rows, totals + token * job.rows_per_token * job.state + column, job.state,
                       lane, token, column, sums);
   }
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) shared[warp][i * kWarpLanes + lane] = sums[i];
-  __syncthreads();
-  float* out = job.norm_sums + (std::int64_t{blockIdx.x} * 2 + blockIdx.y) * job.state;
-  for (int j = static_cast<int>(threadIdx.x); j < job.state; j += kSumThreads) {
-    float sum = 0;
-    for (int i = 0; i < kSumWarps; ++i) sum += shared[i][j];
-    out[j] = sum;
-  }
+  tell_norm_sums(sums, job.state, shared,
+                 job.norm_sums + (std::int64_t{blockIdx.x} * 2 + blockIdx.y) * job.state);
 }
 
 struct AnglesJob {
@@ -352,10 +306,11 @@ void finish_shared_columns(const Mamba3ScanBackwardArgs& args, const BackwardPie
   const Mamba3Columns& in = args.columns;
   const GradientColumns out = gradient_columns(args.dims, args.grad_columns);
   FinishJob job{};
-  job.rows[0] = {totals.grad_b, in.in_b, args.params.in_b_norm, out.in_b};
-  job.rows[1] = {totals.grad_c, in.out_c, args.params.out_c_norm, out.out_c};
+  job.rows[0] = {in.in_b, in.row_stride, args.params.in_b_norm, out.in_b};
+  job.rows[1] = {in.out_c, in.row_stride, args.params.out_c_norm, out.out_c};
+  job.totals[0] = totals.grad_b;
+  job.totals[1] = totals.grad_c;
   job.pieces = pieces;
-  job.raw_stride = in.row_stride;
   job.rows_per_token = static_cast<int>(args.dims.rank * args.dims.groups);
   job.state = static_cast<int>(args.dims.state);
   job.norm_sums = norm_sums;
