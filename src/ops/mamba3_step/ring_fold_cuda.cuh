@@ -26,13 +26,13 @@ struct StatePart {
     const int row = mimo ? pair + number % 2 * (N / 2) : 2 * pair + number % 2 * kLanePairs;
     return row * kHeadDim + column;
   }
+  __device__ __forceinline__ void load(const float* from, int piece) {
+#pragma unroll
+    for (int i = 0; i < kLanePairs; ++i) load_vector<4>(from + i * kHeadDim, h[piece][i]);
+  }
   __device__ __forceinline__ void load(const float* state, bool mimo, const Team& team) {
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const float* from = state + offset(mimo, team, piece);
-#pragma unroll
-      for (int i = 0; i < kLanePairs; ++i) load_vector<4>(from + i * kHeadDim, h[piece][i]);
-    }
+    for (int piece = 0; piece < kPieces; ++piece) load(state + offset(mimo, team, piece), piece);
   }
   // In assembly, because the compiler makes four stores of one.
   __device__ __forceinline__ void store(float* to, int piece) const {

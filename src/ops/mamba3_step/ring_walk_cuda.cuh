@@ -29,9 +29,11 @@ struct Walk {
     const int row = item / job.sizes.heads;
     body(step_of(row), item - row * job.sizes.heads);
   }
-  // For the team's own memory, by one warp.
-  __device__ void ask_for_state(int number, int lane) const {
+  // For the team's own memory, by one warp. wait(): until its place is free, when all is known.
+  template <class Wait>
+  __device__ void ask_for_state(int number, int lane, const Wait& wait) const {
     with_item(number, [&](const RingStep& step, int head) {
+      wait();
       if (lane == 0) request_state(job, step, head, shared.own());
     });
   }
@@ -40,8 +42,10 @@ struct Walk {
       request_keys(job, step, head, shared.own(), lane);
     });
   }
-  __device__ void ask_for_values(int number, int lane) const {
+  template <class Wait>
+  __device__ void ask_for_values(int number, int lane, const Wait& wait) const {
     with_item(number, [&](const RingStep& step, int head) {
+      wait();
       request_values(job, step, head, shared.own(), lane);
     });
   }
@@ -242,8 +246,8 @@ __device__ __forceinline__ void fold_item(const RingJob& job, const Team& team,
   for (int i = 0; i < part.kPieces; ++i) part.store(ssm + part.offset(mimo, team, i), i);
 }
 
-// The state's part of the read-out; where the ring is folded, the state as well. The warp takes its
-// quarter at once, so that the next item's state can come meanwhile.
+// The state's part of the read-out; where the ring is folded, the state as well. A fold takes the
+// state at once, so that the next can come meanwhile; a pass that only reads it is over too soon.
 template <int N, int R, int T>
 __device__ __forceinline__ void pass_over_state(const Walk<N, R, T>& walk, int turn) {
   constexpr int kQuarter = TeamMemory<N, R>::kQuarter;
@@ -252,16 +256,24 @@ __device__ __forceinline__ void pass_over_state(const Walk<N, R, T>& walk, int t
   TeamMemory<N, R>& memory = walk.shared.own();
   RingSegment<N, R>& segment = walk.shared.segment();
   StatePart<N> part(team);
-  part.load(memory.state, R > 1 || job.sizes.mimo, team);
-  arrive_warp(&memory.state_free, team.lane);
-  if (segment.step.fold) {
-    fold_item<T>(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
-  }
-  float sums[R][4] = {};
+  const bool mimo = R > 1 || job.sizes.mimo;
   const float* q = memory.q[team.warp];
+  float sums[R][4] = {};
+  if (segment.step.fold) {
+    part.load(memory.state, mimo, team);
+    arrive_warp(&memory.state_free, team.lane);
+    fold_item<T>(job, team, segment.step, ItemPlace(walk, turn).head, memory, segment, turn, part);
 #pragma unroll
-  for (int i = 0; i < part.kPieces; ++i) {
-    for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
+    for (int i = 0; i < part.kPieces; ++i) {
+      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < part.kPieces; ++i) {
+      part.load(memory.state + part.offset(mimo, team, i), i);
+      for (int r = 0; r < R; ++r) part.read(q + r * kQuarter, i, sums[r]);
+    }
+    arrive_warp(&memory.state_free, team.lane);
   }
   store_read_out<N, R>(team, memory, part, sums);
 }
@@ -343,18 +355,22 @@ template <int N, int R, int T>
 __device__ void ask_during_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
-  if (!walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
-  barrier_wait(&walk.shared.own().state_free, parity_of(turn));
-  walk.ask_for_state(next, lane);
+  if (!walk.shared.segment().step.fold) return walk.ask_for_keys(next, lane);
+  walk.ask_for_state(next, lane,
+                     [&] { barrier_wait(&walk.shared.own().state_free, parity_of(turn)); });
 }
 
 template <int N, int R, int T>
 __device__ void ask_after_pass(const Walk<N, R, T>& walk, int turn) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int next = ItemPlace(walk, turn).number + walk.job.teams;
-  if (walk.shared.segment().step.fold) walk.ask_for_keys(next, lane);
-  barrier_wait(&walk.shared.own().values_free, parity_of(turn));
-  walk.ask_for_values(next, lane);
+  if (walk.shared.segment().step.fold) {
+    walk.ask_for_keys(next, lane);
+  } else {
+    walk.ask_for_state(next, lane, [] {});
+  }
+  walk.ask_for_values(next, lane,
+                      [&] { barrier_wait(&walk.shared.own().values_free, parity_of(turn)); });
 }
 
 // An item, by a team and the warp that serves it. Both wait for each other at the same places of
@@ -430,9 +446,10 @@ __device__ void begin_walk(const Walk<N, R, T>& walk, int begin, int end, bool s
   __syncthreads();
   if (serves) {
     const int team = walk.shared.team();
-    walk.ask_for_state(team, lane);
+    const auto is_free = [] {};
+    walk.ask_for_state(team, lane, is_free);
     walk.ask_for_keys(team, lane);
-    walk.ask_for_values(team, lane);
+    walk.ask_for_values(team, lane, is_free);
   }
   ask_for_segment(walk, first_row, begin - first_row * job.sizes.heads);
 }
