@@ -361,10 +361,11 @@ TEST(CudaFusedLinear, TwoProductsShareANorm) {
     for (const std::int64_t width : {512, 1280, 2304}) {  // parts of a row: 2, 5, 9
       expect_right({33, 328, width, 296, swiglu});
     }
-    // Stages of the residual's way to the L2: none, some, all; and several tiles a block.
+    // Stages in which the residual comes to the L2: none, some, all.
     for (const std::int64_t k : {8, 1032, 2056}) expect_right({131, k, 256, 264, swiglu});
-    expect_right({4400, 136, 1024, 264, swiglu});
   }
+  // More tiles than a card has multiprocessors.
+  expect_right({4400, 72, 1024, 8, true});
 }
 
 TEST(CudaFusedLinear, ASharedNormsRowsDoNotDependOnTheOthers) {

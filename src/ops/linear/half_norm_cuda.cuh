@@ -94,8 +94,8 @@ struct ResidualRows {
     weight = job.weight + column;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      from[i] = job.residual + std::int64_t{min(row(first_row, i), job.rows - 1)} * job.stride +
-                column;
+      from[i] =
+          job.residual + std::int64_t{min(row(first_row, i), job.rows - 1)} * job.stride + column;
     }
 #pragma unroll
     for (int strip = 0; strip < kAhead; ++strip) load(strip);
@@ -105,10 +105,9 @@ struct ResidualRows {
   __device__ __forceinline__ void add(const ResidualJob& job, int first_row, int out, int strip,
                                       int i, uint4 sums) {
     const float(&before)[kColumns] = old[strip % kAhead][i];
-    float values[kColumns] = {before[0] + __uint_as_float(sums.x),
-                              before[1] + __uint_as_float(sums.y),
-                              before[2] + __uint_as_float(sums.z),
-                              before[3] + __uint_as_float(sums.w)};
+    float values[kColumns] = {
+        before[0] + __uint_as_float(sums.x), before[1] + __uint_as_float(sums.y),
+        before[2] + __uint_as_float(sums.z), before[3] + __uint_as_float(sums.w)};
     const bool exists = row(first_row, i) < job.rows;
     if (exists) store_vector<kColumns>(values, const_cast<float*>(from[i]) + strip * kStripColumns);
 #pragma unroll
@@ -125,7 +124,8 @@ struct ResidualRows {
   }
 
   // After the last strip.
-  __device__ __forceinline__ void put_squares(const ResidualJob& job, int first_row, int out) const {
+  __device__ __forceinline__ void put_squares(const ResidualJob& job, int first_row,
+                                              int out) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const float sum = lanes_sum<8>(squares[i]);
@@ -134,8 +134,12 @@ struct ResidualRows {
     }
   }
 
-  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
-  __device__ __forceinline__ static int row(int first, int i) { return first + lane() / 8 + 4 * i; }
+  __device__ __forceinline__ static int lane() {
+    return static_cast<int>(threadIdx.x) % kWarpLanes;
+  }
+  __device__ __forceinline__ static int row(int first, int i) {
+    return first + lane() / 8 + 4 * i;
+  }
 
  private:
   __device__ __forceinline__ void load(int strip) {
