@@ -7,9 +7,11 @@
 
 namespace mamba3 {
 
-// The first half of a norm that two products share: the one before it makes it, of the sums that
-// join y, and the one behind it the other half (FusedLinearArgs::squares). Nothing reads the
-// residual for the norm alone.
+// The first half of a norm that two products share. With s = mean(y^2) of a row,
+//     w2 rms_norm(y) = w2 (y * weight) / sqrt(s + eps):
+// the product that adds onto y leaves y * weight, rounded to bf16 as a whole norm would be, and the
+// squares; the one behind it, of w2, divides (FusedLinearArgs::squares). So nothing reads y for the
+// norm alone. Squares are summed in fp32: rows with numbers of 1e19 and more become zeros or NaN.
 struct HalfNorm {
   const float* weight = nullptr;  // [n], of the norm; null: there is no half norm
   Matrix scaled;                  // [rows, n]  bf16: y * weight
@@ -32,10 +34,10 @@ struct FusedLinearArgs {
   // Half norms, on kGemm and only where takes_half_norm says so.
   HalfNorm half_norm;              // of y, which is added to
   const float* squares = nullptr;  // [rows, k / kNormPart]: of x, which is a HalfNorm's `scaled`;
-                                   // w x is multiplied by 1 / sqrt(mean square + norm_eps)
+                                   // what is summed is divided by sqrt(mean square + norm_eps)
 };
 
-// The norm gives the bits of rms_norm whether it is part of the kernel or not. How a row's bits
+// A whole norm gives the bits of rms_norm whether it is part of the kernel or not. How a row's bits
 // depend on the number of rows: as in linear.
 void fused_linear(const FusedLinearArgs& args, Context& ctx);
 
