@@ -351,7 +351,7 @@ bool takes_outputs(const FusedLinearArgs& args) {
   const bool on_16_bytes = tensor_map_takes(args.y);
   if (half.weight != nullptr) {
     return on_16_bytes && args.squares == nullptr && args.y.shape[1] % kNormPart == 0 &&
-           tensor_map_takes(half.scaled) && reinterpret_cast<std::uintptr_t>(half.weight) % 8 == 0;
+           tensor_map_takes(half.scaled) && reinterpret_cast<std::uintptr_t>(half.weight) % 16 == 0;
   }
   if (!on_16_bytes || !args.y.is_bf16()) return false;
   if (args.squares != nullptr && args.x.shape[1] % kNormPart != 0) return false;
