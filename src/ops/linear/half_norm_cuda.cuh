@@ -61,19 +61,20 @@ __device__ __forceinline__ float lanes_sum(float v) {
   return v;
 }
 
-// By the four lanes of a quad. Rows beyond the last get its scale.
-__device__ __forceinline__ float scale_of_row(const RowScales& of, int row) {
-  const float* const squares = of.squares + std::int64_t{min(row, of.rows - 1)} * of.parts;
-  float sum = 0;
-#pragma unroll 2
-  for (int i = static_cast<int>(threadIdx.x) % 4; i < of.parts; i += 4) sum += squares[i];
-  return rsqrtf(fmaf(lanes_sum<4>(sum), of.of_mean, of.eps));
-}
-
-// As the fragments of wgmma have them, of rows `row` and row + 8.
+// As the fragments of wgmma have them: of rows `row` and row + 8, by the four lanes of a quad. Rows
+// beyond the last get its scale.
 __device__ __forceinline__ float2 scales_of_rows(const RowScales& of, int row) {
   if (of.squares == nullptr) return make_float2(1, 1);
-  return make_float2(scale_of_row(of, row), scale_of_row(of, row + 8));
+  const float* const first = of.squares + std::int64_t{min(row, of.rows - 1)} * of.parts;
+  const float* const second = of.squares + std::int64_t{min(row + 8, of.rows - 1)} * of.parts;
+  float2 sums = make_float2(0, 0);
+#pragma unroll 2
+  for (int i = static_cast<int>(threadIdx.x) % 4; i < of.parts; i += 4) {
+    sums.x += first[i];
+    sums.y += second[i];
+  }
+  return make_float2(rsqrtf(fmaf(lanes_sum<4>(sums.x), of.of_mean, of.eps)),
+                     rsqrtf(fmaf(lanes_sum<4>(sums.y), of.of_mean, of.eps)));
 }
 
 // A thread's part of 16 rows of the residual, which go by in strips of 32 columns: four columns of
