@@ -31,6 +31,13 @@ __device__ __forceinline__ void load_box(void* to_shared, const CUtensorMap& map
       : "memory");
 }
 
+// The box into the L2, for whoever reads it soon.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map),
+               "r"(column), "r"(row)
+               : "memory");
+}
+
 __device__ __forceinline__ void store_box(const CUtensorMap& map, int column, int row,
                                           const void* from_shared) {
   asm volatile(

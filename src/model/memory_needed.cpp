@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "model/mixer.h"
 #include "model/segments.h"
+#include "ops/linear/fused_linear.h"
 #include "ops/mamba3_common/mamba3_ring.h"
 #include "ops/mamba3_step/mamba3_step.h"
 
@@ -22,7 +23,8 @@ std::int64_t activation_bytes(const ModelConfig& config) {
   const std::int64_t d = config.width, inner = config.inner(), f = config.mlp_hidden;
   const std::int64_t mixer = config.in_proj_rows() + inner;
   const std::int64_t widest_input = std::max({d, inner, f});
-  return kFloatBytes * (2 * d + std::max(mixer, 3 * f)) + 3 * 2 * widest_input;
+  const std::int64_t residual = 2 * d + d / kNormPart;
+  return kFloatBytes * (residual + std::max(mixer, 3 * f)) + 3 * 2 * widest_input;
 }
 
 std::int64_t bytes_on_device(const TensorSpec& spec, DType dtype) {

@@ -12,7 +12,7 @@ namespace {
 // in_proj's output: all in fp32, or z and x in bf16 and the rest, whose digits count for more, in
 // fp32.
 Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& config,
-                      const Batch& batch, const Mamba3Dims& dims, const ConstMatrix& x,
+                      const Batch& batch, const Mamba3Dims& dims, const float* norm, Stream& stream,
                       ArenaScope& scope, Context& ctx) {
   const std::int64_t e = config.in_proj_rows(), inner = config.inner();
   const std::int64_t split = batch.bf16_activations ? 2 * inner : 0;
@@ -20,19 +20,18 @@ Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& conf
   const TensorView<float, 2> projected(scope.allocate<float>(batch.rows * rest),
                                        {batch.rows, rest});
   FusedLinearArgs in;
-  in.x = x;
   in.w = weights.in_proj;
   in.y = projected;
   in.compute = batch.compute;
   in.path = batch.linear_path();
   if (split == 0) {
-    fused_linear(in, ctx);
+    stream.multiply_normed(in, norm, ctx);
     return split_columns(projected.data, rest, dims);
   }
   auto* zx = scope.allocate<Bf16>(batch.rows * split);
   in.y = TensorView<Bf16, 2>(zx, {batch.rows, split});
   in.rest = projected;
-  fused_linear(in, ctx);
+  stream.multiply_normed(in, norm, ctx);
   Mamba3Columns columns = split_columns(projected.data, rest, dims, true);
   columns.z_bf16 = zx;
   columns.x_bf16 = zx + inner;
@@ -40,12 +39,13 @@ Mamba3Columns project(const Mamba3MixerWeights& weights, const ModelConfig& conf
   return columns;
 }
 
-void forward(const Mamba3MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-             const Mamba3States& states, Stream& stream, Context& ctx) {
+void forward(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& config,
+             const Batch& batch, const Mamba3States& states, Stream& stream, Context& ctx) {
   const Mamba3Dims dims = mixer_dims(config);
   ArenaScope scope(ctx.workspace());
   const Matrix y = allocate_activations(batch, config.inner(), scope);
-  const Mamba3Columns columns = project(weights, config, batch, dims, stream.normed, scope, ctx);
+  const Mamba3Columns columns =
+      project(weights, config, batch, dims, norm.data(), stream, scope, ctx);
   const bool bf16_products = batch.compute == Compute::kBf16;
   mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
                bf16_products, ctx.same_bits()},
@@ -131,9 +131,9 @@ Mamba3Params mixer_params(const Mamba3MixerWeights& w) {
   return out;
 }
 
-void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-                   const Mamba3States& states, Stream& stream, Context& ctx) {
-  std::visit([&](const auto& w) { forward(w, config, batch, states, stream, ctx); }, weights);
+void mixer_forward(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                   const Batch& batch, const Mamba3States& states, Stream& stream, Context& ctx) {
+  std::visit([&](const auto& w) { forward(w, norm, config, batch, states, stream, ctx); }, weights);
 }
 
 void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,

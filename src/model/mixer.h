@@ -18,10 +18,10 @@ void check_layers(const ModelConfig& config, const Context& ctx);
 bool takes_bf16_activations(const ModelConfig& config, const Context& ctx);
 Mamba3Params mixer_params(const Mamba3MixerWeights& weights);
 
-// in_proj of the stream's norm, the recurrence from and to `states`, out_proj; the result joins the
-// stream.
-void mixer_forward(const MixerWeights& weights, const ModelConfig& config, const Batch& batch,
-                   const Mamba3States& states, Stream& stream, Context& ctx);
+// The norm of the stream, in_proj, the recurrence from and to `states`, out_proj; the result joins
+// the stream.
+void mixer_forward(const MixerWeights& weights, Values norm, const ModelConfig& config,
+                   const Batch& batch, const Mamba3States& states, Stream& stream, Context& ctx);
 
 // A step, with the norm before and the sum behind it: residual += the mixer of norm(residual).
 void mixer_step(const MixerWeights& weights, Values norm, const ModelConfig& config,

@@ -11,15 +11,13 @@ void forward(const NoMlpWeights&, const Batch&, Stream&, Context&) {}
 void forward(const SwigluMlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx) {
   const std::int64_t f = weights.fc2.shape[1];
   ArenaScope scope(ctx.workspace());
-  stream.norm(weights.norm.data(), ctx);
   FusedLinearArgs up;
-  up.x = stream.normed;
   up.w = weights.fc1;
   up.y = allocate_activations(batch, f, scope);
   up.swiglu = true;
   up.compute = batch.compute;
   up.path = batch.linear_path();
-  fused_linear(up, ctx);
+  stream.multiply_normed(up, weights.norm.data(), ctx);
   stream.add_product(up.y, weights.fc2, batch, ctx);
 }
 
@@ -51,6 +49,11 @@ void step(const SwigluMlpWeights& weights, const Batch& batch, TensorView<float,
 }
 
 }  // namespace
+
+const float* mlp_norm(const MlpWeights& weights) {
+  const auto* swiglu = std::get_if<SwigluMlpWeights>(&weights);
+  return swiglu == nullptr ? nullptr : swiglu->norm.data();
+}
 
 void mlp_forward(const MlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx) {
   std::visit([&](const auto& w) { forward(w, batch, stream, ctx); }, weights);

@@ -8,6 +8,9 @@
 
 namespace mamba3 {
 
+// The weight [d] of its norm; null where there is no MLP.
+const float* mlp_norm(const MlpWeights& weights);
+
 // norm, fc1, SwiGLU, fc2; the result joins the stream. Without an MLP it stays as it is.
 void mlp_forward(const MlpWeights& weights, const Batch& batch, Stream& stream, Context& ctx);
 

@@ -95,15 +95,20 @@ void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
   Stream stream;
   stream.residual = {scope.allocate<float>(batch.rows * d), {batch.rows, d}};
   if (batch.bf16_activations) {
+    const std::int64_t parts = d / kNormPart;
     stream.normed = allocate_activations(batch, d, scope);
+    stream.squares = {scope.allocate<float>(batch.rows * parts), {batch.rows, parts}};
   } else {
     stream.normed = stream.output = hidden;
   }
   embedding({ids, weights.embedding, stream.residual}, ctx);
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const BlockWeights& block = weights.blocks[l];
-    stream.norm(block.norm.data(), ctx);
-    mixer_forward(block.mixer, config, batch, states.layer(l), stream, ctx);
+    const float* const behind = l + 1 < config.layers ? weights.blocks[l + 1].norm.data() : nullptr;
+    const float* const between = mlp_norm(block.mlp);
+    stream.next_weight = between != nullptr ? between : behind;
+    mixer_forward(block.mixer, block.norm, config, batch, states.layer(l), stream, ctx);
+    stream.next_weight = behind;
     mlp_forward(block.mlp, batch, stream, ctx);
   }
   stream.normed = hidden;

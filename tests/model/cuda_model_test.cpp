@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
+#include "core/tolerance.h"
 #include "mamba3/error.h"
 #include "mamba3/model.h"
 #include "tiny_models.h"
@@ -15,14 +17,15 @@ constexpr double kClose = 1e-4;  // of the largest logit: a few layers of fp32 r
 
 // A model and one sequence of it on one device.
 struct OnDevice {
-  OnDevice(const ModelConfig& config, DeviceKind kind)
+  OnDevice(const ModelConfig& config, DeviceKind kind, DType weights = DType::kF32,
+           const ModelOptions& model_options = {})
       : ctx([&] {
           ContextOptions options;
           options.threads = 1;
           options.device.kind = kind;
           return Context(options);
         }()),
-        model(Model::random(config, DType::kF32, 7, {}, ctx)),
+        model(Model::random(config, weights, 7, model_options, ctx)),
         pool(config, 2, ctx) {}
 
   std::vector<float> read(std::span<const std::int32_t> ids) {
@@ -106,6 +109,33 @@ TEST_P(CudaModel, RefusesStatesOfAnotherDevice) {
   EXPECT_THROW(
       gpu.model->step(ids, slots, cpu.pool, {out.data(), {1, config.padded_vocab()}}, gpu.ctx),
       Error);
+}
+
+// Prompts in bf16 of a model whose norms are shared between products where a kernel does that: as
+// good as a CPU's in bf16, both against fp32.
+TEST(CudaModelInBf16, SharedNormsRoundNoMoreThanWholeOnes) {
+  if (gpu_count() == 0) GTEST_SKIP() << "no GPU";
+  for (const std::int64_t hidden : {640, 0}) {
+    ModelConfig config = tiny_models()[0].config;
+    config.width = 512;
+    config.layers = 3;
+    config.mlp_hidden = hidden;
+    config.mixer.state = 128;
+    config.mixer.head_dim = 64;
+    config.mixer.groups = 1;
+    OnDevice truth(config, DeviceKind::kCpu, DType::kBf16, {ComputeDType::kF32, false});
+    OnDevice naive(config, DeviceKind::kCpu, DType::kBf16, {ComputeDType::kBf16, false});
+    OnDevice gpu(config, DeviceKind::kCuda, DType::kBf16, {ComputeDType::kBf16, false});
+    for (const std::int64_t count : {1, 37, 300}) {
+      const std::vector<std::int32_t> some = random_ids(count, config.vocab, 3);
+      const std::vector<float> got = gpu.read(some), plain = naive.read(some),
+                               right = truth.read(some);
+      const Comparison c = compare(std::span<const float>(got), std::span<const float>(plain),
+                                   std::span<const float>(right), kBf16Rounding);
+      EXPECT_TRUE(c.ok) << hidden << ", " << count << " tokens: off by " << c.error
+                        << ", allowed are " << c.bound;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaModel,

@@ -52,6 +52,15 @@ std::vector<Case> cases(DeviceKind device) {
   if (!gpu) return out;
   out.push_back({"tuned", device, tuned_config(1), ComputeDType::kBf16, rule});
   out.push_back({"tuned_mimo", device, tuned_config(4), ComputeDType::kBf16, rule});
+  // Widths at which products share norms: with one behind each product, and without an MLP.
+  Case wide{"tuned_wide", device, tuned_config(1), ComputeDType::kBf16, rule};
+  wide.config.width = 512;
+  out.push_back(wide);
+  wide.name = "tuned_wide_mimo";
+  wide.config = tuned_config(4);
+  wide.config.width = 256;
+  wide.config.mlp_hidden = 0;
+  out.push_back(wide);
   return out;
 }
 

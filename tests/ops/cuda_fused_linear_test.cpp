@@ -1,9 +1,12 @@
 // Products with what stands around them on a GPU. Skipped where there is no GPU.
 #include <array>
+#include <cmath>
 
+#include "core/tolerance.h"
 #include "fused_linear_case.h"
 #include "gpu_case.h"
 #include "ops/rms_norm/rms_norm.h"
+#include "ops/rms_norm/rms_norm_ref.h"
 
 namespace mamba3 {
 namespace {
@@ -223,6 +226,196 @@ TEST(CudaFusedLinear, PutsTheRestElsewhere) {
       }
     }
   }
+}
+
+// A product that adds onto a residual, and one that reads the norm of the sum.
+struct SharedNorm {
+  FusedCase first, second;  // second.k is first.n
+  FusedData data, weights;  // of `weights` only those of the second
+  std::vector<float> norm;
+  std::vector<double> truth;
+  std::vector<float> naive;  // with a rounded norm
+
+  SharedNorm(std::int64_t rows, std::int64_t k, std::int64_t width, std::int64_t n, bool swiglu)
+      : first(tiled(rows, width, k)),
+        second(behind(rows, width, n, swiglu)),
+        data(first),
+        weights(second),
+        norm(random_floats(width, 8, 0.2f)) {
+    for (float& value : norm) value += 1;
+    make_truth();
+  }
+
+  void make_truth() {
+    const auto normed = rms_norm_ref(data.truth, {norm.begin(), norm.end()}, first.rows, first.n,
+                                     FusedLinearArgs().norm_eps);
+    truth = products(normed);
+    std::vector<double> rounded;
+    for (const double value : normed) {
+      rounded.push_back(to_float(to_bf16(static_cast<float>(value))));
+    }
+    naive.clear();
+    for (const double value : products(rounded)) naive.push_back(static_cast<float>(value));
+  }
+
+ private:
+  static FusedCase tiled(std::int64_t rows, std::int64_t n, std::int64_t k) {
+    FusedCase out = mamba3::tiled(rows, n, k);
+    out.x_is_bf16 = out.accumulate = true;
+    return out;
+  }
+  static FusedCase behind(std::int64_t rows, std::int64_t width, std::int64_t n, bool swiglu) {
+    FusedCase out = mamba3::tiled(rows, n, width);
+    out.x_is_bf16 = out.y_is_bf16 = true;
+    out.swiglu = swiglu;
+    if (!swiglu) out.rest = n - 256;
+    return out;
+  }
+  std::vector<double> products(const std::vector<double>& x) const {
+    const std::int64_t n = second.n, k = second.k;
+    const auto dot = [&](std::int64_t row, std::int64_t out) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < k; ++i) sum += x[row * k + i] * weights.w[out * k + i];
+      return sum;
+    };
+    std::vector<double> out;
+    for (std::int64_t i = 0; i < second.rows * n; ++i) {
+      const double up = dot(i / n, i % n), gate = second.swiglu ? dot(i / n, n + i % n) : 0;
+      out.push_back(second.swiglu ? up * gate / (1 + std::exp(-gate)) : up);
+    }
+    return out;
+  }
+};
+
+struct SharedNormResult {
+  bool taken = false;
+  std::vector<float> residual, out;
+};
+
+// Rows [first_row, the last).
+SharedNormResult run(const SharedNorm& norms, std::int64_t first_row, Context& ctx) {
+  const FusedCase& a = norms.first;
+  const FusedCase& b = norms.second;
+  const std::int64_t rows = a.rows - first_row, outs = b.n - b.rest, parts = a.n / kNormPart;
+  const auto nothing = [&](std::int64_t columns, bool bf16) {
+    return Rows(ctx, std::vector<float>(rows * columns, NAN), rows, columns, kGap, bf16);
+  };
+  Rows x(ctx, {norms.data.x.begin() + first_row * a.k, norms.data.x.end()}, rows, a.k, kGap, true);
+  Rows residual(ctx, {norms.data.before.begin() + first_row * a.n, norms.data.before.end()}, rows,
+                a.n, kGap, false);
+  Rows scaled = nothing(a.n, true), y = nothing(outs, true), rest = nothing(b.rest, false);
+  const GpuArray<std::byte> w_a(ctx, norms.data.weight_bytes(DType::kBf16));
+  const GpuArray<std::byte> w_b(ctx, norms.weights.weight_bytes(DType::kBf16));
+  const GpuArray<float> norm(ctx, all(norms.norm));
+  const GpuArray<float> squares(ctx, all(std::vector<float>(rows * parts + 1, NAN)));
+
+  FusedLinearArgs first;
+  first.x = x.matrix();
+  first.w = {w_a.data(), DType::kBf16, {a.n, a.k}};
+  first.y = residual.matrix();
+  first.accumulate = true;
+  first.half_norm = {norm.data(), scaled.matrix(), squares.data()};
+  FusedLinearArgs second;
+  second.x = scaled.matrix();
+  second.squares = squares.data();
+  second.w = {w_b.data(), DType::kBf16, {b.swiglu ? 2 * b.n : b.n, b.k}};
+  second.y = y.matrix();
+  if (b.rest > 0) second.rest = rest.matrix();
+  second.swiglu = b.swiglu;
+  first.compute = second.compute = Compute::kBf16;
+  first.path = second.path = LinearPath::kGemm;
+  SharedNormResult out;
+  if (!takes_half_norm(first, ctx) || !takes_half_norm(second, ctx)) return out;
+  out.taken = true;
+  fused_linear(first, ctx);
+  fused_linear(second, ctx);
+  out.residual = residual.values();
+  out.out = testing::side_by_side(y.values(), rest.values(), rows);
+  scaled.values();  // looks at the gap
+  std::vector<float> sums;
+  squares.copy_to(sums);
+  EXPECT_TRUE(std::isnan(sums.back())) << "written behind the sums of squares";
+  return out;
+}
+
+bool has_tiles(Context& ctx) {
+  return ctx.gpu()->info().compute_capability == 90;
+}
+
+TEST(CudaFusedLinear, TwoProductsShareANorm) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const auto expect_right = [&](const SharedNorm& norms) {
+    SCOPED_TRACE(norms.first.name() + ", then " + norms.second.name());
+    const SharedNormResult got = run(norms, 0, gpu);
+    ASSERT_EQ(got.taken, has_tiles(gpu));
+    if (!got.taken) return;
+    testing::expect_fused(got.residual, norms.data, norms.first);
+    const Comparison c = compare(all(got.out), all(norms.naive), all(norms.truth), kBf16Rounding);
+    EXPECT_TRUE(c.ok) << "off by " << c.error << ", allowed are " << c.bound;
+  };
+  for (const bool swiglu : {false, true}) {
+    for (const std::int64_t rows : {1, 15, 16, 17, 63, 65, 127, 128, 129, 257}) {
+      expect_right({rows, 72, 256, 264, swiglu});
+    }
+    for (const std::int64_t width : {512, 1280, 2304}) {  // parts of a row: 2, 5, 9
+      expect_right({33, 328, width, 296, swiglu});
+    }
+    // Stages in which the residual comes to the L2: none, some, all.
+    for (const std::int64_t k : {8, 1032, 2056}) expect_right({131, k, 256, 264, swiglu});
+  }
+  // More tiles than a card has multiprocessors.
+  expect_right({4400, 72, 1024, 8, true});
+}
+
+TEST(CudaFusedLinear, ASharedNormsRowsDoNotDependOnTheOthers) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  if (!has_tiles(gpu)) GTEST_SKIP() << "no such kernel";
+  for (const bool swiglu : {false, true}) {
+    SharedNorm norms(300, 200, 512, 264, swiglu);
+    const SharedNormResult together = run(norms, 0, gpu);
+    for (const std::int64_t rows : {1, 17, 128, 129}) {
+      const SharedNormResult got = run(norms, 300 - rows, gpu);
+      EXPECT_TRUE(same_bits(
+          got.residual, {together.residual.end() - rows * norms.first.n, together.residual.end()}));
+      EXPECT_TRUE(
+          same_bits(got.out, {together.out.end() - rows * norms.second.n, together.out.end()}));
+    }
+    // A row that is not finite leaves the others as they are.
+    const std::int64_t bad = 130;
+    norms.data.x[bad * 200 + 7] = NAN;
+    const SharedNormResult spoiled = run(norms, 0, gpu);
+    for (std::int64_t i = 0; i < std::ssize(spoiled.out); ++i) {
+      if (i / norms.second.n == bad) {
+        ASSERT_TRUE(std::isnan(spoiled.out[i])) << i;
+      } else {
+        ASSERT_TRUE(same_bits(&spoiled.out[i], &together.out[i], 1)) << i;
+      }
+    }
+  }
+}
+
+TEST(CudaFusedLinear, SharesNoNormWhereNoKernelDoes) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  for (const std::int64_t width : {8, 264, 384}) {
+    EXPECT_FALSE(run(SharedNorm(5, 72, width, 264, true), 0, gpu).taken);
+  }
+  const GpuArray<float> numbers(gpu, all(std::vector<float>(8192)));
+  FusedLinearArgs args;  // fp32
+  args.x = TensorView<const float, 2>(numbers.data(), {1, 8});
+  args.w = {reinterpret_cast<const std::byte*>(numbers.data()), DType::kF32, {256, 8}};
+  args.y = TensorView<float, 2>(numbers.data() + 4096, {1, 256});
+  args.accumulate = true;
+  args.path = LinearPath::kGemm;
+  args.half_norm = {numbers.data(),
+                    TensorView<Bf16, 2>(reinterpret_cast<Bf16*>(numbers.data()), {1, 256}),
+                    numbers.data()};
+  EXPECT_FALSE(takes_half_norm(args, gpu));
+  EXPECT_NE(error_of([&] { fused_linear(args, gpu); }).find("half a norm"), std::string::npos);
+  args.accumulate = false;
+  EXPECT_NE(error_of([&] { fused_linear(args, gpu); }).find("a sum onto y"), std::string::npos);
 }
 
 TEST(CudaFusedLinear, OtherTypesEqualTheOracle) {

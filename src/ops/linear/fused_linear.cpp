@@ -29,6 +29,20 @@ void check(const FusedLinearArgs& args) {
       "fused_linear: more outputs behind y, which is ", shape_string(args.y.shape), ", are ",
       shape_string(args.rest.shape),
       "; expected fp32 of as many rows, and neither swiglu nor a sum");
+  check_input(
+      args.half_norm.weight == nullptr ||
+          (args.accumulate && args.half_norm.scaled.is_bf16() &&
+           args.half_norm.scaled.shape == args.y.shape && args.half_norm.squares != nullptr),
+      "fused_linear: half a norm of y, which is ", shape_string(args.y.shape), ", goes to ",
+      shape_string(args.half_norm.scaled.shape),
+      "; expected bf16 of the same shape, squares, and a sum onto y");
+  check_input(args.squares == nullptr || (args.x.is_bf16() && args.norm_weight == nullptr),
+              "fused_linear: squares of an x that is fp32 or goes through a whole norm; expected"
+              " the bf16 of half a norm");
+}
+
+bool asks_half_norm(const FusedLinearArgs& args) {
+  return args.half_norm.weight != nullptr || args.squares != nullptr;
 }
 
 // Numbers between two ops.
@@ -97,8 +111,18 @@ void op_by_op(const FusedLinearArgs& args, Context& ctx) {
 
 }  // namespace
 
+bool takes_half_norm(const FusedLinearArgs& args, const Context& ctx) {
+  check(args);
+  return ctx.gpu() && args.path == LinearPath::kGemm && fused_linear_takes_cuda(args, ctx);
+}
+
 void fused_linear(const FusedLinearArgs& args, Context& ctx) {
   check(args);
+  if (asks_half_norm(args) && !takes_half_norm(args, ctx)) {
+    fail(ErrorCode::kUnavailable,
+         "fused_linear: half a norm where no kernel makes it; expected a call that"
+         " takes_half_norm was asked about");
+  }
   if (args.y.elements() == 0 || done_in_slices(args, ctx, fused_linear)) return;
   if (ctx.gpu() && fused_linear_takes_cuda(args, ctx)) {
     const OpTimer timer(ctx, "linear");

@@ -1,8 +1,8 @@
-// Products of many rows with SwiGLU behind them, or with outputs of both types: blocks that stay on
-// their multiprocessor walk over tiles of 128 rows of x by 256 rows of weights. One warp copies x
-// and weights into a ring in shared memory; two warpgroups multiply, 64 rows of x each, and write
-// what they have summed, one while the other still multiplies. Two blocks of a cluster share the
-// weights: each copies half of them for both.
+// Products of many rows with SwiGLU behind them, with outputs of both types, or that begin the norm
+// behind them: blocks that stay on their multiprocessor walk over tiles of 128 rows of x by 256
+// rows of weights. One warp copies x and weights into a ring in shared memory; two warpgroups
+// multiply, 64 rows of x each, and write what they have summed, one while the other still
+// multiplies. Two blocks of a cluster share the weights: each copies half of them for both.
 //
 // A sum runs along k in one order whatever the tile, so a row's bits do not depend on other rows.
 #include <cuda_bf16.h>
@@ -15,6 +15,7 @@
 #include "device/tensor_copy.cuh"
 #include "device/wgmma_widths.cuh"
 #include "ops/launch.cuh"
+#include "ops/linear/half_norm_cuda.cuh"
 #include "ops/linear/linear_tiles_cuda.h"
 #include "ops/tensor_map.h"
 
@@ -23,7 +24,8 @@ namespace {
 
 constexpr int kTileRows = 128;     // of x, in a block
 constexpr int kTileWeights = 256;  // rows of weights
-constexpr int kHalf = 128;         // rows of weights that one block of the cluster copies
+static_assert(kTileWeights == kNormPart);
+constexpr int kHalf = 128;  // rows of weights that one block of the cluster copies
 constexpr int kStages = 4;
 constexpr unsigned kBlocks = 2;  // of a cluster
 constexpr int kGroupRows = 64;   // of x, of a warpgroup
@@ -35,8 +37,10 @@ constexpr int kWarpRows = kGroupRows / 4;
 
 struct TilesJob {
   int rows, outs, k;
-  int gate_rows;             // from a row of weights to that of its gate; 0: no SwiGLU
-  int wide_from;             // outputs from here on are fp32
+  int gate_rows;  // from a row of weights to that of its gate; 0: no SwiGLU
+  int wide_from;  // outputs from here on are fp32
+  RowScales scales;
+  ResidualJob residual;      // of products that begin a norm
   int row_tiles, out_tiles;  // of a cluster
   __host__ __device__ int tile_outs() const { return gate_rows > 0 ? kHalf : kTileWeights; }
 };
@@ -47,6 +51,10 @@ constexpr int kDepth = kTileColumns;  // along k, in a stage
 // Row tiles of clusters whose weights are read at about one time: so much of x stays in the L2.
 constexpr int kBand = 16;
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+// The residual that a tile is added to is fetched to the L2 while the tile is multiplied: so many
+// stages before its end the first of the boxes of 32 columns, another one at every second stage.
+constexpr int kResidualStages = 24;
+constexpr int kResidualBoxes = kTileWeights / 32;
 
 struct alignas(1024) Stage {
   __nv_bfloat16 x[kTileRows * kDepth];
@@ -91,9 +99,17 @@ struct Walk {
   __device__ void next() { index += static_cast<int>(gridDim.x / kBlocks); }
 };
 
+__device__ __forceinline__ void prefetch_residual(const CUtensorMap& residual, int row, int out,
+                                                  int stages_left) {
+  const int box = (kResidualStages - stages_left) / 2;
+  if (stages_left > kResidualStages || stages_left % 2 != 0 || box >= kResidualBoxes) return;
+  prefetch_box(residual, out + box * 32, row);
+}
+
 // One warp: what all tiles of this block read, in the order in which they read it.
+template <bool kAdds>
 __device__ void load_stages(const TilesJob& job, const CUtensorMap& x, const CUtensorMap& w,
-                            Shared& shared) {
+                            const CUtensorMap& residual, Shared& shared) {
   const int rank = static_cast<int>(cluster_rank());
   Position at;
   for (Walk tile; tile.find(job); tile.next()) {
@@ -106,6 +122,9 @@ __device__ void load_stages(const TilesJob& job, const CUtensorMap& x, const CUt
       barrier_arrive_expecting(full, sizeof(Stage));
       load_box(stage.x, x, k, tile.row, full);
       load_box(stage.w + rank * kHalf * kDepth, w, k, weights, full, (1u << kBlocks) - 1);
+      if (kAdds) {
+        prefetch_residual(residual, tile.row, tile.out, (job.k - k + kDepth - 1) / kDepth);
+      }
     }
   }
 }
@@ -116,9 +135,12 @@ __device__ __forceinline__ void release(Shared& shared, int stage) {
   if (lane < kBlocks) barrier_arrive_at(&shared.empty[stage], lane);
 }
 
-// 64 rows of x by a tile's weights, along all of k.
+// 64 rows of x by a tile's weights, along all of k. While the last products are under way it calls
+// `meanwhile`.
+template <class Meanwhile>
 __device__ __forceinline__ void multiply(const TilesJob& job, Shared& shared, int group,
-                                         Position& at, float (&sums)[kTileWeights / 2]) {
+                                         Position& at, float (&sums)[kTileWeights / 2],
+                                         const Meanwhile& meanwhile) {
   const std::uint64_t x0 =
       wgmma_operand(shared_address(shared.stages[0].x + group * kGroupRows * kDepth));
   const std::uint64_t w0 = wgmma_operand(shared_address(shared.stages[0].w));
@@ -135,6 +157,7 @@ __device__ __forceinline__ void multiply(const TilesJob& job, Shared& shared, in
       wgmma_k16(sums, wgmma_further(x, step * 32), wgmma_further(w, step * 32));
     }
     wgmma_commit();
+    if (k + kDepth >= job.k) meanwhile();
     wgmma_wait<1>();
     if (k > 0) release(shared, before);
     before = at.stage;
@@ -207,33 +230,57 @@ __device__ __forceinline__ void put_wide(std::uint32_t to, int lane, const Value
   }
 }
 
-// What a warp has summed of a tile, which begins at (row, out), goes to y.
+// What a warp has summed of a tile, which begins at (row, out), goes to y, multiplied by the scales
+// of the thread's two rows.
 __device__ __forceinline__ void send_tile(const TilesJob& job, const CUtensorMap& narrow,
-                                          const CUtensorMap& wide, int row, int out, Outbox& outbox,
-                                          const float (&sums)[kTileWeights / 2]) {
+                                          const CUtensorMap& wide, int row, int out, float2 scales,
+                                          Outbox& outbox, const float (&sums)[kTileWeights / 2]) {
   if (row >= job.rows) return;
+  const auto value = [&](int i) { return sums[i] * (i % 4 < 2 ? scales.x : scales.y); };
   if (job.gate_rows > 0) {
 #pragma unroll
     for (int c = 0; c < kHalf; c += 64) {
       put_narrow(outbox.open(), outbox.lane,
-                 [&](int i) { return sums[c / 2 + i] * silu_fast(sums[kHalf / 2 + c / 2 + i]); });
+                 [&](int i) { return value(c / 2 + i) * silu_fast(value(kHalf / 2 + c / 2 + i)); });
       outbox.send(narrow, out + c, row);
     }
   } else if (out < job.wide_from) {
 #pragma unroll
     for (int c = 0; c < kTileWeights; c += 64) {
-      put_narrow(outbox.open(), outbox.lane, [&](int i) { return sums[c / 2 + i]; });
+      put_narrow(outbox.open(), outbox.lane, [&](int i) { return value(c / 2 + i); });
       outbox.send(narrow, out + c, row);
     }
   } else {
 #pragma unroll
     for (int c = 0; c < kTileWeights; c += 32) {
-      put_wide(outbox.open(), outbox.lane, [&](int i) { return sums[c / 2 + i]; });
+      put_wide(outbox.open(), outbox.lane, [&](int i) { return value(c / 2 + i); });
       outbox.send(wide, out - job.wide_from + c, row);
     }
   }
 }
 
+// The sums join the residual, and its scaled numbers go to the next product.
+__device__ __forceinline__ void add_tile(const ResidualJob& job, ResidualRows& residual, int row,
+                                         int out, const Outbox& outbox,
+                                         const float (&sums)[kTileWeights / 2]) {
+  const unsigned r = outbox.lane / 8, piece = outbox.lane % 8;
+#pragma unroll
+  for (int strip = 0; strip < ResidualRows::kStrips; ++strip) {
+    const std::uint32_t box = outbox.address + strip % 2 * kOutboxBytes;
+    put_wide(box, outbox.lane, [&](int i) { return sums[strip * 16 + i]; });
+    __syncwarp();
+#pragma unroll
+    for (unsigned i = 0; i < ResidualRows::kRows; ++i) {
+      const unsigned mine = r + 4 * i;
+      const uint4 sum = load_shared_piece(box + mine * kTileRowBytes + ((piece ^ (mine % 8)) << 4));
+      residual.add(job, row, out, strip, static_cast<int>(i), sum);
+    }
+    residual.next(strip);
+  }
+  residual.put_squares(job, row, out);
+}
+
+template <bool kAdds>
 __device__ void multiply_tiles(const TilesJob& job, const CUtensorMap& narrow,
                                const CUtensorMap& wide, Shared& shared) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes - 4, group = warp / 4;
@@ -241,14 +288,25 @@ __device__ void multiply_tiles(const TilesJob& job, const CUtensorMap& narrow,
   Position at;
   float sums[kTileWeights / 2];
   for (Walk tile; tile.find(job); tile.next()) {
-    multiply(job, shared, group, at, sums);
-    send_tile(job, narrow, wide, tile.row + warp * kWarpRows, tile.out, outbox, sums);
+    const int row = tile.row + warp * kWarpRows;
+    if constexpr (kAdds) {
+      ResidualRows residual;
+      multiply(job, shared, group, at, sums, [&] { residual.begin(job.residual, row, tile.out); });
+      if (row < job.rows) add_tile(job.residual, residual, row, tile.out, outbox, sums);
+    } else {
+      float2 scales;
+      multiply(job, shared, group, at, sums,
+               [&] { scales = scales_of_rows(job.scales, row + outbox.lane / 4); });
+      send_tile(job, narrow, wide, row, tile.out, scales, outbox, sums);
+    }
   }
   if (outbox.lane == 0) store_wait_read<0>();
 }
 
 #endif
 
+// kAdds: onto the residual, which is `wide`, and no other output is a tensor map's.
+template <bool kAdds>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_tiles(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
                  const __grid_constant__ CUtensorMap narrow,
@@ -269,12 +327,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < kGroupThreads) {
     wgmma_give_registers<kProducerRegisters>();
     if (threadIdx.x < kWarpLanes) {
-      load_stages(job, x, w, shared);
+      load_stages<kAdds>(job, x, w, wide, shared);
       start_successor();
     }
   } else {
     wgmma_take_registers<kConsumerRegisters>();
-    multiply_tiles(job, narrow, wide, shared);
+    multiply_tiles<kAdds>(job, narrow, wide, shared);
   }
   // A block's memory stays until what its neighbour releases there has arrived.
   cluster_sync();
@@ -288,20 +346,44 @@ int ceil_div(std::int64_t a, std::int64_t b) {
   return static_cast<int>((a + b - 1) / b);
 }
 
+bool takes_outputs(const FusedLinearArgs& args) {
+  const HalfNorm& half = args.half_norm;
+  const bool on_16_bytes = tensor_map_takes(args.y);
+  if (half.weight != nullptr) {
+    return on_16_bytes && args.squares == nullptr && args.y.shape[1] % kNormPart == 0 &&
+           tensor_map_takes(half.scaled) && reinterpret_cast<std::uintptr_t>(half.weight) % 16 == 0;
+  }
+  if (!on_16_bytes || !args.y.is_bf16()) return false;
+  if (args.squares != nullptr && args.x.shape[1] % kNormPart != 0) return false;
+  // A tile is of one type. A plain product is left to cuBLASLt, which is as fast.
+  return args.swiglu || (args.rest.data != nullptr && args.y.shape[1] % kTileWeights == 0 &&
+                         tensor_map_takes(args.rest));
+}
+
+template <bool kAdds>
+void launch(const FusedLinearArgs& args, const TilesJob& job, const CUtensorMap& narrow,
+            const CUtensorMap& wide, Context& ctx) {
+  const ConstMatrix w = TensorView<const Bf16, 2>(reinterpret_cast<const Bf16*>(args.w.data),
+                                                  {args.w.shape[0], args.w.shape[1]});
+  const auto clusters = static_cast<unsigned>(std::min<std::int64_t>(
+      std::int64_t{job.row_tiles} * job.out_tiles, ctx.gpu()->info().multiprocessors / kBlocks));
+  allow_shared(reinterpret_cast<const void*>(linear_tiles<kAdds>), kSharedBytes,
+               "linear's shared memory");
+  launch_dependent("linear: tiles", linear_tiles<kAdds>,
+                   {clusters * kBlocks, kThreads, kSharedBytes, kBlocks}, ctx,
+                   tensor_map(args.x, kTileRows), tensor_map(w, kHalf), narrow, wide, job);
+}
+
 }  // namespace
 
 bool linear_tiles_takes(const FusedLinearArgs& args, const Context& ctx) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   const std::int64_t k = args.x.shape[1];
-  const bool has_rest = args.rest.data != nullptr;
-  // A tile is of one type. A plain product is left to cuBLASLt, which is as fast.
-  const bool fuses = args.swiglu || (has_rest && args.y.shape[1] % kTileWeights == 0 &&
-                                     tensor_map_takes(args.rest));
-  return fuses && args.path == LinearPath::kGemm && ctx.gpu()->info().compute_capability == 90 &&
-         args.compute == Compute::kBf16 && args.x.is_bf16() && args.w.dtype == DType::kBf16 &&
-         args.y.is_bf16() && args.norm_weight == nullptr && k > 0 && k % 8 == 0 &&
-         std::max({args.x.shape[0], args.w.shape[0], k}) <= kMost && tensor_map_takes(args.x) &&
-         tensor_map_takes(args.y) && reinterpret_cast<std::uintptr_t>(args.w.data) % 16 == 0;
+  return takes_outputs(args) && args.path == LinearPath::kGemm &&
+         ctx.gpu()->info().compute_capability == 90 && args.compute == Compute::kBf16 &&
+         args.x.is_bf16() && args.w.dtype == DType::kBf16 && args.norm_weight == nullptr && k > 0 &&
+         k % 8 == 0 && std::max({args.x.shape[0], args.w.shape[0], k}) <= kMost &&
+         tensor_map_takes(args.x) && reinterpret_cast<std::uintptr_t>(args.w.data) % 16 == 0;
 }
 
 void linear_tiles_cuda(const FusedLinearArgs& args, Context& ctx) {
@@ -311,19 +393,18 @@ void linear_tiles_cuda(const FusedLinearArgs& args, Context& ctx) {
   job.k = static_cast<int>(args.x.shape[1]);
   job.gate_rows = args.swiglu ? job.outs : 0;
   job.wide_from = job.outs;
+  job.scales = row_scales(args);
+  job.residual = residual_job(args);
   if (args.rest.data != nullptr) job.outs += static_cast<int>(args.rest.shape[1]);
   job.row_tiles = ceil_div(job.rows, kTileRows * kBlocks);
   job.out_tiles = ceil_div(job.outs, job.tile_outs());
-  const ConstMatrix w = TensorView<const Bf16, 2>(reinterpret_cast<const Bf16*>(args.w.data),
-                                                  {args.w.shape[0], args.w.shape[1]});
+  if (args.half_norm.weight != nullptr) {
+    const CUtensorMap residual = tensor_map(args.y, kTileRows);
+    return launch<true>(args, job, residual, residual, ctx);
+  }
   const CUtensorMap y = tensor_map(args.y, kWarpRows);
   const CUtensorMap wide = args.rest.data != nullptr ? tensor_map(args.rest, kWarpRows) : y;
-  const auto clusters = static_cast<unsigned>(std::min<std::int64_t>(
-      std::int64_t{job.row_tiles} * job.out_tiles, ctx.gpu()->info().multiprocessors / kBlocks));
-  allow_shared(reinterpret_cast<const void*>(linear_tiles), kSharedBytes, "linear's shared memory");
-  launch_dependent("linear: tiles", linear_tiles,
-                   {clusters * kBlocks, kThreads, kSharedBytes, kBlocks}, ctx,
-                   tensor_map(args.x, kTileRows), tensor_map(w, kHalf), y, wide, job);
+  launch<false>(args, job, y, wide, ctx);
 }
 
 }  // namespace mamba3
