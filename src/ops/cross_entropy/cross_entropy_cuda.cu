@@ -8,6 +8,7 @@
 #include "core/arena.h"
 #include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
+#include "device/row_teams.cuh"
 #include "ops/cross_entropy/softmax_loss_cuda.h"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
@@ -57,19 +58,21 @@ struct TakeJob {
   std::int64_t x_stride;
   const std::int32_t* targets;
   void* out;  // [rows, d]
+  std::int64_t rows;
   std::int64_t d;
 };
 
-// x, or zeros where it takes no part. A block a row.
+// x, or zeros where it takes no part.
 template <int V, class X, class Y>
-__global__ void __launch_bounds__(kThreads) take_rows(const TakeJob job) {
+__global__ void __launch_bounds__(kThreads) take_rows(const TakeJob job, const RowTeams teams) {
   start_successor();
   wait_for_predecessor();
-  const std::int64_t row = blockIdx.x;
+  const std::int64_t row = teams.row();
+  if (row >= job.rows) return;
   const bool ignored = job.targets[row] == kIgnoredTarget;
   const X* const from = static_cast<const X*>(job.x) + row * job.x_stride;
   Y* const to = static_cast<Y*>(job.out) + row * job.d;
-  for (std::int64_t i = std::int64_t{threadIdx.x} * V; i < job.d; i += kThreads * V) {
+  for (std::int64_t i = std::int64_t{teams.place()} * V; i < job.d; i += teams.threads * V) {
     float values[V] = {};
     if (!ignored) load_vector<V>(from + i, values);
     store_vector<V>(values, to + i);
@@ -77,24 +80,24 @@ __global__ void __launch_bounds__(kThreads) take_rows(const TakeJob job) {
 }
 
 template <class X, class Y>
-void launch_take(const TakeJob& job, std::int64_t rows, Context& ctx) {
+void launch_take(const TakeJob& job, Context& ctx) {
   const bool vectors = job.d % 4 == 0 && takes_vectors(static_cast<const X*>(job.x), job.x_stride);
+  const RowTeams teams(job.d, vectors ? 4 : 1, kThreads);
   launch_dependent("cross_entropy: taking rows", vectors ? take_rows<4, X, Y> : take_rows<1, X, Y>,
-                   {grid_blocks(rows), kThreads}, ctx, job);
+                   {grid_blocks(job.rows, teams.rows(kThreads)), kThreads}, ctx, job, teams);
 }
 
 // In the type that products multiply.
 Matrix take(const ConstMatrix& x, const std::int32_t* targets, bool bf16, void* to, Context& ctx) {
-  const TakeJob job{x.data, x.stride[0], targets, to, x.shape[1]};
-  const std::int64_t rows = x.shape[0];
+  const TakeJob job{x.data, x.stride[0], targets, to, x.shape[0], x.shape[1]};
   if (!bf16) {
-    launch_take<float, float>(job, rows, ctx);
+    launch_take<float, float>(job, ctx);
     return TensorView<float, 2>(static_cast<float*>(to), x.shape);
   }
   if (x.is_bf16()) {
-    launch_take<__nv_bfloat16, __nv_bfloat16>(job, rows, ctx);
+    launch_take<__nv_bfloat16, __nv_bfloat16>(job, ctx);
   } else {
-    launch_take<float, __nv_bfloat16>(job, rows, ctx);
+    launch_take<float, __nv_bfloat16>(job, ctx);
   }
   return TensorView<Bf16, 2>(static_cast<Bf16*>(to), x.shape);
 }

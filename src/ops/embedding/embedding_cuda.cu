@@ -2,6 +2,7 @@
 
 #include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
+#include "device/row_teams.cuh"
 #include "ops/cuda_ops.h"
 #include "ops/launch.cuh"
 
@@ -12,6 +13,7 @@ constexpr int kThreads = 256;
 
 struct EmbeddingJob {
   const std::int32_t* ids;
+  std::int64_t rows;
   const std::byte* table;
   std::int64_t table_rows;
   std::int64_t d;
@@ -37,18 +39,20 @@ __device__ __forceinline__ void load_widened(const std::uint16_t* from, float (&
   }
 }
 
-// A block a row. Whoever brings ids to the GPU checks them; one that is wrong all the same gives a
-// row of NaNs instead of somebody else's memory.
+// Whoever brings ids to the GPU checks them; one that is wrong all the same gives a row of NaNs
+// instead of somebody else's memory.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) embedding_kernel(const EmbeddingJob job) {
+__global__ void __launch_bounds__(kThreads)
+    embedding_kernel(const EmbeddingJob job, const RowTeams teams) {
   start_successor();
   wait_for_predecessor();
-  const std::int64_t row = blockIdx.x;
+  const std::int64_t row = teams.row();
+  if (row >= job.rows) return;
   const std::int64_t id = job.ids[row];
   const bool known = id >= 0 && id < job.table_rows;
   const T* from = reinterpret_cast<const T*>(job.table) + (known ? id : 0) * job.d;
   float* to = job.y + row * job.y_stride;
-  for (std::int64_t i = std::int64_t{threadIdx.x} * V; i < job.d; i += kThreads * V) {
+  for (std::int64_t i = std::int64_t{teams.place()} * V; i < job.d; i += teams.threads * V) {
     float values[V];
     load_widened<V>(from + i, values);
     for (int v = 0; v < V; ++v) values[v] = known ? values[v] : nanf("");
@@ -57,24 +61,25 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(const EmbeddingJob 
 }
 
 template <class T>
-void launch(const EmbeddingJob& job, unsigned rows, Context& ctx) {
+void launch(const EmbeddingJob& job, Context& ctx) {
   const bool vectors = reinterpret_cast<std::uintptr_t>(job.table) % (4 * sizeof(T)) == 0 &&
                        job.d % 4 == 0 && takes_vectors(job.y, job.y_stride);
+  const RowTeams teams(job.d, vectors ? 4 : 1, kThreads);
   launch_dependent("embedding", vectors ? embedding_kernel<T, 4> : embedding_kernel<T, 1>,
-                   {rows, kThreads}, ctx, job);
+                   {grid_blocks(job.rows, teams.rows(kThreads)), kThreads}, ctx, job, teams);
 }
 
 }  // namespace
 
 void embedding_cuda(const EmbeddingArgs& args, Context& ctx) {
-  const EmbeddingJob job{args.ids.data(),     args.table.data, args.table.shape[0],
-                         args.table.shape[1], args.y.data,     args.y.stride[0]};
-  const unsigned rows = grid_blocks(static_cast<std::int64_t>(args.ids.size()));
-  if (rows == 0 || job.d == 0) return;
+  const EmbeddingJob job{args.ids.data(),     std::ssize(args.ids), args.table.data,
+                         args.table.shape[0], args.table.shape[1],  args.y.data,
+                         args.y.stride[0]};
+  if (job.rows == 0 || job.d == 0) return;
   if (args.table.dtype == DType::kF32) {
-    launch<float>(job, rows, ctx);
+    launch<float>(job, ctx);
   } else {
-    launch<std::uint16_t>(job, rows, ctx);
+    launch<std::uint16_t>(job, ctx);
   }
 }
 

@@ -212,9 +212,11 @@ __global__ void __launch_bounds__(kSumThreads)
   if (i >= elements) return;
   float* to = places.to(i / places.elements, i % places.elements);
   float sum = *to;
+#pragma unroll 16  // memory answers late
   for (int sequence = 0; sequence < sequences; ++sequence) {
     const int first = pieces.first[sequence];
-    if (pieces.first[sequence + 1] > first) sum += sums[std::int64_t{first} * elements + i];
+    const bool is = pieces.first[sequence + 1] > first;
+    sum += is ? sums[std::int64_t{first} * elements + i] : 0.0f;
   }
   *to = sum;
 }
