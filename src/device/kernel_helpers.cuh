@@ -94,6 +94,27 @@ __device__ __forceinline__ double warp_sum(double value) {
   return value;
 }
 
+__device__ __forceinline__ double add_rounded(double a, double b) {
+  return __dadd_rn(a, b);  // never part of a multiply-add
+}
+__device__ __forceinline__ std::int64_t add_rounded(std::int64_t a, std::int64_t b) {
+  return a + b;
+}
+__device__ __forceinline__ int add_rounded(int a, int b) {
+  return a + b;
+}
+
+// The sum of the lane's own value and of those of the lanes below.
+template <class T>
+__device__ __forceinline__ T warp_inclusive_sum(T value, int lane) {
+#pragma unroll
+  for (int step = 1; step < kWarpLanes; step *= 2) {
+    const T below = __shfl_up_sync(0xffffffffu, value, step);
+    if (lane >= step) value = add_rounded(value, below);
+  }
+  return value;
+}
+
 // v * sigmoid(v), with the exponential of a number that is never positive.
 __device__ __forceinline__ float silu(float v) {
   const float e = expf(-fabsf(v));

@@ -158,13 +158,8 @@ __device__ void weigh_tokens(const ChunkedScanJob& job, std::int64_t token, int 
   // What is not a number leaves nothing, and its weights say that it was none.
   const double decay = fmax(numbers.log_decay * kLog2e, kLeastDecay);
   const float broken = isnan(numbers.log_decay) ? nanf("") : 0.0f;
-  std::int64_t sum = __double2ll_rn(decay / kDecayUnit);
-  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-#pragma unroll
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const std::int64_t below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += below;
-  }
+  const std::int64_t sum = warp_inclusive_sum(std::int64_t{__double2ll_rn(decay / kDecayUnit)},
+                                              static_cast<int>(threadIdx.x) % kWarpLanes);
   if (!is) return;
   const std::int64_t to = head * job.tokens + token;
   job.dt[to] = numbers.dt;

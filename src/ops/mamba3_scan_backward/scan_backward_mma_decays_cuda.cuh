@@ -26,11 +26,7 @@ __device__ __forceinline__ void weigh_tokens(const BackwardMmaJob& job, const Mm
   for (int i = 0; i < kOwn; ++i) {
     sums[i] = sum += first + i < chunk.tokens ? job.scan.log_decay[from + first + i] : 0.0;
   }
-#pragma unroll
-  for (unsigned step = 1; step < kWarpLanes; step *= 2) {
-    const double below = __shfl_up_sync(0xffffffffu, sum, step);
-    if (at.lane >= step) sum += below;
-  }
+  sum = warp_inclusive_sum(sum, static_cast<int>(at.lane));
   const double all = __shfl_sync(0xffffffffu, sum, kWarpLanes - 1);
   double before = __shfl_up_sync(0xffffffffu, sum, 1);
   if (at.lane == 0) {

@@ -51,14 +51,6 @@ __device__ __forceinline__ TokenNumbers numbers_of(const BackwardJobCuda& job, i
                        job.columns.decay_raw[at], job.columns.trap_raw[at]);
 }
 
-__device__ __forceinline__ double inclusive_sum(double value, int lane) {
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const double before = __shfl_up_sync(0xffffffffu, value, step);
-    if (lane >= step) value = __dadd_rn(value, before);
-  }
-  return value;
-}
-
 // A warp takes a chunk of one head, which has no more tokens than a warp lanes.
 __global__ void __launch_bounds__(kPrepareThreads) chunk_terms_kernel(const BackwardJobCuda job) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
@@ -83,7 +75,7 @@ __global__ void __launch_bounds__(kPrepareThreads) chunk_terms_kernel(const Back
     }
     terms.source = static_cast<float>(source);
   }
-  terms.sum = inclusive_sum(own.log_decay, lane);
+  terms.sum = warp_inclusive_sum(own.log_decay, lane);
   const double end = __shfl_sync(0xffffffffu, terms.sum, piece.end - piece.begin - 1);
   if (!is_inside) return;
   terms.decay = static_cast<float>(exp(terms.sum));

@@ -15,14 +15,6 @@ constexpr int kSumThreads = 256;
 constexpr int kSumWarps = kSumThreads / kWarpLanes;
 constexpr int kCountThreads = 1024;
 
-__device__ __forceinline__ int warp_inclusive_sum(int value, int lane) {
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, value, step);
-    if (lane >= step) value += before;
-  }
-  return value;
-}
-
 // One block: the sequences' first pieces, a sequence a thread and then the next ones.
 __global__ void __launch_bounds__(kCountThreads)
     count_pieces_kernel(const std::int64_t* cu_seqlens, int sequences, int tokens, int* first) {

@@ -35,11 +35,7 @@ __device__ void take_share(const RingJob& job, const RingShared<N, R>& shared) {
   };
   int own = 0;
   for (int row = first; row < last; ++row) own += heads * cost(row);
-  int until = own;  // of this thread's rows and those before them
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, until, step);
-    if (lane >= step) until += before;
-  }
+  int until = warp_inclusive_sum(own, lane);  // of this thread's rows and those before them
   if (lane == kWarpLanes - 1) shared.shares().warp_costs[warp] = until;
   __syncthreads();
   int all = 0;

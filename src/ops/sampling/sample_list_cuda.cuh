@@ -88,11 +88,7 @@ __device__ inline double sums_before(RowShared& s, const double (&weights)[N],
   double mine = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) mine += weights[i];
-  double up_to = mine;
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    const double other = __shfl_up_sync(0xffffffffu, up_to, step);
-    if (lane >= step) up_to += other;
-  }
+  const double up_to = warp_inclusive_sum(mine, lane);
   __syncthreads();
   if (lane == kWarpLanes - 1) s.warp_sums[warp][0] = up_to;
   __syncthreads();

@@ -150,11 +150,7 @@ __device__ inline void walk(const SampleJob& job, const Row& row, std::int64_t i
   int last = -1;
   for (int i = from; i < to; i += kWarpLanes) {
     const double mine = i + lane < to ? weight_of(i + lane) : 0;
-    double up_to = mine;
-    for (int step = 1; step < kWarpLanes; step *= 2) {
-      const double other = __shfl_up_sync(0xffffffffu, up_to, step);
-      if (lane >= step) up_to += other;
-    }
+    const double up_to = warp_inclusive_sum(mine, lane);
     const unsigned kept = __ballot_sync(0xffffffffu, mine > 0);
     const unsigned crossed = __ballot_sync(0xffffffffu, mine > 0 && before + up_to > target);
     if (kept != 0) last = i + 31 - __clz(static_cast<int>(kept));
