@@ -100,9 +100,9 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
     config.width = 64;
     config.layers = task == Task::kParity ? 1 : 3;
     config.mixer.state = 64;
-    // A few heads, each with a dt of its own: of four runs of parity each, with 2,500 steps a stage
-    // and a width of 32, two with heads of 32 held at length 256, none with heads of 16; a single
-    // head of 64 is slow to find the half turn.
+    // A few heads, each with a dt of its own. Parity at a width of 32, with 2,500 steps a stage, is
+    // right at length 256 in one of four runs with heads of 32 and in none of four with heads of 16
+    // (bench/results/gpu-parity-heads-*.json); a single head of 64 is slow to find the half turn.
     config.mixer.head_dim = 32;
     // Of so few symbols a tied head would shrink with their embeddings as long as guessing is
     // best, and leave no slope to learn by: parity then stays at chance.

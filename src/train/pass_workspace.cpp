@@ -67,18 +67,32 @@ std::size_t product_bytes(std::int64_t n, std::int64_t k, std::int64_t columns,
   return linear_backward_workspace_bytes(args, ctx);
 }
 
+// Where sequences of equal length end, those that a CPU's way back takes at a time and more: the
+// rest is as they are.
+std::vector<std::int64_t> equal_sequences(const PassShape& shape) {
+  constexpr std::int64_t kEnough = 8192;
+  std::vector<std::int64_t> bounds{0};
+  for (std::int64_t i = 1; i <= std::min(shape.sequences, kEnough); ++i) {
+    bounds.push_back(shape.tokens / shape.sequences * i +
+                     shape.tokens % shape.sequences * i / shape.sequences);
+  }
+  return bounds;
+}
+
 std::size_t scan_bytes(const ModelConfig& config, const PassShape& shape, const Context& ctx) {
   const std::int64_t inner = config.inner();
-  // On a CPU, where it hangs on them, for sequences of equal length.
-  std::vector<std::int64_t> bounds;
-  for (std::int64_t i = 0; i <= shape.sequences; ++i) {
-    bounds.push_back(shape.tokens * i / std::max<std::int64_t>(shape.sequences, 1));
-  }
   Nowhere nowhere;
+  std::vector<std::int64_t> bounds;
   Mamba3ScanBackwardArgs args;
   args.dims = mixer_dims(config);
-  args.cu_seqlens = bounds;
-  args.slots = nowhere.numbers<std::int32_t>(shape.sequences);
+  if (ctx.gpu()) {  // where sequences end is not read
+    args.cu_seqlens = nowhere.numbers<std::int64_t>(shape.sequences + 1);
+    args.slots = nowhere.numbers<std::int32_t>(shape.sequences);
+  } else {
+    bounds = equal_sequences(shape);
+    args.cu_seqlens = bounds;
+    args.slots = nowhere.numbers<std::int32_t>(std::ssize(bounds) - 1);
+  }
   args.grad_y = nowhere.rows(shape.tokens, inner, shape.bf16_activations);
   args.bf16_products = shape.bf16_activations;
   if (shape.bf16_activations) {

@@ -35,10 +35,11 @@ class RecordCurve(unittest.TestCase):
                 lines.append({'step': step, 'held_out': 1 + step / 100})
         (self.run_folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n', encoding='utf8')
         (self.run_folder / 'run.yaml').write_text('# mamba3 0.1.0 abc123: mamba3 train -o tiny\n# Again\nsteps: 300\n', encoding='utf8')
-        done = self.record('--baseline', 'tiny=8')
+        done = self.record('--baseline', 'tiny=8', '--driver', '1.2')
         self.assertEqual(done.returncode, 0, done.stderr)
         document = json.loads((self.root / 'bench/results/curves.json').read_text(encoding='utf8'))
-        self.assertEqual((document['command'], document['commit'], document['device']), ('mamba3 train -o tiny', 'abc123', 'a card'))
+        self.assertEqual([document[key] for key in ('command', 'commit', 'device', 'driver')],
+                         ['mamba3 train -o tiny', 'abc123', 'a card', '1.2'])
         values = {row['name']: (row['value'], row['baseline'], row['ratio']) for row in document['rows']}
         self.assertAlmostEqual(values.pop('curve/tiny/loss/step=250')[0], 2.255)  # of steps 201 to 250
         self.assertEqual(values, {'curve/tiny/held-out/step=150': (2.5, None, None),

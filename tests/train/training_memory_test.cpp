@@ -14,7 +14,7 @@ ModelConfig model(bool mimo, std::int64_t mlp) {
   config.mlp_hidden = mlp;
   config.layers = 3;
   config.vocab = 3000;
-  config.mixer.state = 64;
+  config.mixer.state = mimo ? 128 : 64;
   config.mixer.head_dim = 64;
   config.mixer.mimo = mimo;
   config.mixer.rank = mimo ? 4 : 1;
