@@ -150,7 +150,7 @@ void put_task(Options& to, const TaskOptions& task) {
   put(to, "stage-steps", task.stage_steps);
   put(to, "min-length", task.min_length);
   put(to, "eval-length", task.eval_length);
-  if (!task.multiplication) to["no-multiplication"] = {"true"};
+  put(to, "multiplication", task.multiplication);
 }
 
 Options recorded(const TrainStart& start) {

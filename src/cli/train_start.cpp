@@ -80,6 +80,7 @@ TrainRecord record_of_texts(const TrainCommand& command, const Context& ctx) {
   record.options.compute = ctx.gpu() ? Compute::kBf16 : Compute::kF32;
   Schedule& schedule = record.options.schedule;
   schedule.steps = command.steps.value_or(1000);
+  schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
   return record;
 }
 
@@ -96,8 +97,6 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
   }
   check_config(start.config);
   TrainRecord record = task ? task_record(command.task) : record_of_texts(command, ctx);
-  Schedule& schedule = record.options.schedule;
-  schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
   record.options.seed = command.common.seed.value_or(std::random_device{}());
   start.record = with_given(command, std::move(record));
   TrainOptions& options = start.record.options;

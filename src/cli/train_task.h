@@ -16,7 +16,7 @@ namespace mamba3::cli {
 struct TaskCommand {
   std::string name;  // empty: no task, or that of the checkpoint
   std::string stages, rope;
-  bool no_multiplication = false;
+  std::optional<bool> multiplication;
   std::optional<std::int64_t> stage_steps, min_length, eval_length;
   std::optional<std::int64_t> width, layers;
 };
