@@ -102,13 +102,14 @@ void give(CLI::Option& option, const RunFileEntry& entry, const std::string& ori
   check(option.count() == 0, "been given above by its other spelling", "an option once");
   check(!entry.values.empty(), "an empty list", "a value; leave out what is not given");
   check(takes_list(option) || !entry.list, "a list of values", "a single one");
+  Values values = entry.values;
   if (is_flag(option)) {
-    const std::string& value = entry.values.front();
+    std::string& value = values.front();
     check(value == "true" || value == "false", "no truth value", "true or false");
-    if (value == "false") return;
+    value = option.get_flag_value(as_option_name(entry.key), value);
   }
   try {
-    option.add_result(entry.values);
+    option.add_result(values);
     option.run_callback();
   } catch (const CLI::ParseError& error) {
     const std::string found = error.what();

@@ -40,9 +40,10 @@ void add_task_options(CLI::App& app, TaskCommand& command) {
   whole("--min-length", command.min_length, 3, "the shortest sequence (default: 3)");
   whole("--eval-length", command.eval_length, 3,
         "length of the sequences of evaluations (default: 256)");
-  app.add_flag("--multiplication,!--no-multiplication", command.multiplication,
-               "modular arithmetic with *, or with + and - only (default: with it, but not in "
-               "brackets)")
+  app.add_flag_function(
+         "--multiplication,!--no-multiplication",
+         [&command](std::int64_t count) { command.multiplication = count > 0; },
+         "modular arithmetic with *, or with + and - only (default: with it, but not in brackets)")
       ->group(group);
   whole("--width", command.width, 1, "d_model of a new model (default: 64)");
   whole("--layers", command.layers, 1, "its layers (default: 1 for parity, otherwise 3)");
@@ -76,9 +77,8 @@ TrainRecord task_record(const TaskCommand& command) {
 
 void give_task(const TaskCommand& command, std::optional<TaskOptions>& task) {
   if (!task) {
-    const bool any = !command.name.empty() || !command.stages.empty() ||
-                     command.multiplication || command.stage_steps || command.min_length ||
-                     command.eval_length;
+    const bool any = !command.name.empty() || !command.stages.empty() || command.multiplication ||
+                     command.stage_steps || command.min_length || command.eval_length;
     if (!any) return;
     fail(ErrorCode::kUsage,
          "options of a task are given to a training on texts; expected --task at the beginning of "
@@ -106,8 +106,8 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
     // right at length 256 in one of four runs with heads of 32 and in none of four with heads of 16
     // (bench/results/gpu-parity-heads-*.json); a single head of 64 is slow to find the half turn.
     config.mixer.head_dim = 32;
-    // As when the paper was written. To forget nothing in 256 tokens takes a value near 0, which the
-    // heavy tail, 1 / (1 - x), only reaches far out.
+    // As when the paper was written. To forget nothing in 256 tokens takes a value near 0, which
+    // the heavy tail, 1 / (1 - x), only reaches far out.
     config.mixer.a_activation = AActivation::kSoftplus;
     // Between mixers the value of a product of digits has to become an angle.
     if (task != Task::kParity) config.mlp_hidden = 128;

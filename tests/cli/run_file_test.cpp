@@ -128,6 +128,7 @@ TEST_F(RunFileOfTrain, OfATaskIsRunAgain) {
   ASSERT_EQ(first.code, 0) << first.err;
   auto values = written("run");
   EXPECT_EQ(values["stages"], std::vector<std::string>{"5,7"});
+  EXPECT_EQ(values["multiplication"], std::vector<std::string>{"false"});
   EXPECT_EQ(values["width"], std::vector<std::string>{"16"});
   EXPECT_FALSE(values.contains("steps"));
   ASSERT_EQ(run_mamba3({"train", "--resume", folder_ / "run"}).code, 0);
