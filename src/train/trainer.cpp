@@ -29,9 +29,8 @@ Trainer::Trainer(const ModelConfig& config, const TrainOptions& options,
   const std::int64_t lanes = options.carry_states ? options.batch : 0;
   check_input(data_->lanes() == lanes, "the data have ", data_->lanes(),
               " lanes that carry states; expected ", lanes);
-  // The pieces of later steps may be more, and what grows step by step leaves blocks behind that
-  // are too small.
-  if (lanes == 0) return;
+  // Later steps may have more tokens or pieces. What grows step by step leaves blocks behind that
+  // are too small, and on a GPU each new one may wait for all trainings that share it.
   const TrainingMemory need = training_memory_needed(config, options, ctx, data_.get());
   ctx.workspace().reserve(static_cast<std::size_t>(need.pass_bytes));
 }
