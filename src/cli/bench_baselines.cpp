@@ -53,6 +53,8 @@ constexpr Figure kAuthors[] = {
     // GB
     {"train/siso-1.5b/bf16/batch=4/tokens=2048/memory", 41.4},
     // ms
+    {"train/siso-1.5b/bf16/scan, forward and backward/8x2048", 4.30},
+    {"train/mimo-1.5b/bf16/scan, forward and backward/8x2048", 17.8},
     {"table6/siso/state=128/fp32/kernel", 0.190},
     {"table6/siso/state=128/bf16/kernel", 0.096},
     {"table6/mimo/state=128/fp32/kernel", 0.203},

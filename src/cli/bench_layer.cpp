@@ -6,8 +6,10 @@
 #include "cli/bench_timing.h"
 #include "model/mixer.h"
 #include "ops/mamba3_scan/mamba3_scan.h"
+#include "ops/mamba3_scan_backward/mamba3_scan_backward.h"
 #include "ops/mamba3_step/mamba3_ring_ops.h"
 #include "ops/mamba3_step/mamba3_step.h"
+#include "train/layer_states.h"
 
 namespace mamba3::cli {
 namespace {
@@ -49,6 +51,97 @@ class SlotsInTurn {
   std::span<const std::int32_t> slots_;
 };
 
+// Random rows of some sequences, for mamba3_scan and its way back.
+class ScanCase {
+ public:
+  ScanCase(const BenchLayer& layer, Compute compute, const std::vector<std::int64_t>& lengths,
+           Context& ctx)
+      : config_(layer.config()),
+        dims_(layer.dims()),
+        bf16_(layer.has_bf16_activations()),
+        ctx_(ctx),
+        memory_(ctx) {
+    std::vector<std::int64_t> bounds{0};
+    for (const std::int64_t length : lengths) bounds.push_back(bounds.back() + length);
+    const std::int64_t sequences = std::ssize(lengths);
+    tokens_ = bounds.back();
+    args_.dims = dims_;
+    args_.params = layer.params();
+    args_.columns = random_columns();
+    args_.cu_seqlens = memory_.place(bounds);
+    args_.slots = memory_.place(first_numbers(sequences));
+    args_.states = random_states(sequences).states();
+    args_.y = memory_.random_matrix(tokens_, config_.inner(), bf16_);
+    args_.bf16_products = compute == Compute::kBf16;
+    grad_states_ = random_states(sequences).gradients();
+  }
+
+  void forward() { mamba3_scan(args_, ctx_); }
+
+  Mamba3ScanBackwardArgs backward_args() {
+    Mamba3ScanBackwardArgs back;
+    back.dims = dims_;
+    back.params = args_.params;
+    back.columns = args_.columns;
+    back.cu_seqlens = args_.cu_seqlens;
+    back.slots = args_.slots;
+    back.states = args_.states;
+    back.grad_y = memory_.random_matrix(tokens_, config_.inner(), bf16_);
+    back.grad_columns = column_gradients();
+    back.grad_states = grad_states_;
+    back.grad_params = param_gradients();
+    back.bf16_products = bf16_;
+    return back;
+  }
+
+ private:
+  Mamba3Columns random_columns() {
+    const std::int64_t inner = config_.inner();
+    const std::int64_t wide = config_.in_proj_rows() - (bf16_ ? 2 * inner : 0);  // in fp32
+    Mamba3Columns columns =
+        split_columns(memory_.random_floats(tokens_ * wide), wide, dims_, bf16_);
+    if (bf16_) {
+      columns.z_bf16 = memory_.random_bf16(tokens_ * 2 * inner);
+      columns.x_bf16 = columns.z_bf16 + inner;
+      columns.zx_stride = 2 * inner;
+    }
+    return columns;
+  }
+
+  LayerStates random_states(std::int64_t sequences) {
+    return {dims_, sequences, memory_.random_floats(sequences * LayerStates::row_elements(dims_))};
+  }
+
+  Mamba3ColumnGradients column_gradients() {
+    const std::int64_t e = config_.in_proj_rows();
+    if (!bf16_) return split_column_gradients(memory_.floats(tokens_ * e), e, dims_);
+    Mamba3ColumnGradients out;
+    out.rows_bf16 = memory_.random_bf16(tokens_ * e);
+    out.row_stride = e;
+    return out;
+  }
+
+  Mamba3ParamGradients param_gradients() {
+    const std::int64_t h = dims_.heads, rank = h * dims_.rank, n = dims_.state, p = dims_.head_dim;
+    const auto sums = [&](std::int64_t count) { return memory_.random_floats(count); };
+    Mamba3ParamGradients out{sums(h), sums(h), sums(rank * n), sums(rank * n), sums(n), sums(n)};
+    if (dims_.mimo) {
+      for (float** part : {&out.mimo_x, &out.mimo_z, &out.mimo_o}) *part = sums(rank * p);
+    }
+    if (dims_.out_norm) out.out_norm = sums(h * p);
+    return out;
+  }
+
+  const ModelConfig& config_;
+  Mamba3Dims dims_;
+  bool bf16_;
+  Context& ctx_;
+  BenchMemory memory_;
+  std::int64_t tokens_ = 0;
+  Mamba3ScanArgs args_;
+  Mamba3StateGradients grad_states_;
+};
+
 }  // namespace
 
 BenchLayer::BenchLayer(ModelConfig config, Compute compute, Context& ctx)
@@ -67,31 +160,18 @@ bool BenchLayer::has_bf16_activations() const {
 }
 
 double BenchLayer::scan_seconds(const std::vector<std::int64_t>& lengths, std::int64_t repeat) {
-  std::vector<std::int64_t> bounds{0};
-  for (const std::int64_t length : lengths) bounds.push_back(bounds.back() + length);
-  const std::int64_t tokens = bounds.back(), sequences = std::ssize(lengths);
-  const std::int64_t inner = config_.inner();
-  const bool bf16 = has_bf16_activations();
-  const std::int64_t wide = config_.in_proj_rows() - (bf16 ? 2 * inner : 0);  // in fp32
-  BenchMemory memory(ctx_);
-  const TensorView<float, 2> projected = memory.random_rows(tokens, wide);
-  Mamba3Columns columns = split_columns(projected.data, wide, dims_, bf16);
-  if (bf16) {
-    columns.z_bf16 = memory.random_bf16(tokens * 2 * inner);
-    columns.x_bf16 = columns.z_bf16 + inner;
-    columns.zx_stride = 2 * inner;
-  }
-  const Matrix y = memory.random_matrix(tokens, inner, bf16);
-  const StatePool::Impl pool(config_, sequences, ctx_.gpu(), {0, false});
-  const Mamba3ScanArgs args{dims_,
-                            params(),
-                            columns,
-                            memory.place(bounds),
-                            memory.place(first_numbers(sequences)),
-                            pool.layer(0),
-                            y,
-                            compute_ == Compute::kBf16};
-  return time_calls(ctx_, repeat, [&](std::int64_t) { mamba3_scan(args, ctx_); });
+  ScanCase scan(*this, compute_, lengths, ctx_);
+  return time_calls(ctx_, repeat, [&](std::int64_t) { scan.forward(); });
+}
+
+double BenchLayer::scan_and_back_seconds(const std::vector<std::int64_t>& lengths,
+                                         std::int64_t repeat) {
+  ScanCase scan(*this, compute_, lengths, ctx_);
+  const Mamba3ScanBackwardArgs back = scan.backward_args();
+  return time_calls(ctx_, repeat, [&](std::int64_t) {
+    scan.forward();
+    mamba3_scan_backward(back, ctx_);
+  });
 }
 
 Traffic BenchLayer::scan_traffic(const std::vector<std::int64_t>& lengths) const {

@@ -30,6 +30,8 @@ class BenchLayer {
 
   // Seconds of mamba3_scan over sequences of these lengths.
   double scan_seconds(const std::vector<std::int64_t>& lengths, std::int64_t repeat);
+  // The same with mamba3_scan_backward after it.
+  double scan_and_back_seconds(const std::vector<std::int64_t>& lengths, std::int64_t repeat);
   Traffic scan_traffic(const std::vector<std::int64_t>& lengths) const;
   // The fewest products of a chunked scan.
   double scan_flops(std::int64_t tokens) const;

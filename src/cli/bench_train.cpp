@@ -2,8 +2,11 @@
 // alone.
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "cli/bench.h"
+#include "cli/bench_ceilings.h"
+#include "cli/bench_layer.h"
 #include "cli/bench_memory.h"
 #include "cli/bench_model.h"
 #include "cli/bench_timing.h"
@@ -132,6 +135,31 @@ double products_ceiling(const ModelConfig& config, const TrainOptions& train, Co
          training_flops_per_token(config);
 }
 
+// The scan alone, forward and backward: what a training adds to its products. Each product of the
+// scan has two on the way back; the columns are read again there, with y's gradient, and theirs
+// written.
+void measure_scan(const std::string& preset, const BenchOptions& options,
+                  const MachineCeilings& ceilings, BenchReport& report, Context& ctx) {
+  const std::vector<std::int64_t> lengths(ctx.gpu() ? 8 : 1, 2048);
+  const auto tokens = static_cast<std::int64_t>(lengths.size()) * lengths.front();
+  const Compute compute = bench_compute(options);
+  BenchLayer layer(bench_preset(preset), compute, ctx);
+  const Traffic once = layer.scan_traffic(lengths);
+  const double columns = static_cast<double>(layer.config().in_proj_rows() * tokens);
+  const Traffic traffic{2 * once.read + once.written,
+                        once.written + (layer.has_bf16_activations() ? 2 : 4) * columns};
+  BenchRow row;
+  row.name = str("train/", preset, "/", compute == Compute::kBf16 ? "bf16" : "fp32",
+                 "/scan, forward and backward/", lengths.size(), "x", lengths.front());
+  row.value = 1e3 * layer.scan_and_back_seconds(lengths, options.repeat);
+  row.unit = "ms";
+  row.bytes = traffic.bytes();
+  row.flops = 3 * layer.scan_flops(tokens);
+  row.ceiling =
+      1e3 * std::max(ceilings.memory_seconds(traffic), ceilings.product_seconds(*row.flops));
+  report.add(row);
+}
+
 void measure(const TrainCase& which, const BenchOptions& options, BenchReport& report,
              Context& ctx) {
   const ModelConfig config = bench_preset(which.preset);
@@ -175,6 +203,13 @@ void bench_train(const BenchOptions& options, BenchReport& report, Context& ctx)
     // Of its own, so that no other model's workspace is counted as its memory.
     Context own = make_context(options.common, choose_device(options.common));
     measure(which, options, report, own);
+  }
+  const MachineCeilings ceilings(bench_compute(options), ctx);
+  std::set<std::string> seen;
+  for (const TrainCase& which : cases) {
+    if (seen.insert(which.preset).second) {
+      measure_scan(which.preset, options, ceilings, report, ctx);
+    }
   }
 }
 
