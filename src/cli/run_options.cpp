@@ -68,7 +68,9 @@ bool alternative_given(const CLI::App& app, const std::string& name) {
 std::vector<std::string> known_names(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::Option* option : app.get_options()) {
-    if (may_be_in_file(name_of(*option))) names.push_back(name_of(*option));
+    if (!may_be_in_file(name_of(*option))) continue;
+    const std::vector<std::string>& all = option->get_lnames();
+    names.insert(names.end(), all.begin(), all.end());
   }
   return names;
 }

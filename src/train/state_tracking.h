@@ -13,7 +13,7 @@ namespace mamba3 {
 enum class Task : std::uint8_t {
   kParity,                     // of bits
   kModularArithmetic,          // 3*4-1*0=, modulo 5; * binds before + and -
-  kModularArithmeticBrackets,  // ((-2)*(1+3))=, modulo 5: each operation in brackets
+  kModularArithmeticBrackets,  // ((-2)-(1+3))=, modulo 5: each operation in brackets
 };
 
 const char* task_name(Task task);  // "parity", "modular-arithmetic", "modular-arithmetic-brackets"

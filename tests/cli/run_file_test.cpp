@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "cli/program.h"
 
@@ -137,6 +138,28 @@ TEST_F(RunFileOfTrain, OfATaskIsRunAgain) {
   ASSERT_EQ(again.code, 0) << again.err;
   EXPECT_TRUE(read_file(folder_ / "run/model.safetensors") ==
               read_file(folder_ / "again/model.safetensors"));
+}
+
+TEST_F(RunFileOfTrain, AFlagMayBeGivenByItsNegativeName) {
+  nlohmann::ordered_json task{{"task", "modular-arithmetic"},
+                              {"config", folder_ / "config.json"},
+                              {"stages", 5},
+                              {"stage-steps", 1},
+                              {"batch", 2},
+                              {"eval-blocks", 2}};
+  for (const auto& [name, value, multiplies] : {std::tuple{"no_multiplication", true, "false"},
+                                                {"no-multiplication", false, "true"},
+                                                {"multiplication", true, "true"},
+                                                {"multiplication", false, "false"}}) {
+    const std::string run = std::string(name) + multiplies;
+    nlohmann::ordered_json options = task;
+    options.update({{name, value}, {"output", folder_ / run}});
+    const Outcome made = run_mamba3({"train", "--run", put(options)});
+    ASSERT_EQ(made.code, 0) << made.err;
+    EXPECT_EQ(written(run)["multiplication"], std::vector<std::string>{multiplies}) << name;
+  }
+  task.update({{"multiplication", true}, {"no-multiplication", true}, {"output", folder_ / "x"}});
+  expect_error(run_mamba3({"train", "--run", put(task)}), 1, "by its other spelling");
 }
 
 TEST_F(RunFileOfTrain, NamesWhatIsWrongInIt) {

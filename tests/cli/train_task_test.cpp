@@ -65,6 +65,28 @@ TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
   EXPECT_EQ(json::parse(read_file(folder_ / "run/config.json"))["tie_embeddings"], false);
 }
 
+TEST_F(TrainTask, BracketsHaveNoMultiplicationUnlessAskedFor) {
+  const std::pair<const char*, bool> usual[] = {{"modular-arithmetic", true},
+                                                {"modular-arithmetic-brackets", false}};
+  for (const auto& [task, multiplies] : usual) {
+    for (const char* flag : {"", "--multiplication", "--no-multiplication"}) {
+      const std::string run = std::string(task) + flag;
+      std::vector<std::string> more{"--rates", "1e-3", "--json"};
+      if (*flag != '\0') more.emplace_back(flag);
+      const Outcome made = run_mamba3(fresh(task, run, more));
+      ASSERT_EQ(made.code, 0) << made.err;
+      EXPECT_EQ(made.json()["training"]["multiplication"],
+                *flag == '\0' ? multiplies : std::string(flag) == "--multiplication");
+    }
+  }
+}
+
+// Of 12 steps one: what texts have, a fifth, would be two.
+TEST_F(TrainTask, WarmsUpForATenthOfItsSteps) {
+  ASSERT_EQ(run_mamba3(fresh("parity", "run")).code, 0);
+  EXPECT_NE(read_file(folder_ / "run/run.yaml").find("\nwarmup: 1\n"), std::string::npos);
+}
+
 TEST_F(TrainTask, ContinuesBitForBitOverTheStages) {
   for (const char* rope : {"data-dependent", "standard", "none"}) {
     const std::string whole = std::string(rope) + "-whole", cut = std::string(rope) + "-cut";
