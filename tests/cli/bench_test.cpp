@@ -1,6 +1,7 @@
 // bench: rows, files of results, comparisons, the paper's tables.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "cli/bench_baselines.h"
@@ -301,6 +302,22 @@ TEST(Bench, KernelsHaveARowForEachOp) {
     if (found["unit"] != "us") continue;
     EXPECT_GT(found["share_of_ceiling"], 0.0) << found["name"];
   }
+}
+
+TEST(Bench, ATrainingHasItsScanBesideIt) {
+  const Outcome outcome =
+      run_mamba3({"bench", "train", "--preset", "siso-24m", "--device", "cpu", "--dtype", "fp32",
+                  "--batch", "1", "--tokens", "3", "--repeat", "1", "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json document = outcome.json();
+  std::map<std::string, json> rows;
+  for (const json& found : document["rows"]) rows[found["name"]] = found;
+  EXPECT_EQ(rows.at("train/siso-24m/fp32/batch=1/tokens=3/pass")["unit"], "tokens/s");
+  const json& scan = rows.at("train/siso-24m/fp32/scan, forward and backward/1x2048");
+  EXPECT_EQ(scan["unit"], "ms");
+  EXPECT_GT(scan["share_of_ceiling"], 0.0);
+  EXPECT_LT(scan["share_of_ceiling"], 1.0);
+  EXPECT_EQ(cli::authors_figure("train/mimo-1.5b/bf16/scan, forward and backward/8x2048"), 17.8);
 }
 
 TEST(Bench, RefusesACycleOfNothing) {

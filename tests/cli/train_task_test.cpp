@@ -62,7 +62,9 @@ TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
                                    "--stages", "4", "--stage-steps", "2", "--eval-length", "4",
                                    "--eval-blocks", "4", "-o", folder_ / "run"});
   ASSERT_EQ(made.code, 0) << made.err;
-  EXPECT_EQ(json::parse(read_file(folder_ / "run/config.json"))["tie_embeddings"], false);
+  const json config = json::parse(read_file(folder_ / "run/config.json"));
+  EXPECT_EQ(config["tie_embeddings"], false);
+  EXPECT_EQ(config["ssm_cfg"]["a_activation"], "softplus");
 }
 
 TEST_F(TrainTask, BracketsHaveNoMultiplicationUnlessAskedFor) {

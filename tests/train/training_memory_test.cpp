@@ -4,6 +4,8 @@
 #include "core/arena.h"
 #include "model/init.h"
 #include "train/loss_and_gradients.h"
+#include "train/task_source.h"
+#include "train/trainer.h"
 
 namespace mamba3 {
 namespace {
@@ -164,6 +166,25 @@ TEST(TrainingMemory, ARefusalNamesWhatFitsWithoutAWindow) {
   expect_error("not even one window of 2000 tokens fits",
                [&] { check_training_memory(config, options, one / 4, on_cpu()); });
   EXPECT_EQ(largest_accumulate(config, options, 0, on_cpu()), 0);
+}
+
+// The first stage's sequences are short, and the workspace does not grow with the later ones.
+TEST(TrainingMemory, IsReservedForTheLongestStageOfATask) {
+  ModelConfig config = model(false, 128);
+  TaskOptions task;
+  task.stages = {4, 40};
+  task.stage_steps = 2;
+  config.vocab = std::ssize(task_symbols(task.task));
+  TrainOptions options;
+  options.batch = 16;
+  options.length = task.stages.back();
+  Context ctx = on_cpu();
+  Trainer trainer(config, options, training_sequences(task, options.batch, 1), ctx);
+  trainer.assign(init_tensors(config, DType::kF32, 1, ctx).tensors);
+  trainer.step();
+  const std::size_t reserved = ctx.workspace().capacity_bytes();
+  while (trainer.steps() < task.steps()) trainer.step();
+  EXPECT_EQ(ctx.workspace().capacity_bytes(), reserved);
 }
 
 }  // namespace
