@@ -13,7 +13,7 @@ void forward(const SwigluMlpWeights& weights, const Batch& batch, Stream& stream
   ArenaScope scope(ctx.workspace());
   FusedLinearArgs up;
   up.w = weights.fc1;
-  up.y = allocate_activations(batch, f, scope);
+  up.y = allocate_matrix(stream.residual.shape[0], f, batch.bf16_activations, scope);
   up.swiglu = true;
   up.compute = batch.compute;
   up.path = batch.linear_path();

@@ -15,7 +15,6 @@
 #include "model/stream.h"
 #include "model/weights.h"
 #include "ops/embedding/embedding.h"
-#include "ops/gather_rows/gather_rows.h"
 #include "ops/linear/fused_linear.h"
 
 namespace mamba3 {
@@ -23,6 +22,42 @@ namespace {
 
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
+
+// Rows of a segment whose logits are wanted, ascending, and what each is: the sequence that it ends,
+// or an index into logit_tokens.
+struct WantedRows {
+  std::vector<std::int64_t> rows, which;
+};
+
+WantedRows last_rows(const PrefillArgs& args, const Segment& segment) {
+  WantedRows out;
+  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
+    const Piece& piece = segment.pieces[i];
+    if (piece.end != args.cu_seqlens[piece.sequence + 1]) continue;  // the sequence goes on
+    out.which.push_back(piece.sequence);
+    out.rows.push_back(segment.cu_seqlens[i + 1] - 1);
+  }
+  return out;
+}
+
+WantedRows token_rows(const PrefillArgs& args, const Segment& segment) {
+  const auto& tokens = args.logit_tokens;
+  WantedRows out;
+  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
+    const Piece& piece = segment.pieces[i];
+    auto at = std::lower_bound(tokens.begin(), tokens.end(), piece.begin);
+    for (; at != tokens.end() && *at < piece.end; ++at) {
+      out.which.push_back(at - tokens.begin());
+      out.rows.push_back(segment.cu_seqlens[i] + *at - piece.begin);
+    }
+  }
+  return out;
+}
+
+WantedRows wanted_rows(const PrefillArgs& args, const Segment& segment) {
+  if (args.last_logits.data != nullptr) return last_rows(args, segment);
+  return args.on_logits ? token_rows(args, segment) : WantedRows{};
+}
 
 }  // namespace
 
@@ -37,10 +72,10 @@ struct Model::Impl {
   Compute compute() const {
     return options.compute == ComputeDType::kBf16 ? Compute::kBf16 : Compute::kF32;
   }
-  // All layers and the final norm: ids to the head's input `hidden` [rows, d]. Everything lies in
-  // the Context's memory.
+  // All layers and the final norm: ids to the head's input `hidden` [m, d] for `wanted` [m] of the
+  // rows. Everything lies in the Context's memory.
   void read(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
-            TensorView<float, 2> hidden, Context& ctx) const;
+            std::span<const std::int64_t> wanted, TensorView<float, 2> hidden, Context& ctx) const;
   // The same for a step, without the final norm, which is part of the head there.
   void read_step(std::span<const std::int32_t> ids, const Batch& batch, StatePool::Impl& states,
                  TensorView<float, 2> residual, Context& ctx) const;
@@ -52,14 +87,11 @@ struct Model::Impl {
                      TensorView<float, 2> logits, LinearPath path, Context& ctx) const;
   void read_segment(const PrefillArgs& args, const Segment& segment, StatePool::Impl& states,
                     Context& ctx) const;
-  void last_logits(const PrefillArgs& args, const Segment& segment,
+  // hidden: of what is wanted.
+  void last_logits(const PrefillArgs& args, const WantedRows& wanted,
                    TensorView<const float, 2> hidden, Context& ctx) const;
-  void wanted_logits(const PrefillArgs& args, const Segment& segment,
-                     TensorView<const float, 2> hidden, Context& ctx) const;
-  // Logits of some rows of `hidden`, which is normed: logits [rows, padded vocabulary] lie in the
-  // host's memory.
-  void logits_of(TensorView<const float, 2> hidden, std::span<const std::int64_t> rows,
-                 TensorView<float, 2> logits, LinearPath path, Context& ctx) const;
+  void token_logits(const PrefillArgs& args, const WantedRows& wanted,
+                    TensorView<const float, 2> hidden, Context& ctx) const;
   std::vector<Mamba3Params> mixers() const;  // of all layers
   void check_device(const StatePool::Impl& states, const Context& ctx) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
@@ -89,24 +121,30 @@ void check_slots(std::span<const std::int32_t> slots, const StatePool::Impl& sta
 }  // namespace
 
 void Model::Impl::read(std::span<const std::int32_t> ids, const Batch& batch,
-                       StatePool::Impl& states, TensorView<float, 2> hidden, Context& ctx) const {
+                       StatePool::Impl& states, std::span<const std::int64_t> wanted,
+                       TensorView<float, 2> hidden, Context& ctx) const {
   ArenaScope scope(ctx.workspace());
-  const std::int64_t d = config.width;
+  const std::int64_t d = config.width, m = hidden.shape[0];
+  const bool all = m == batch.rows;
+  const auto rows_of = [&](std::int64_t rows, std::int64_t columns) {
+    return TensorView<float, 2>(scope.allocate<float>(rows * columns), {rows, columns});
+  };
   Stream stream;
-  stream.residual = {scope.allocate<float>(batch.rows * d), {batch.rows, d}};
+  stream.residual = rows_of(batch.rows, d);
   if (batch.bf16_activations) {
-    const std::int64_t parts = d / kNormPart;
     stream.normed = allocate_activations(batch, d, scope);
-    stream.squares = {scope.allocate<float>(batch.rows * parts), {batch.rows, parts}};
+    stream.squares = rows_of(batch.rows, d / kNormPart);
   } else {
-    stream.normed = stream.output = hidden;
+    stream.normed = stream.output = all ? hidden : rows_of(batch.rows, d);
   }
   embedding({ids, weights.embedding, stream.residual}, ctx);
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const BlockWeights& block = weights.blocks[l];
-    const float* const behind = l + 1 < config.layers ? weights.blocks[l + 1].norm.data() : nullptr;
+    const bool last = l + 1 == config.layers;
+    const float* const behind = last ? nullptr : weights.blocks[l + 1].norm.data();
     const float* const between = mlp_norm(block.mlp);
     stream.next_weight = between != nullptr ? between : behind;
+    if (last && !all) stream.keep = Stream::Keep{wanted, rows_of(m, d)};
     mixer_forward(block.mixer, block.norm, config, batch, states.layer(l), stream, ctx);
     stream.next_weight = behind;
     mlp_forward(block.mlp, batch, stream, ctx);
@@ -153,62 +191,35 @@ void Model::Impl::head(TensorView<const float, 2> hidden, const float* norm,
   }
 }
 
-void Model::Impl::logits_of(TensorView<const float, 2> hidden, std::span<const std::int64_t> rows,
-                            TensorView<float, 2> logits, LinearPath path, Context& ctx) const {
-  ArenaScope scope(ctx.workspace());
-  const auto count = static_cast<std::int64_t>(rows.size());
-  const TensorView<float, 2> gathered(scope.allocate<float>(count * config.width),
-                                      {count, config.width});
-  gather_rows({hidden, place(rows, scope, ctx), gathered}, ctx);
-  head(gathered, nullptr, logits, path, ctx);
-}
-
 // The sequences that end in a segment are often neighbours, but need not be.
-void Model::Impl::last_logits(const PrefillArgs& args, const Segment& segment,
+void Model::Impl::last_logits(const PrefillArgs& args, const WantedRows& wanted,
                               TensorView<const float, 2> hidden, Context& ctx) const {
-  std::vector<std::int64_t> ending, rows;
-  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
-    const Piece& piece = segment.pieces[i];
-    if (piece.end != args.cu_seqlens[piece.sequence + 1]) continue;  // the sequence goes on
-    ending.push_back(piece.sequence);
-    rows.push_back(segment.cu_seqlens[i + 1] - 1);
-  }
-  const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
+  const std::int64_t v = config.padded_vocab(), all = std::ssize(wanted.rows);
   // Few rows as a rule; but a GPU has the same bits for any number of them on one path only.
   const LinearPath path = ctx.gpu() ? LinearPath::kGemm : LinearPath::kSkinny;
   std::vector<float> apart;
   for (std::int64_t at = 0; at < all; at += kLogitRows) {
-    const std::int64_t count = std::min(kLogitRows, all - at), first = ending[at];
-    const bool neighbours = ending[at + count - 1] - first == count - 1;
+    const std::int64_t count = std::min(kLogitRows, all - at), first = wanted.which[at];
+    const bool neighbours = wanted.which[at + count - 1] - first == count - 1;
     if (!neighbours) apart.resize(static_cast<std::size_t>(count * v));
     const TensorView<float, 2> out = neighbours ? args.last_logits.slice(first, first + count)
                                                 : TensorView<float, 2>(apart.data(), {count, v});
-    logits_of(hidden, std::span(rows).subspan(at, count), out, path, ctx);
+    head(hidden.slice(at, at + count), nullptr, out, path, ctx);
     for (std::int64_t i = 0; i < count && !neighbours; ++i) {
-      std::copy_n(&out(i, 0), v, &args.last_logits(ending[at + i], 0));
+      std::copy_n(&out(i, 0), v, &args.last_logits(wanted.which[at + i], 0));
     }
   }
 }
 
-void Model::Impl::wanted_logits(const PrefillArgs& args, const Segment& segment,
-                                TensorView<const float, 2> hidden, Context& ctx) const {
-  const auto& wanted = args.logit_tokens;
-  std::vector<std::int64_t> which, rows;
-  for (std::size_t i = 0; i < segment.pieces.size(); ++i) {
-    const Piece& piece = segment.pieces[i];
-    auto at = std::lower_bound(wanted.begin(), wanted.end(), piece.begin);
-    for (; at != wanted.end() && *at < piece.end; ++at) {
-      which.push_back(at - wanted.begin());
-      rows.push_back(segment.cu_seqlens[i] + *at - piece.begin);
-    }
-  }
-  const std::int64_t v = config.padded_vocab(), all = std::ssize(rows);
+void Model::Impl::token_logits(const PrefillArgs& args, const WantedRows& wanted,
+                               TensorView<const float, 2> hidden, Context& ctx) const {
+  const std::int64_t v = config.padded_vocab(), all = std::ssize(wanted.rows);
   std::vector<float> logits(static_cast<std::size_t>(std::min(kLogitRows, all) * v));
   for (std::int64_t at = 0; at < all; at += kLogitRows) {
     const auto count = std::min(kLogitRows, all - at);
     const TensorView<float, 2> out(logits.data(), {count, v});
-    logits_of(hidden, std::span(rows).subspan(at, count), out, LinearPath::kGemm, ctx);
-    args.on_logits(std::span(which).subspan(at, count), out);
+    head(hidden.slice(at, at + count), nullptr, out, LinearPath::kGemm, ctx);
+    args.on_logits(std::span(wanted.which).subspan(at, count), out);
   }
 }
 
@@ -227,14 +238,16 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
   batch.bf16_activations = batch.compute == Compute::kBf16 && takes_bf16_activations(config, ctx);
-  const TensorView<float, 2> hidden(scope.allocate<float>(batch.rows * config.width),
-                                    {batch.rows, config.width});
-  read(place<std::int32_t>(ids, scope, ctx), batch, states, hidden, ctx);
+  const WantedRows wanted = wanted_rows(args, segment);
+  const std::int64_t m = std::ssize(wanted.rows);
+  const TensorView<float, 2> hidden(scope.allocate<float>(m * config.width), {m, config.width});
+  read(place<std::int32_t>(ids, scope, ctx), batch, states,
+       place<std::int64_t>(wanted.rows, scope, ctx), hidden, ctx);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     states.positions[slots[i]] += segment.pieces[i].tokens();
   }
-  if (args.last_logits.data != nullptr) last_logits(args, segment, hidden, ctx);
-  if (args.on_logits) wanted_logits(args, segment, hidden, ctx);
+  if (args.last_logits.data != nullptr) return last_logits(args, wanted, hidden, ctx);
+  token_logits(args, wanted, hidden, ctx);
 }
 
 std::vector<Mamba3Params> Model::Impl::mixers() const {
@@ -259,6 +272,8 @@ void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& 
       "cu_seqlens must rise from 0 to the number of ids, ", tokens);
   check_input(args.slots.size() + 1 == cu.size(), args.slots.size(), " slots for ", cu.size() - 1,
               " sequences; expected one each");
+  check_input(args.last_logits.data == nullptr || !args.on_logits,
+              "both kinds of logits are asked for; expected one at most");
   check_slots(args.slots, states);
   check_ids(args.ids);
 }

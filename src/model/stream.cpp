@@ -1,5 +1,6 @@
 #include "model/stream.h"
 
+#include "ops/gather_rows/gather_rows.h"
 #include "ops/rms_norm/rms_norm.h"
 
 namespace mamba3 {
@@ -19,6 +20,20 @@ void Stream::multiply_normed(FusedLinearArgs args, const float* weight, Context&
   }
   has_half_norm = false;
   fused_linear(args, ctx);
+}
+
+Matrix Stream::keep_rows(const Matrix& x, ArenaScope& scope, Context& ctx) {
+  if (!keep) return x;
+  const std::int64_t m = keep->residual.shape[0];
+  const Matrix kept = allocate_matrix(m, x.shape[1], x.is_bf16(), scope);
+  gather_rows({x, keep->rows, kept}, ctx);
+  gather_rows({residual, keep->rows, keep->residual}, ctx);
+  residual = keep->residual;
+  normed = normed.slice(0, m);
+  if (output.data != nullptr) output = output.slice(0, m);
+  if (squares.data != nullptr) squares = squares.slice(0, m);
+  keep.reset();
+  return kept;
 }
 
 void Stream::add_product(const ConstMatrix& x, const TensorRef& w, const Batch& batch,

@@ -1,6 +1,10 @@
 // What runs through the layers of a model: the residual stream, and what the next block reads.
 #pragma once
 
+#include <optional>
+#include <span>
+
+#include "core/arena.h"
 #include "core/matrix.h"
 #include "mamba3/context.h"
 #include "model/batch.h"
@@ -22,11 +26,20 @@ struct Stream {
   TensorView<float, 2> squares;        // [rows, d / kNormPart], with bf16
   const float* next_weight = nullptr;  // [d], of the norm behind the block; null: no block's
   bool has_half_norm = false;          // of the residual as it is
+  // Rows that are wanted behind the last scan, which is the last to need the others, and memory for
+  // their residual. None: all rows are wanted.
+  struct Keep {
+    std::span<const std::int64_t> rows;  // [m]
+    TensorView<float, 2> residual;       // [m, d]
+  };
+  std::optional<Keep> keep;
 
   // normed = norm(residual + what was added), weight [d].
   void norm(const float* weight, Context& ctx);
   // The first product of a block, of the norm of weight [d]. `args` say all but x and the norm.
   void multiply_normed(FusedLinearArgs args, const float* weight, Context& ctx);
+  // The rows to keep of x, which a block has made of them all; from here on the stream has no others.
+  Matrix keep_rows(const Matrix& x, ArenaScope& scope, Context& ctx);
   // The end of a block: x w^T, [rows, d], joins the stream.
   void add_product(const ConstMatrix& x, const TensorRef& w, const Batch& batch, Context& ctx);
 };

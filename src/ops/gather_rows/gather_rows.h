@@ -4,15 +4,15 @@
 #include <cstdint>
 #include <span>
 
+#include "core/matrix.h"
 #include "mamba3/context.h"
-#include "mamba3/tensor.h"
 
 namespace mamba3 {
 
 struct GatherRowsArgs {
-  TensorView<const float, 2> x;        // [rows, d]
+  ConstMatrix x;                       // [rows, d]  bf16, on a GPU: an even d and even strides
   std::span<const std::int64_t> rows;  // [m], each in [0, rows of x)
-  TensorView<float, 2> y;              // [m, d]
+  Matrix y;                            // [m, d]     of the same type
 };
 
 void gather_rows(const GatherRowsArgs& args, Context& ctx);

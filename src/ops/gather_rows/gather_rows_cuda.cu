@@ -42,11 +42,26 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherJob j
   }
 }
 
+// Two bf16 numbers go as one of fp32; those of a row that is not there are NaNs as well.
+GatherJob make_job(const GatherRowsArgs& args) {
+  const std::int64_t in_one = args.x.is_bf16() ? 2 : 1;
+  const std::int64_t d = args.x.shape[1], x_stride = args.x.stride[0], y_stride = args.y.stride[0];
+  check_input(d % in_one == 0 && x_stride % in_one == 0 && y_stride % in_one == 0,
+              "gather_rows: rows of ", d, " bf16 numbers, ", x_stride, " and ", y_stride,
+              " apart; expected even numbers");
+  return {static_cast<const float*>(args.x.data),
+          args.x.shape[0],
+          x_stride / in_one,
+          args.rows.data(),
+          d / in_one,
+          static_cast<float*>(args.y.data),
+          y_stride / in_one};
+}
+
 }  // namespace
 
 void gather_rows_cuda(const GatherRowsArgs& args, Context& ctx) {
-  const GatherJob job{args.x.data,     args.x.shape[0], args.x.stride[0], args.rows.data(),
-                      args.x.shape[1], args.y.data,     args.y.stride[0]};
+  const GatherJob job = make_job(args);
   const unsigned count = grid_blocks(static_cast<std::int64_t>(args.rows.size()));
   if (count == 0 || job.d == 0) return;
   const bool vectors =
