@@ -63,7 +63,11 @@ TrainRecord task_record(const TaskCommand& command) {
   give_task(command, record.task);
   TrainOptions& options = record.options;
   options.schedule.steps = record.task->steps();
-  options.schedule.kind = ScheduleKind::kCosine;  // as Grazzi et al. train, appendix E.1.1
+  // The rate falls over the last stage: half a cosine is nearly spent when the longest sequences
+  // come, and what is learnt from those before ends a little beyond their length.
+  options.schedule.kind = ScheduleKind::kWsd;
+  const auto stages = static_cast<double>(record.task->stages.size());
+  options.schedule.decay_from = std::max(options.schedule.decay_from, 1 - 1 / stages);
   options.schedule.warmup_steps = options.schedule.steps / 10;
   options.batch = 256;
   options.length = record.task->stages.back();

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "cli/program.h"
 
@@ -65,6 +66,25 @@ TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
   const json config = json::parse(read_file(folder_ / "run/config.json"));
   EXPECT_EQ(config["tie_embeddings"], false);
   EXPECT_EQ(config["ssm_cfg"]["a_activation"], "softplus");
+}
+
+TEST_F(TrainTask, TheRateFallsOverTheLastStage) {
+  const Outcome made = run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4",
+                                   "--stages", "4,5,6,7", "--stage-steps", "10", "--rate", "1e-3",
+                                   "--eval-length", "4", "--eval-blocks", "4", "-o",
+                                   folder_ / "run"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  std::istringstream lines(read_file(folder_ / "run/metrics.jsonl"));
+  std::vector<double> rates;
+  for (std::string line; std::getline(lines, line);) {
+    const json step = json::parse(line);
+    if (step.contains("rate")) rates.push_back(step["rate"]);
+  }
+  ASSERT_EQ(rates.size(), 40);
+  EXPECT_LT(rates[2], 1e-3);  // the warm-up
+  for (std::size_t i = 4; i < 30; ++i) EXPECT_DOUBLE_EQ(rates[i], 1e-3) << i;
+  EXPECT_LT(rates[35], 0.6e-3);
+  EXPECT_LT(rates[39], 0.2e-3);
 }
 
 TEST_F(TrainTask, BracketsHaveNoMultiplicationUnlessAskedFor) {
