@@ -44,7 +44,7 @@ Json parse_sweep_result(std::string_view text, const std::string& origin) {
                 " is damaged: it has no \"", key, "\"; expected the result of a training");
   };
   for (const char* key : {"name", "rope"}) has(key, &Json::is_string);
-  for (const char* key : {"width", "seed", "batch"}) has(key, &Json::is_number_integer);
+  for (const char* key : {"width", "seed", "steps", "batch"}) has(key, &Json::is_number_integer);
   for (const char* key : {"rate", "accuracy"}) has(key, &Json::is_number);
   has("training", &Json::is_object);
   return found;

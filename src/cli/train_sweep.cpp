@@ -67,7 +67,8 @@ class Sweep {
     remove_left_over(folder_);
   }
 
-  // Of a training that an earlier call has ended. A damaged one stays until there is another.
+  // Of a training that an earlier call has ended, and this one shall not make longer. A damaged one
+  // stays until there is another.
   void read_result(std::size_t i) {
     const fs::path path = result_path(i);
     if (!is_there(path)) return;
@@ -84,6 +85,8 @@ class Sweep {
         quote(path.string()), " is of another training than ", wanted.dump(),
         "; expected the same; give the options of the sweep's beginning, or choose another "
         "folder");
+    const bool short_of = found["steps"].get<std::int64_t>() < record_.options.schedule.steps;
+    if (short_of && !found.contains("diverged")) return;
     results_[i] = std::move(found);
   }
 

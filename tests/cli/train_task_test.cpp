@@ -167,6 +167,24 @@ TEST_F(TrainTask, ASweepTrainsEveryCombinationAndGoesOn) {
   expect_error(run_mamba3(more), 1, "of another training");
 }
 
+// With the last stage's sequences: as one training alone does.
+TEST_F(TrainTask, MoreStepsLetEndedTrainingsGoOn) {
+  const auto wanted = fresh("parity", "sweep", {"--seeds", "0,1", "--json"});
+  ASSERT_EQ(run_mamba3(wanted).code, 0);
+  auto more = wanted;
+  *std::ranges::find(more, "-o") = "--resume";
+  more.insert(more.end(), {"--steps", "15"});
+  const Outcome longer = run_mamba3(more);
+  ASSERT_EQ(longer.code, 0) << longer.err;
+  for (const json& line : longer.json_lines()) EXPECT_EQ(line["steps"], 15);
+  ASSERT_EQ(run_mamba3(fresh("parity", "one", {"-s", "1"})).code, 0);
+  ASSERT_EQ(run_mamba3({"train", "--resume", folder_ / "one", "--steps", "15"}).code, 0);
+  const std::string cell = "rope=data-dependent,width=16,rate=0.003,seed=1/model.safetensors";
+  EXPECT_TRUE(read_file(fs::path(folder_ / "sweep") / cell) ==
+              read_file(fs::path(folder_ / "one") / "model.safetensors"));
+  EXPECT_EQ(run_mamba3(more).out, longer.out);  // nothing is left to do
+}
+
 TEST_F(TrainTask, ADamagedResultIsMadeAgain) {
   const auto wanted = fresh("parity", "sweep", {"--seeds", "0,1", "--json"});
   const Outcome made = run_mamba3(wanted);
