@@ -23,8 +23,8 @@ namespace {
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 
-// Rows of a segment whose logits are wanted, ascending, and what each is: the sequence that it ends,
-// or an index into logit_tokens.
+// Rows of a segment whose logits are wanted, ascending, and what each is: the sequence that it
+// ends, or an index into logit_tokens.
 struct WantedRows {
   std::vector<std::int64_t> rows, which;
 };

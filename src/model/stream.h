@@ -38,7 +38,8 @@ struct Stream {
   void norm(const float* weight, Context& ctx);
   // The first product of a block, of the norm of weight [d]. `args` say all but x and the norm.
   void multiply_normed(FusedLinearArgs args, const float* weight, Context& ctx);
-  // The rows to keep of x, which a block has made of them all; from here on the stream has no others.
+  // The rows to keep of x, which a block has made of them all; from here on the stream has no
+  // others.
   Matrix keep_rows(const Matrix& x, ArenaScope& scope, Context& ctx);
   // The end of a block: x w^T, [rows, d], joins the stream.
   void add_product(const ConstMatrix& x, const TensorRef& w, const Batch& batch, Context& ctx);

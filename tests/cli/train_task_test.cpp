@@ -69,10 +69,10 @@ TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
 }
 
 TEST_F(TrainTask, TheRateFallsOverTheLastStage) {
-  const Outcome made = run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4",
-                                   "--stages", "4,5,6,7", "--stage-steps", "10", "--rate", "1e-3",
-                                   "--eval-length", "4", "--eval-blocks", "4", "-o",
-                                   folder_ / "run"});
+  const Outcome made =
+      run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4", "--stages",
+                  "4,5,6,7", "--stage-steps", "10", "--rate", "1e-3", "--eval-length", "4",
+                  "--eval-blocks", "4", "-o", folder_ / "run"});
   ASSERT_EQ(made.code, 0) << made.err;
   std::istringstream lines(read_file(folder_ / "run/metrics.jsonl"));
   std::vector<double> rates;

@@ -8,15 +8,18 @@
 #include "core/arena.h"
 #include "core/tolerance.h"
 #include "gpu_case.h"
+#include "gpu_matrix.h"
 
 namespace mamba3 {
 namespace {
 
 using testing::all;
 using testing::GpuArray;
+using testing::GpuMatrix;
 using testing::GpuRows;
 using testing::kClose;
 using testing::on_gpu;
+using testing::through_bf16;
 
 void expect_near(const std::vector<float>& got, const std::vector<float>& want, const char* name) {
   const double error = largest_error(all(got), all(want), ErrorMetric::kRelative);
@@ -181,6 +184,31 @@ TEST(CudaGatherRows, EqualsTheCpu) {
       EXPECT_TRUE(got.gap_untouched());
     }
   }
+}
+
+TEST(CudaGatherRows, Bf16GoesAsItIs) {
+  SKIP_WITHOUT_GPU();
+  Context gpu(on_gpu());
+  const std::vector<std::int64_t> rows = {4, 4, 0, 8, 2};
+  const GpuArray<std::int64_t> gpu_rows(gpu, all(rows));
+  for (const std::int64_t d : {2, 6, 8, 4096, 20002}) {
+    for (const std::int64_t gap : {0, 2, 8}) {
+      PaddedRows x(through_bf16(random_floats(9 * d, 6)), 9, d, gap);
+      PaddedRows got(5, d, gap);
+      const GpuMatrix from(gpu, x, DType::kBf16);
+      GpuMatrix y(gpu, got, DType::kBf16);
+      gather_rows({from.view, gpu_rows.span(), y.view}, gpu);
+      y.fetch();
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        const auto to = static_cast<std::int64_t>(i);
+        EXPECT_TRUE(std::equal(&got.view(to, 0), &got.view(to, 0) + d, &x.view(rows[i], 0))) << d;
+      }
+      EXPECT_TRUE(got.gap_untouched());
+    }
+  }
+  PaddedRows odd(9, 7, 1), few(5, 7, 1);
+  const GpuMatrix from(gpu, odd, DType::kBf16), to(gpu, few, DType::kBf16);
+  EXPECT_THROW(gather_rows({from.view, gpu_rows.span(), to.view}, gpu), Error);
 }
 
 struct NormCase {
