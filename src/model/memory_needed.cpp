@@ -17,13 +17,14 @@ constexpr std::int64_t kFloatBytes = 4;
 constexpr std::int64_t kArenaGrowth = 2;
 constexpr std::int64_t kMostBatch = std::int64_t{1} << 20;
 
-// Of one token on its way through a block: the residual, the widest buffers that live at once, and
-// the input of a linear as up to three bf16 numbers.
+// Of one token on its way through a block: the residual, its norm, both again of a row whose logits
+// are wanted, the widest buffers that live at once, and the input of a linear as up to three bf16
+// numbers.
 std::int64_t activation_bytes(const ModelConfig& config) {
   const std::int64_t d = config.width, inner = config.inner(), f = config.mlp_hidden;
   const std::int64_t mixer = config.in_proj_rows() + inner;
   const std::int64_t widest_input = std::max({d, inner, f});
-  const std::int64_t residual = 2 * d + d / kNormPart;
+  const std::int64_t residual = 4 * d + d / kNormPart;
   return kFloatBytes * (residual + std::max(mixer, 3 * f)) + 3 * 2 * widest_input;
 }
 
