@@ -87,7 +87,7 @@ struct PrefillArgs {
   // At most one of the two kinds of output; none: the tokens are only read.
   TensorView<float, 2>
       last_logits;  // [q, padded vocabulary]; an empty sequence leaves its row alone
-  std::span<const std::int64_t> logit_tokens;  // ascending indices into ids whose logits are wanted
+  std::span<const std::int64_t> logit_tokens;  // indices into ids whose logits are wanted, rising
   LogitsCallback on_logits;
   std::function<void(std::int64_t done_tokens)> progress;  // after each segment; may throw to stop
   const SegmentRule* segments = nullptr;  // how tokens are cut; null: as suits the device

@@ -1,6 +1,7 @@
 #include "mamba3/model.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/arena.h"
@@ -274,6 +275,12 @@ void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& 
               " sequences; expected one each");
   check_input(args.last_logits.data == nullptr || !args.on_logits,
               "both kinds of logits are asked for; expected one at most");
+  const auto& wanted = args.logit_tokens;
+  const bool rise =
+      std::ranges::adjacent_find(wanted, std::ranges::greater_equal()) == wanted.end();
+  check_input(wanted.empty() || (rise && wanted.front() >= 0 && wanted.back() < tokens),
+              "logit_tokens do not rise from token to token of ", tokens,
+              "; expected each once, in their order");
   check_slots(args.slots, states);
   check_ids(args.ids);
 }

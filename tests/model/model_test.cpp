@@ -199,6 +199,18 @@ TEST_P(ModelTest, RefusesWhatItCannotRead) {
   EXPECT_THROW(last_logits(pool, 2, std::vector<std::int32_t>{1}), Error);
   const std::int32_t ids[] = {1, 2}, same[] = {1, 1};
   EXPECT_THROW(model->step(ids, same, pool, out, ctx), Error);
+  const std::int64_t cu[] = {0, 2};
+  const std::int32_t slot[] = {0};
+  for (const std::vector<std::int64_t>& wanted :
+       {std::vector<std::int64_t>{1, 0}, {0, 0}, {-1, 1}, {1, 2}}) {
+    PrefillArgs args;
+    args.ids = ids;
+    args.cu_seqlens = cu;
+    args.slots = slot;
+    args.logit_tokens = wanted;
+    args.on_logits = [](auto, auto) {};
+    EXPECT_THROW(model->prefill(args, pool, ctx), Error);
+  }
   EXPECT_EQ(pool.position(0), 0);
 }
 
