@@ -64,7 +64,7 @@ TrainRecord task_record(const TaskCommand& command) {
   TrainOptions& options = record.options;
   options.schedule.steps = record.task->steps();
   // The rate falls over the last stage: half a cosine is nearly spent when the longest sequences
-  // come, and what is learnt from those before ends a little beyond their length.
+  // come.
   options.schedule.kind = ScheduleKind::kWsd;
   const auto stages = static_cast<double>(record.task->stages.size());
   options.schedule.decay_from = std::max(options.schedule.decay_from, 1 - 1 / stages);

@@ -50,7 +50,8 @@ void forward(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& 
   mamba3_scan({dims, mixer_params(weights), columns, batch.cu_seqlens, batch.slots, states, y,
                bf16_products, ctx.same_bits()},
               ctx);
-  stream.add_product(stream.keep_rows(y, scope, ctx), weights.out_proj, batch, ctx);
+  const Matrix kept = stream.keep_rows(y, scope, ctx);
+  stream.add_product(kept, weights.out_proj, batch, ctx);
 }
 
 void step(const Mamba3MixerWeights& weights, Values norm, const ModelConfig& config,
