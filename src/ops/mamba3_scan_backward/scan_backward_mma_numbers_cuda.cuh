@@ -60,7 +60,7 @@ struct RowPairSum {
   }
 };
 
-// To what a tile's rows read of its own columns before, what tiles below read of them: by one warp.
+// To what a tile's rows read of its own columns before, what tiles below read of them.
 template <class S>
 __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigned lane,
                                            BackwardMemory<S>& m) {
@@ -76,9 +76,9 @@ __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigne
   }
   m.inside[2 * lane] = out.sum.v[0];
   m.inside[2 * lane + 1] = out.sum.v[1];
-  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
 }
 
+// All but what add_inside() finds.
 template <class S>
 __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& m,
                                                        const ChunkDecays<S>& decays, unsigned lane,
@@ -106,23 +106,31 @@ __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& 
   for (const float part : m.state_sums) whole += part;
   whole *= decays.whole;
   out.add({{whole, whole}});
-  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
-  out.add(row_pair(lane, [&](unsigned row) { return m.inside[row]; }));
   return out.sum;
 }
 
-// One warp, beside add_inside(): gradients of a token's log decay, of its `now` and of the next
-// one's `carry`.
+// Two warps: gradients of a token's log decay, of its `now` and of the next one's `carry`; one adds
+// up what is inside the chunk meanwhile.
 template <class S>
 __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const MmaPlace& at,
                                              const BackwardChunk& chunk,
-                                             const ChunkDecays<S>& decays,
-                                             const BackwardMemory<S>& m) {
+                                             const ChunkDecays<S>& decays, bool adds_inside,
+                                             BackwardMemory<S>& m) {
   const unsigned lane = at.lane;
-  const RowPair ends = row_pair(lane, [&](unsigned row) {
-    return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
-  });
-  const RowPair log_decays = log_decay_gradients(m, decays, lane, ends);
+  RowPair ends{};
+  RowPairSum log_decays{};
+  if (adds_inside) {
+    add_inside(decays, lane, m);
+  } else {
+    ends = row_pair(lane, [&](unsigned row) {
+      return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
+    });
+    log_decays.sum = log_decay_gradients(m, decays, lane, ends);
+  }
+  // Both wait at one place of the program, as synccheck wants it.
+  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
+  if (adds_inside) return;
+  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[row]; }));
   float sources[2], now[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -149,7 +157,7 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
     const auto token = static_cast<int>((2 * lane + i) / S::kRank);
     if (token >= chunk.tokens) continue;
     const std::int64_t to = at.head * job.scan.tokens + chunk.begin + token;
-    job.grad_log_decay[to] = log_decays.v[i];
+    job.grad_log_decay[to] = log_decays.sum.v[i];
     job.grad_now[to] = now[i] + sources[i];
     if (chunk.begin + token + 1 < at.end) job.grad_carry[to + 1] = sources[i];
   }

@@ -282,8 +282,9 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     __syncthreads();
     if (index > 0) request_state(job, at, next, m);
     if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, m);
-    if (at.warp == kInsideWarp) add_inside(decays, at.lane, m);
-    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, m);
+    if (at.warp >= kInsideWarp) {
+      tell_numbers(job, at, chunk, decays, at.warp == kInsideWarp, m);
+    }
   }
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     const int row = place_of(sizes, static_cast<int>(n));
