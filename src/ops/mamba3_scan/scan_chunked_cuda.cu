@@ -40,7 +40,7 @@ struct RoleRegisters {
 template <int kRank, bool kOutputs>
 constexpr RoleRegisters kRegisters = !kOutputs    ? RoleRegisters{56, 200, 128}
                                      : kRank == 1 ? RoleRegisters{152, 168, 96}
-                                                  : RoleRegisters{128, 152, 112};
+                                                  : RoleRegisters{128, 160, 112};
 
 // Of the threads of a warpgroup.
 template <int kCount>

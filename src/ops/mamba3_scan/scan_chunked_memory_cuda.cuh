@@ -56,6 +56,10 @@ struct ChunkShape {
   static constexpr int kTokens = kChunkRows / kRank;
   static constexpr int kWarpTokens = kTokens / kRotatingWarps;  // rotated by one warp
   static constexpr int kWarpRows = kChunkRows / kRotatingWarps;
+  static constexpr int kSpreadingWarps = kRank == 1 ? 0 : kGroupWarps;  // those that make X
+  // The first of the warps with the state sum the phases. Where chunks have few tokens these are
+  // two, and the other two have made the weights by then.
+  static constexpr int kTurningWarps = kRank == 1 ? kGroupWarps : 2;
   static constexpr int kTiles = kState / kTileColumns;        // side by side in a row of K
   static constexpr int kLanePairs = kState / 2 / kWarpLanes;  // of a row, rotated by one lane
   static constexpr int kRowBytes = kState * sizeof(__half);   // of B and C
@@ -124,32 +128,32 @@ struct alignas(kPieceBytes) SharedRows {
   unsigned char c[S::kOutputs ? kBytes : kPieceBytes];
 };
 
-// For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh.
-constexpr int kTurnQuarters = 4;
-
-// What the lanes of one warp read.
+// For the sums of what tokens turn, see scan_chunked_turns_cuda.cuh: what the lanes of one warp
+// read.
 template <class S>
 struct TurnInputs {
-  double half_tanh[S::kTurned][S::kTokens / kTurnQuarters][kWarpLanes];
+  double half_tanh[S::kTurned][S::kTokens / S::kTurningWarps][kWarpLanes];
   double dt[S::kTokens];
 };
 
 // The phases of a chunk, in turns of 2^-32.
 template <class S>
 struct ChunkTurns {
-  static constexpr int kTokens = S::kTokens / kTurnQuarters;
-  struct Quarter {
+  // A warp's lanes share its angles and, in so many parts, the chunk's tokens.
+  static constexpr int kParts = S::kTurningWarps;
+  static constexpr int kTokens = S::kTokens / kParts;
+  struct Part {
     std::uint32_t turns[kTokens][S::kTurned * kWarpLanes];
-    std::uint32_t apart[kWarpLanes / kTurnQuarters];  // quarters are written at once
-  } quarters[kTurnQuarters];
+    std::uint32_t apart[kWarpLanes / kParts];  // parts are written at once
+  } parts[kParts];
   float broken[S::kTurned * kWarpLanes];  // 0, or NaN where a step is not finite
 
   __device__ __forceinline__ std::uint32_t of(unsigned token, unsigned angle) const {
-    return quarters[token / kTokens].turns[token % kTokens][angle];
+    return parts[token / kTokens].turns[token % kTokens][angle];
   }
-  // The byte of the same. Tokens of one quarter lie evenly.
+  // The byte of the same. Tokens of one part lie evenly.
   static __host__ __device__ constexpr unsigned place(unsigned token, unsigned angle) {
-    return token / kTokens * sizeof(Quarter) +
+    return token / kTokens * sizeof(Part) +
            (token % kTokens * S::kTurned * kWarpLanes + angle) * sizeof(std::uint32_t);
   }
 };
@@ -167,15 +171,16 @@ struct ChunkMemory {
   float out_norm[kChunkHeadDim];
   SharedRows<S> rows[kRotatingWarps];
   unsigned char next_x[S::kRank == 1 ? kPieceBytes : S::kTokens * kTileRowBytes];  // [t, p]
-  TurnInputs<S> turn_inputs[kGroupWarps];
+  TurnInputs<S> turn_inputs[S::kTurningWarps];
   ChunkTurns<S> turns[kStages];
   ChunkWeights<S> weights[kWeightStages];
   ScanPiece piece;  // the block's, and its head
 
+  // Who fills a stage does not order what it wrote before the tensor cores' reads: who starts a
+  // product does, once for all that it reads (fence_async_proxy).
   Barrier brought[kRotatingWarps];  // rows of B and C
   Barrier turned[kStages];          // phases and weights
-  Barrier filled[kStages];          // everything of a chunk but h, and X of several ranks
-  Barrier spread[kStages];          // that
+  Barrier filled[kStages];          // everything of a chunk but h
   Barrier shown[kStages];           // h
   Barrier emptied[kStages];         // of K, Q, h and what the state takes of X
   Barrier written[kStages];         // y, with the rest
@@ -184,8 +189,7 @@ struct ChunkMemory {
     for (Barrier& of_warp : brought) barrier_init(&of_warp, 1);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&turned[i], kWarpArrivals * kGroupWarps);
-      barrier_init(&filled[i], kWarpArrivals * kRotatingWarps);
-      barrier_init(&spread[i], kWarpArrivals * kGroupWarps);
+      barrier_init(&filled[i], kWarpArrivals * (kRotatingWarps + S::kSpreadingWarps));
       barrier_init(&shown[i], kWarpArrivals * kGroupWarps);
       barrier_init(&emptied[i], kWarpArrivals * (S::kOutputs ? 2 : 1) * kGroupWarps);
       barrier_init(&written[i], kWarpArrivals * kGroupWarps);

@@ -341,7 +341,7 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
     barrier_wait(&m.shown[s], cursor.parity);
     const RowWeights<S> weights(m.weights[cursor.weights()], own);
     barrier_wait(&m.filled[s], cursor.parity);
-    if constexpr (S::kRank > 1) barrier_wait(&m.spread[s], cursor.parity);
+    fence_async_proxy();
     cursor.next();
     float products[2][kAccumulators];
     auto& o = products[1];

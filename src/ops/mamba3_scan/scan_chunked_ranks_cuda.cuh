@@ -107,8 +107,7 @@ struct RankSpreader {
     barrier_wait(&m.emptied[s], cursor.parity ^ 1);
     if constexpr (S::kOutputs) barrier_wait(&m.written[s], cursor.parity ^ 1);
     spread(m.weights[cursor.weights()], m.stages[s]);
-    fence_async_proxy();
-    arrive_warp(&m.spread[s], at.lane);
+    arrive_warp(&m.filled[s], at.lane);
     if (begin + S::kTokens < at.end) request(job, begin + S::kTokens, at.end);
   }
 };

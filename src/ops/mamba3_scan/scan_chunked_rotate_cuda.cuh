@@ -216,7 +216,7 @@ template <class S>
 __device__ __forceinline__ void load_rotations(const ChunkTurns<S>& turns,
                                                const LanePlaces<S>& places,
                                                TokenRotations<S>& out) {
-  static_assert(S::kTokens / kTurnQuarters % S::kWarpTokens == 0);
+  static_assert(ChunkTurns<S>::kTokens % S::kWarpTokens == 0);
   const std::uint32_t from = shared_address(&turns) + places.turn;
   std::uint32_t angles[S::kWarpTokens][S::kTurned];
   float broken[S::kTurned];
@@ -378,7 +378,6 @@ struct ChunkRotator {
       __pipeline_wait_prior(0);
       __syncwarp();
       if constexpr (S::kOutputs) make_gates(begin, stage);
-      fence_async_proxy();
       arrive_warp(&m.filled[s], places.lane);
       cursor.next();
     }

@@ -111,10 +111,11 @@ __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPla
   }
 }
 
-// Which warps of the group with the state do what no other does.
-constexpr unsigned kPairWeighingWarp = 1;
-constexpr unsigned kStateWeighingWarp = 2;
-constexpr unsigned kKeepingWarp = 3;
+// Which warps of the group with the state do what no other does. Those that sum no phases make the
+// weights.
+constexpr unsigned kKeepingWarp = 1;
+constexpr unsigned kPairWeighingWarp = 2;
+constexpr unsigned kStateWeighingWarp = 3;
 
 // The warpgroup's way through the chunks of a sequence. The state before a chunk is shown when the
 // chunk before is in it; phases and weights are made one chunk earlier still.
@@ -149,6 +150,8 @@ struct StateCarrier {
     return warp == kPairWeighingWarp || warp == kStateWeighingWarp;
   }
 
+  __device__ __forceinline__ bool turns() const { return at.warp % kGroupWarps < S::kTurningWarps; }
+
   __device__ __forceinline__ void request_turns(int begin) {
     if (begin < at.end) turner.request(job, at, begin, m);
     __pipeline_commit();
@@ -168,14 +171,16 @@ struct StateCarrier {
     decays.load(at, next);
   }
 
-  // Its phases, which were requested, when its weights are there.
+  // Its phases, which were requested; its weights are there.
   __device__ __forceinline__ void make_phases(int begin, int stage) {
     if (begin >= at.end) return;
-    __pipeline_wait_prior(0);
-    __syncwarp();
-    turner.make(at, m, m.turns[stage]);
+    if (turns()) {
+      __pipeline_wait_prior(0);
+      __syncwarp();
+      turner.make(at, m, m.turns[stage]);
+    }
     arrive_warp(&m.turned[stage], at.lane);
-    request_turns(begin + S::kTokens);
+    if (turns()) request_turns(begin + S::kTokens);
   }
 
   // The state before the chunk whose stage that is.
@@ -183,7 +188,6 @@ struct StateCarrier {
     barrier_wait(&m.emptied[cursor.stage], cursor.parity ^ 1);
     if constexpr (!S::kOutputs) return;
     show_state<S>(at.lane, own, h, m.stages[cursor.stage]);
-    fence_async_proxy();
     arrive_warp(&m.shown[cursor.stage], at.lane);
   }
 
@@ -201,7 +205,7 @@ struct StateCarrier {
 
   __device__ __forceinline__ void run() {
     StageCursor cursor;
-    request_turns(at.begin);
+    if (turns()) request_turns(at.begin);
 #pragma unroll 1
     for (int i = 0; i < kStages; ++i) {
       make_weights(at.begin + i * S::kTokens, m.weights[i]);
@@ -217,7 +221,7 @@ struct StateCarrier {
       const int s = last = cursor.uniform_stage();
       ChunkStage<S>& stage = m.stages[s];
       barrier_wait(&m.filled[s], cursor.parity);
-      if constexpr (S::kRank > 1) barrier_wait(&m.spread[s], cursor.parity);
+      fence_async_proxy();
       const unsigned weights = cursor.weights();
       const int ahead = begin + kStages * S::kTokens;
       update_state<S>(own, stage, m.weights[weights], h, [&] {
@@ -236,7 +240,7 @@ struct StateCarrier {
     const HeadState end = end_state(job, m.piece);
     store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.kept[last]);
-    turner.store(job, place, end.turns);
+    if (turns()) turner.store(job, place, end.turns);
     if (const int gate = m.piece.gate; gate < 0) {
       sync_state();
       if (threadIdx.x == kStateThread) open_gate(job.gates - gate);

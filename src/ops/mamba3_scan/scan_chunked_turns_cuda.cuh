@@ -1,5 +1,5 @@
 // The phases of the chunked scan: sums of the steps by which a head's tokens turn its pairs. The
-// warpgroup that has the state makes them, two chunks ahead; a lane has an angle and a quarter of a
+// warpgroup that has the state makes them, two chunks ahead; a lane has an angle and a part of a
 // chunk's tokens.
 #pragma once
 
@@ -22,8 +22,9 @@ __device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, dou
 
 template <class S>
 struct Turner {
-  static constexpr int kTokens = S::kTokens / kTurnQuarters;
-  static constexpr unsigned kAnglesAtOnce = kWarpLanes / kTurnQuarters;
+  static constexpr unsigned kParts = ChunkTurns<S>::kParts;
+  static constexpr int kTokens = ChunkTurns<S>::kTokens;
+  static constexpr unsigned kAnglesAtOnce = kWarpLanes / kParts;
   static constexpr int kRow = S::kTurned * kWarpLanes;  // of half_tanh
   std::uint32_t start[S::kTurned];                      // before the next chunk
   // Of the next chunk to be requested: the lane's first token and angle, and its first dt.
@@ -47,9 +48,9 @@ struct Turner {
   __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
                                           int begin, ChunkMemory<S>& m) {
     if (__builtin_expect(begin + S::kTokens <= at.end, 1)) {
-      request_tokens<true>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
+      request_tokens<true>(job, at, begin, m.turn_inputs[at.warp % S::kTurningWarps]);
     } else {
-      request_tokens<false>(job, at, begin, m.turn_inputs[at.warp % kGroupWarps]);
+      request_tokens<false>(job, at, begin, m.turn_inputs[at.warp % S::kTurningWarps]);
     }
     tanh_from += S::kTokens * kRow;
     dt_from += S::kTokens;
@@ -58,29 +59,30 @@ struct Turner {
   // When what was requested is there.
   __device__ __forceinline__ void make(const ChunkPlace& at, const ChunkMemory<S>& m,
                                        ChunkTurns<S>& to) {
-    const TurnInputs<S>& in = m.turn_inputs[at.warp % kGroupWarps];
-    const unsigned quarter = quarter_of(at);
+    const TurnInputs<S>& in = m.turn_inputs[at.warp % S::kTurningWarps];
+    const unsigned part = part_of(at);
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       std::uint32_t turns[kTokens];
       bool broken = false;
       const std::uint32_t own = sum(in, at, j, turns, broken);
-      std::uint32_t sums = own;  // of this and the quarters before
+      std::uint32_t sums = own;  // of this and the parts before
 #pragma unroll
-      for (unsigned step = 1; step < kTurnQuarters; step *= 2) {
+      for (unsigned step = 1; step < kParts; step *= 2) {
         const std::uint32_t before = __shfl_up_sync(0xffffffffu, sums, step * kAnglesAtOnce);
-        if (quarter >= step) sums += before;
+        if (part >= step) sums += before;
       }
       const std::uint32_t from = start[j] + sums - own;
       start[j] +=
           __shfl_sync(0xffffffffu, sums, kWarpLanes - kAnglesAtOnce + at.lane % kAnglesAtOnce);
       const unsigned angle = angle_of(at, j);
 #pragma unroll
-      for (int t = 0; t < kTokens; ++t) to.quarters[quarter].turns[t][angle] = from + turns[t];
-      constexpr std::uint32_t kSameAngle = 0x01010101u;  // lanes, but for the angle's number
+      for (int t = 0; t < kTokens; ++t) to.parts[part].turns[t][angle] = from + turns[t];
+      // Lanes, but for the angle's number.
+      constexpr std::uint32_t kSameAngle = kParts == 4 ? 0x01010101u : 0x00010001u;
       const bool any =
           (__ballot_sync(0xffffffffu, broken) & (kSameAngle << at.lane % kAnglesAtOnce)) != 0;
-      if (quarter == 0) to.broken[angle] = any ? nanf("") : 0.0f;
+      if (part == 0) to.broken[angle] = any ? nanf("") : 0.0f;
     }
   }
 
@@ -89,19 +91,19 @@ struct Turner {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
-      if (quarter_of(at) == 0 && angle < job.sizes.angles) to[angle] = start[j];
+      if (part_of(at) == 0 && angle < job.sizes.angles) to[angle] = start[j];
     }
   }
 
  private:
-  static __device__ __forceinline__ unsigned quarter_of(const ChunkPlace& at) {
+  static __device__ __forceinline__ unsigned part_of(const ChunkPlace& at) {
     return at.lane / kAnglesAtOnce;
   }
   static __device__ __forceinline__ int first_token(const ChunkPlace& at) {
-    return static_cast<int>(quarter_of(at)) * kTokens;
+    return static_cast<int>(part_of(at)) * kTokens;
   }
   static __device__ __forceinline__ unsigned angle_of(const ChunkPlace& at, int j) {
-    return (j * kGroupWarps + at.warp % kGroupWarps) * kAnglesAtOnce + at.lane % kAnglesAtOnce;
+    return (j * S::kTurningWarps + at.warp % kGroupWarps) * kAnglesAtOnce + at.lane % kAnglesAtOnce;
   }
 
   template <bool kWhole>
@@ -130,7 +132,7 @@ struct Turner {
   static __device__ __forceinline__ std::uint32_t sum(const TurnInputs<S>& in, const ChunkPlace& at,
                                                       int j, std::uint32_t (&turns)[kTokens],
                                                       bool& broken) {
-    const double* dt = in.dt + quarter_of(at) * kTokens;
+    const double* dt = in.dt + part_of(at) * kTokens;
     std::uint32_t sum = 0;
     bool all_small = true;
 #pragma unroll
