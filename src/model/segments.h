@@ -12,9 +12,10 @@
 namespace mamba3 {
 
 // Most tokens of a segment. On a CPU its activations stay near the cores; on a GPU it fills a large
-// card.
+// card: tiles of 128 rows, one or some for each of 132 multiprocessors, leave none idle in a
+// product's last round.
 constexpr std::int64_t kSegmentTokens = 1024;
-constexpr std::int64_t kGpuSegmentTokens = 16384;
+constexpr std::int64_t kGpuSegmentTokens = 132 * 128;
 // A GPU works on so many sets of blocks, one after the other, so that what the last set leaves idle
 // is little of the whole.
 constexpr std::int64_t kSegmentRounds = 8;

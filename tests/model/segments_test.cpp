@@ -167,7 +167,7 @@ TEST(SegmentRule, PiecesFillADevice) {
   EXPECT_EQ(piece(24, 132), 512) << "no piece is too short for its state";
   EXPECT_EQ(piece(1, 132), 512);
   EXPECT_EQ(piece(128, 132), 2048);
-  EXPECT_EQ(piece(64, 16), 8192);
+  EXPECT_EQ(piece(64, 16), 8448);
   EXPECT_EQ(piece(4096, 16), kGpuSegmentTokens);
   const SegmentRule cpu = segment_rule(64, 64, 0);
   EXPECT_EQ(cpu.segment_tokens, kSegmentTokens);
