@@ -111,8 +111,8 @@ __device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPla
   }
 }
 
-// Which warps of the group with the state do what no other does. Those that sum no phases make the
-// weights.
+// Which warps of the group with the state do what no other does: the last two make the weights, for
+// where there are several ranks they sum no phases.
 constexpr unsigned kKeepingWarp = 1;
 constexpr unsigned kPairWeighingWarp = 2;
 constexpr unsigned kStateWeighingWarp = 3;
@@ -150,7 +150,9 @@ struct StateCarrier {
     return warp == kPairWeighingWarp || warp == kStateWeighingWarp;
   }
 
-  __device__ __forceinline__ bool turns() const { return at.warp % kGroupWarps < S::kTurningWarps; }
+  __device__ __forceinline__ bool sums_phases() const {
+    return at.warp % kGroupWarps < S::kTurningWarps;
+  }
 
   __device__ __forceinline__ void request_turns(int begin) {
     if (begin < at.end) turner.request(job, at, begin, m);
@@ -174,13 +176,13 @@ struct StateCarrier {
   // Its phases, which were requested; its weights are there.
   __device__ __forceinline__ void make_phases(int begin, int stage) {
     if (begin >= at.end) return;
-    if (turns()) {
+    if (sums_phases()) {
       __pipeline_wait_prior(0);
       __syncwarp();
       turner.make(at, m, m.turns[stage]);
     }
     arrive_warp(&m.turned[stage], at.lane);
-    if (turns()) request_turns(begin + S::kTokens);
+    if (sums_phases()) request_turns(begin + S::kTokens);
   }
 
   // The state before the chunk whose stage that is.
@@ -205,7 +207,7 @@ struct StateCarrier {
 
   __device__ __forceinline__ void run() {
     StageCursor cursor;
-    if (turns()) request_turns(at.begin);
+    if (sums_phases()) request_turns(at.begin);
 #pragma unroll 1
     for (int i = 0; i < kStages; ++i) {
       make_weights(at.begin + i * S::kTokens, m.weights[i]);
@@ -240,7 +242,7 @@ struct StateCarrier {
     const HeadState end = end_state(job, m.piece);
     store_state<S>(job, own, h, end.ssm);
     store_end<S>(job, end, m.kept[last]);
-    if (turns()) turner.store(job, place, end.turns);
+    if (sums_phases()) turner.store(job, place, end.turns);
     if (const int gate = m.piece.gate; gate < 0) {
       sync_state();
       if (threadIdx.x == kStateThread) open_gate(job.gates - gate);
