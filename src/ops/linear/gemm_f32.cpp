@@ -6,14 +6,7 @@
 #define HWY_TARGET_INCLUDE "ops/linear/gemm_f32.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-
-// Register tiles are arrays of vectors: they live in registers only when every loop over them is
-// unrolled.
-#if defined(__clang__)
-#define MAMBA3_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define MAMBA3_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "ops/simd/unroll.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
@@ -61,6 +54,7 @@ HWY_INLINE void tile(const TileArgs& args) {
     for (int v = 0; v < kTileVecs; ++v) sums[i][v] = hn::Zero(d);
   }
   const float* w = args.w;
+  MAMBA3_UNROLL_BY_4
   for (std::int64_t k = 0; k < args.depth; ++k, w += kGemmPanel) {
     V of_w[kTileVecs];
     MAMBA3_UNROLL

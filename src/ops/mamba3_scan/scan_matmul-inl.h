@@ -13,14 +13,7 @@
 
 #include "hwy/highway.h"
 #include "ops/mamba3_scan/scan_chunk.h"
-
-// Register tiles are arrays of vectors: they live in registers only when every loop over them is
-// unrolled.
-#if defined(__clang__)
-#define MAMBA3_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define MAMBA3_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "ops/simd/unroll.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3::HWY_NAMESPACE {
@@ -69,6 +62,7 @@ struct Tile {
   HWY_INLINE void accumulate(const float* a, std::int64_t a_row_stride, std::int64_t a_stride,
                              const float* b, std::int64_t b_stride, std::int64_t depth) {
     const TileTag d;
+    MAMBA3_UNROLL_BY_4
     for (std::int64_t k = 0; k < depth; ++k, a += a_stride, b += b_stride) {
       TileVec b_row[kVecs];
       MAMBA3_UNROLL

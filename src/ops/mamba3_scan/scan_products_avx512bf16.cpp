@@ -5,12 +5,7 @@
 #include <immintrin.h>
 
 #include "ops/mamba3_scan/scan_products_avx512bf16.h"
-
-#if defined(__clang__)
-#define MAMBA3_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define MAMBA3_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "ops/simd/unroll.h"
 
 // A tile that goes through memory, to a function that was not inlined, is no longer in registers.
 #define MAMBA3_INLINE inline __attribute__((always_inline))
