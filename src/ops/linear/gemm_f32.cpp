@@ -4,6 +4,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear/gemm_f32.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/simd/unroll.h"
@@ -13,10 +14,9 @@ namespace mamba3::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// A block of x [kBlockRows, kBlockDepth] waits in the second-level cache while the panels pass by,
-// a panel's [kBlockDepth, kGemmPanel] in the first-level cache while the rows do.
+// A block of x [kBlockRows, kGemmDepth] waits in the second-level cache while the panels pass by, a
+// panel's [kGemmDepth, kGemmPanel] in the first-level cache while the rows do.
 constexpr std::int64_t kBlockRows = 96;
-constexpr std::int64_t kBlockDepth = 384;
 
 using D = hn::CappedTag<float, kGemmPanel>;
 using V = hn::Vec<D>;
@@ -50,6 +50,7 @@ HWY_INLINE void tile(const TileArgs& args) {
   MAMBA3_UNROLL
   for (int i = 0; i < kRows; ++i) {
     x[i] = args.x + i * args.x_stride;
+    hwy::Prefetch(args.y + i * args.y_stride);
     MAMBA3_UNROLL
     for (int v = 0; v < kTileVecs; ++v) sums[i][v] = hn::Zero(d);
   }
@@ -108,8 +109,7 @@ void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t e
                      std::int64_t k_begin, std::int64_t depth, std::int64_t column) {
   TileArgs at;
   at.x_stride = args.x_stride;
-  at.w = args.w + column / kGemmPanel * kGemmPanel * args.k + k_begin * kGemmPanel +
-         column % kGemmPanel;
+  at.w = args.w + column / kGemmPanel * args.w_stride + k_begin * kGemmPanel + column % kGemmPanel;
   at.depth = depth;
   at.first = k_begin == 0 && !args.accumulate;
   at.y_stride = args.y_stride;
@@ -131,8 +131,8 @@ void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t e
 void multiply(const GemmF32Args& args) {
   for (std::int64_t begin = 0; begin < args.m; begin += kBlockRows) {
     const std::int64_t end = std::min(args.m, begin + kBlockRows);
-    for (std::int64_t k = 0; k < args.k; k += kBlockDepth) {
-      const std::int64_t depth = std::min(kBlockDepth, args.k - k);
+    for (std::int64_t k = 0; k < args.k; k += kGemmDepth) {
+      const std::int64_t depth = std::min(kGemmDepth, args.k - k);
       for (std::int64_t column = 0; column < args.n; column += kTileColumns) {
         column_of_tiles(args, begin, end, k, depth, column);
       }

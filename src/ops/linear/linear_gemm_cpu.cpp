@@ -168,6 +168,7 @@ void multiply_block(const Job<float>& job, const TilePlace& at, const PackArgs&,
   gemm.x = job.x + at.row * job.x_stride;
   gemm.x_stride = job.x_stride;
   gemm.w = copy;
+  gemm.w_stride = job.plan.k * kGemmPanel;
   gemm.y = job.y + at.row * job.y_stride + at.out;
   gemm.y_stride = job.y_stride;
   gemm.m = at.rows;

@@ -38,12 +38,14 @@ void transpose(const PackArgs& args, float* out, std::int64_t stride) {
   const std::int64_t row_bytes = args.stride * Weights::kBytes;
   const std::int64_t whole_k = args.k / 16 * 16;
   const std::int64_t whole_outs = args.outs / 4 * 4;
-  // 16 columns at a time: a cache line or half of one from each row, and lines of `out` that stay
-  // in the first-level cache until they are full.
-  for (std::int64_t block = 0; block < whole_k; block += 16) {
+  // Whole lines from each row, and lines of `out` that stay in the first-level cache until they are
+  // full.
+  constexpr std::int64_t kBlock = 96;
+  for (std::int64_t block = 0; block < whole_k; block += kBlock) {
+    const std::int64_t end = std::min(whole_k, block + kBlock);
     for (std::int64_t o = 0; o < whole_outs; o += 4) {
       const std::byte* w = args.w + o * row_bytes;
-      for (std::int64_t i = block; i < block + 16; i += 4) {
+      for (std::int64_t i = block; i < end; i += 4) {
         const std::byte* at = w + i * Weights::kBytes;
         const auto r0 = Weights::load(df, at);
         const auto r1 = Weights::load(df, at + row_bytes);

@@ -46,7 +46,7 @@ void check(const LinearBackwardArgs& args, const Context& ctx) {
 std::size_t linear_backward_workspace_bytes(const LinearBackwardArgs& args, const Context& ctx) {
   check(args, ctx);
   if (ctx.gpu()) return linear_backward_workspace_bytes_cuda(args);
-  return linear_backward_workspace_bytes_cpu(args);
+  return linear_backward_workspace_bytes_cpu(args, ctx);
 }
 
 void linear_backward(const LinearBackwardArgs& args, Context& ctx) {

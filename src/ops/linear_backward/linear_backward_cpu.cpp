@@ -1,6 +1,7 @@
 // Two products with our own gemm_f32: grad_x = grad_y w and grad_w += grad_y^T x. It wants its
-// right factor in panels and its left one in rows, so a block of the depth is rewritten for both
-// (the weights so, widened; grad_y turned over) before the tiles of the result are the tasks.
+// right factor in panels and its left one in rows. The right one (the weights, widened; x) is
+// rewritten a block of the depth at a time, before the tiles of the result are the tasks; the left
+// one, where it has to be (grad_y turned over), piece by piece by the task that multiplies it.
 #include "ops/linear_backward/linear_backward_cpu.h"
 
 #include <algorithm>
@@ -15,13 +16,16 @@
 namespace mamba3 {
 namespace {
 
-// A multiple of what gemm_f32 sums in one chain, so that sums do not depend on it.
-constexpr std::int64_t kBlockDepth = 1152;
-constexpr std::int64_t kTileRows = 192;
-constexpr std::int64_t kTileColumns = 256;  // a multiple of a panel's
-constexpr std::int64_t kPackRows = 64;      // a task of rewriting
-// Rows of the rewritten left factor: never a power of two apart.
-constexpr std::int64_t kRowPadding = 16;
+constexpr std::int64_t kBlockDepth =
+    3 * kGemmDepth;  // whole chains, so that sums do not depend on it
+constexpr std::int64_t kTileRows = 96;
+constexpr std::int64_t kTileColumns = 256;  // at least; a multiple of a panel's
+constexpr std::int64_t kTasksPerThread = 4;
+constexpr std::int64_t kPackRows = 64;  // a task of rewriting
+// Behind the rows of the rewritten left factor and behind panels, which are never a power of two
+// apart.
+constexpr std::int64_t kPadding = 16;
+constexpr std::int64_t kPieceStride = kGemmDepth + kPadding;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -42,10 +46,9 @@ struct Product {
   bool accumulate = false;
 
   bool copies_a() const { return a_turned || rounded; }
-  std::int64_t block() const { return std::min(depth, kBlockDepth); }
-  std::int64_t copy_stride() const { return block() + kRowPadding; }
-  std::int64_t copy_elements() const { return copies_a() ? m * copy_stride() : 0; }
-  std::int64_t panel_elements() const { return divide_up(n, kGemmPanel) * kGemmPanel * block(); }
+  std::int64_t panels() const { return divide_up(n, kGemmPanel); }
+  std::int64_t panel_stride() const { return std::min(depth, kBlockDepth) * kGemmPanel + kPadding; }
+  std::int64_t piece_elements() const { return copies_a() ? kTileRows * kPieceStride : 0; }
 };
 
 void copy_numbers(const std::byte* from, DType dtype, bool rounded, std::int64_t count, float* to) {
@@ -69,56 +72,65 @@ void pack_b(const Product& p, std::int64_t first, std::int64_t depth, float* pan
       const std::byte* from = p.b + (first + row) * p.b_stride * bytes;
       float* to = panels + row * kGemmPanel;
       std::int64_t at = 0;
-      for (; at + kGemmPanel <= p.n; at += kGemmPanel) {
-        copy_numbers(from + at * bytes, p.b_dtype, p.rounded, kGemmPanel, to + at * depth);
+      for (; at + kGemmPanel <= p.n; at += kGemmPanel, to += p.panel_stride()) {
+        copy_numbers(from + at * bytes, p.b_dtype, p.rounded, kGemmPanel, to);
       }
-      copy_numbers(from + at * bytes, p.b_dtype, p.rounded, p.n - at, to + at * depth);
+      copy_numbers(from + at * bytes, p.b_dtype, p.rounded, p.n - at, to);
     }
   });
 }
 
-// Columns [first, first + depth) of a as rows.
-void pack_a(const Product& p, std::int64_t first, std::int64_t depth, float* out, Context& ctx) {
-  const std::int64_t stride = p.copy_stride();
-  ctx.pool().run(divide_up(p.m, kPackRows), [&](std::int64_t task, int) {
-    const std::int64_t begin = task * kPackRows;
-    const std::int64_t end = std::min(p.m, begin + kPackRows);
-    if (p.a_turned) {
-      const auto* from = reinterpret_cast<const std::byte*>(p.a + first * p.a_stride + begin);
-      transpose_f32({from, DType::kF32, depth, end - begin, p.a_stride}, p.rounded,
-                    out + begin * stride, stride);
-      return;
-    }
-    for (std::int64_t row = begin; row < end; ++row) {
-      round_through_bf16(p.a + row * p.a_stride + first, depth, out + row * stride);
-    }
-  });
+// Some of the result, from one block of the depth.
+struct Tile {
+  std::int64_t row = 0, rows = 0;
+  std::int64_t column = 0, columns = 0;
+  std::int64_t first = 0, depth = 0;
+};
+
+// Columns [first, first + depth) of the tile's rows of a, as rows.
+void copy_piece(const Product& p, const Tile& tile, std::int64_t first, std::int64_t depth,
+                float* out) {
+  if (p.a_turned) {
+    const auto* from = reinterpret_cast<const std::byte*>(p.a + first * p.a_stride + tile.row);
+    return transpose_f32({from, DType::kF32, depth, tile.rows, p.a_stride}, p.rounded, out,
+                         kPieceStride);
+  }
+  for (std::int64_t i = 0; i < tile.rows; ++i) {
+    round_through_bf16(p.a + (tile.row + i) * p.a_stride + first, depth, out + i * kPieceStride);
+  }
 }
 
-// One block of the depth.
-void multiply_block(const Product& p, std::int64_t first, float* copy, float* panels,
-                    Context& ctx) {
-  const std::int64_t depth = std::min(kBlockDepth, p.depth - first);
-  pack_b(p, first, depth, panels, ctx);
-  if (p.copies_a()) pack_a(p, first, depth, copy, ctx);
-  const float* a = p.copies_a() ? copy : p.a + first;
-  const std::int64_t a_stride = p.copies_a() ? p.copy_stride() : p.a_stride;
-  const std::int64_t column_tiles = divide_up(p.n, kTileColumns);
-  ctx.pool().run(divide_up(p.m, kTileRows) * column_tiles, [&](std::int64_t task, int) {
-    const std::int64_t row = task / column_tiles * kTileRows;
-    const std::int64_t column = task % column_tiles * kTileColumns;
-    GemmF32Args gemm;
-    gemm.x = a + row * a_stride;
-    gemm.x_stride = a_stride;
-    gemm.w = panels + column * depth;
-    gemm.y = p.out + row * p.out_stride + column;
-    gemm.y_stride = p.out_stride;
-    gemm.m = std::min(kTileRows, p.m - row);
-    gemm.n = std::min(kTileColumns, p.n - column);
-    gemm.k = depth;
-    gemm.accumulate = p.accumulate || first > 0;
+// `piece`: memory of the worker.
+void multiply_tile(const Product& p, const Tile& tile, const float* panels, float* piece) {
+  GemmF32Args gemm;
+  gemm.x = p.a + tile.row * p.a_stride + tile.first;
+  gemm.x_stride = p.a_stride;
+  gemm.w = panels + tile.column / kGemmPanel * p.panel_stride();
+  gemm.w_stride = p.panel_stride();
+  gemm.y = p.out + tile.row * p.out_stride + tile.column;
+  gemm.y_stride = p.out_stride;
+  gemm.m = tile.rows;
+  gemm.n = tile.columns;
+  gemm.k = tile.depth;
+  gemm.accumulate = p.accumulate || tile.first > 0;
+  if (!p.copies_a()) return gemm_f32(gemm);
+  gemm.x = piece;
+  gemm.x_stride = kPieceStride;
+  for (std::int64_t k = 0; k < tile.depth; k += kGemmDepth) {
+    gemm.k = std::min(kGemmDepth, tile.depth - k);
+    copy_piece(p, tile, tile.first + k, gemm.k, piece);
     gemm_f32(gemm);
-  });
+    gemm.w += kGemmDepth * kGemmPanel;
+    gemm.accumulate = true;
+  }
+}
+
+// Columns of a tile. All of them where each tile has to copy its piece of a, unless threads would
+// wait for each other.
+std::int64_t tile_columns(const Product& p, std::int64_t row_tiles, const Context& ctx) {
+  if (!p.copies_a()) return kTileColumns;
+  const std::int64_t count = divide_up(kTasksPerThread * ctx.threads(), row_tiles);
+  return std::max(kTileColumns, divide_up(p.panels(), count) * kGemmPanel);
 }
 
 void multiply(const Product& p, Context& ctx) {
@@ -127,10 +139,22 @@ void multiply(const Product& p, Context& ctx) {
   }
   if (p.m == 0 || p.n == 0) return;
   ArenaScope scope(ctx.workspace());
-  auto* copy = scope.allocate<float>(p.copy_elements());
-  auto* panels = scope.allocate<float>(p.panel_elements());
+  auto* pieces = scope.allocate<float>(ctx.threads() * p.piece_elements());
+  auto* panels = scope.allocate<float>(p.panels() * p.panel_stride());
+  const std::int64_t row_tiles = divide_up(p.m, kTileRows);
+  const std::int64_t width = tile_columns(p, row_tiles, ctx);
+  const std::int64_t column_tiles = divide_up(p.n, width);
   for (std::int64_t first = 0; first < p.depth; first += kBlockDepth) {
-    multiply_block(p, first, copy, panels, ctx);
+    const std::int64_t depth = std::min(kBlockDepth, p.depth - first);
+    pack_b(p, first, depth, panels, ctx);
+    ctx.pool().run(row_tiles * column_tiles, [&](std::int64_t task, int worker) {
+      const std::int64_t row = task / column_tiles * kTileRows;
+      const std::int64_t column = task % column_tiles * width;
+      multiply_tile(p,
+                    {row, std::min(kTileRows, p.m - row), column, std::min(width, p.n - column),
+                     first, depth},
+                    panels, pieces + worker * p.piece_elements());
+    });
   }
 }
 
@@ -167,18 +191,19 @@ Product grad_w_product(const LinearBackwardArgs& args) {
   return p;
 }
 
-std::size_t workspace_bytes(const Product& p) {
-  return static_cast<std::size_t>(p.copy_elements() + p.panel_elements()) * sizeof(float) +
-         2 * Arena::kAlignBytes;
+std::size_t workspace_bytes(const Product& p, const Context& ctx) {
+  const std::int64_t floats = ctx.threads() * p.piece_elements() + p.panels() * p.panel_stride();
+  return static_cast<std::size_t>(floats) * sizeof(float) + 2 * Arena::kAlignBytes;
 }
 
 }  // namespace
 
-std::size_t linear_backward_workspace_bytes_cpu(const LinearBackwardArgs& args) {
+std::size_t linear_backward_workspace_bytes_cpu(const LinearBackwardArgs& args,
+                                                const Context& ctx) {
   std::size_t bytes = 0;  // one product after the other
-  if (args.grad_x.data != nullptr) bytes = workspace_bytes(grad_x_product(args));
+  if (args.grad_x.data != nullptr) bytes = workspace_bytes(grad_x_product(args), ctx);
   if (args.grad_w.data != nullptr) {
-    bytes = std::max(bytes, workspace_bytes(grad_w_product(args)));
+    bytes = std::max(bytes, workspace_bytes(grad_w_product(args), ctx));
   }
   return bytes;
 }

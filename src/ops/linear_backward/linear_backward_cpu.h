@@ -5,7 +5,7 @@
 
 namespace mamba3 {
 
-std::size_t linear_backward_workspace_bytes_cpu(const LinearBackwardArgs& args);
+std::size_t linear_backward_workspace_bytes_cpu(const LinearBackwardArgs& args, const Context& ctx);
 void linear_backward_cpu(const LinearBackwardArgs& args, Context& ctx);
 
 }  // namespace mamba3
