@@ -22,15 +22,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 using TileTag = hn::ScalableTag<float>;
 using TileVec = hn::Vec<TileTag>;
 
-// 16 accumulators where there are 32 registers, 12 where there are 16. Scores use narrow tiles:
-// they waste less above the diagonal.
+// 16 accumulators where there are 32 registers, 12 where there are 16; few rows, so that a chunk's
+// are whole tiles. Scores use narrow tiles: they waste less above the diagonal.
 inline constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(TileTag()));
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
-inline constexpr int kTileRows = 6;
+inline constexpr int kTileRows = 4;
+inline constexpr int kTileVecs = 3;
 #else
 inline constexpr int kTileRows = 8;
-#endif
 inline constexpr int kTileVecs = 2;
+#endif
 inline constexpr int kScoreVecs = kLanes >= 16 ? 1 : 2;
 static_assert(kTileRows <= kRowPadding);
 
@@ -99,14 +100,18 @@ struct Tile {
   }
 };
 
-// Calls body.template operator()<vecs>(first column) for panels that cover `columns`.
+// Calls body.template operator()<vecs>(first column) for panels that cover `columns`: as wide as a
+// tile while no single vector is left over by that, whose sums would wait for each other.
 template <class Body>
 HWY_INLINE void for_panels(std::int64_t columns, const Body& body) {
+  std::int64_t vecs = (columns + kLanes - 1) / kLanes;
   std::int64_t column = 0;
-  for (; column + kLanes < columns; column += kTileVecs * kLanes) {
+  for (; vecs > kTileVecs + 1 || vecs == kTileVecs; vecs -= kTileVecs) {
     body.template operator()<kTileVecs>(column);
+    column += kTileVecs * kLanes;
   }
-  if (column < columns) body.template operator()<1>(column);
+  for (; vecs >= 2; vecs -= 2, column += 2 * kLanes) body.template operator()<2>(column);
+  if (vecs == 1) body.template operator()<1>(column);
 }
 
 // scores = (q k_t) * weights in the columns that each row sees; the rest is left undefined.
