@@ -17,6 +17,7 @@
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "ops/mamba3_common/mamba3_args.h"
+#include "ops/mamba3_common/turns.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba3 {
@@ -34,6 +35,21 @@ HWY_INLINE void for_lanes(std::int64_t count, const Body& body) {
   std::int64_t i = 0;
   for (; i + lanes <= count; i += lanes) body(full, i);
   for (; i < count; ++i) body(hn::CappedTag<T, 1>(), i);
+}
+
+// The part of the turns that all heads share, [s]: tanh(angle) / 2 of the angles that begin at
+// `from`, or fixed steps. A head's phase moves by rate * turning turns.
+HWY_INLINE void turn_rates(const Mamba3Dims& dims, const float* angle_raw, std::int64_t from,
+                           double* rates) {
+  if (dims.fixed_steps) {
+    for (std::int64_t i = 0; i < dims.angles; ++i) rates[i] = fixed_step_turns(i, dims.angles);
+    return;
+  }
+  for_lanes<double>(dims.angles, [&](auto d, std::int64_t i) HWY_ATTR {
+    const hn::Rebind<float, decltype(d)> df;
+    const auto angle = hn::PromoteTo(d, hn::LoadU(df, angle_raw + from + i));
+    hn::StoreU(hn::Mul(hn::Set(d, 0.5), hn::Tanh(d, angle)), d, rates + i);
+  });
 }
 
 // turns[i] += half_tanh[i] * dt, in units of 2^-32 turns, modulo one turn. The product is reduced

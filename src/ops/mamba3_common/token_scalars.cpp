@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/mamba3_common/turns.h"
-
 namespace mamba3 {
 namespace {
 
@@ -36,13 +34,6 @@ TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, 
   out.now = trap_raw >= 0 ? large : small;
   out.carry = trap_raw >= 0 ? small : large;
   return out;
-}
-
-void turn_rates(const Mamba3Dims& dims, const float* angle_raw, std::int64_t from, double* rates) {
-  for (std::int64_t i = 0; i < dims.angles; ++i) {
-    rates[i] = dims.fixed_steps ? fixed_step_turns(i, dims.angles)
-                                : 0.5 * std::tanh(static_cast<double>(angle_raw[from + i]));
-  }
 }
 
 }  // namespace mamba3

@@ -21,8 +21,4 @@ struct TokenScalars {
 TokenScalars token_scalars(const Mamba3Dims& dims, float dt_raw, float dt_bias, float decay_raw,
                            float trap_raw);
 
-// The part of the turns that all heads share, [s]: tanh(angle) / 2 of the angles that begin at
-// `from`, or fixed steps. A head's phase moves by rate * turning turns.
-void turn_rates(const Mamba3Dims& dims, const float* angle_raw, std::int64_t from, double* rates);
-
 }  // namespace mamba3
