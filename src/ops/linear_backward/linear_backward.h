@@ -9,7 +9,7 @@
 namespace mamba3 {
 
 // kBf16 rounds x, w and grad_y to bf16, as the forward pass rounds its inputs; sums are fp32 in
-// both. On a CPU an element of grad_x is summed over n, one of grad_w over the rows, each in 256
+// both. On a CPU an element of grad_x is summed over n, one of grad_w over the rows, each in 384
 // neighbours at a time and the pieces in order. So bits depend neither on the number of threads
 // nor, of a row of grad_x, on the other rows. On a GPU cuBLASLt's order hangs on the shapes, the
 // number of rows too: equal calls give equal bits. There x, grad_y and grad_x may be bf16 with
