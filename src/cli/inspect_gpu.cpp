@@ -8,7 +8,7 @@
 namespace mamba3::cli {
 namespace {
 
-constexpr int kHopper = 90;
+constexpr int kHopper = 90, kHopperMultiprocessors = 132;
 constexpr const char* kLinear =
     "own kernels for the few rows of a step and around SwiGLU of prompts, cuBLASLt for the rest";
 
@@ -43,10 +43,11 @@ GpuPlan plan_for_gpu(const ModelSize& size, ComputeDType compute, std::int64_t b
   const Mamba3Dims dims = mixer_dims(size.config);
   plan.scan = mamba3_scan_path(dims, capability, compute == ComputeDType::kBf16);
   plan.step = mamba3_step_path(dims, capability);
-  plan.need = memory_needed(size, batch, DeviceKind::kCuda);
+  const int multiprocessors = plan.card ? plan.card->multiprocessors : kHopperMultiprocessors;
+  plan.need = memory_needed(size, batch, multiprocessors);
   plan.logits_bytes = batch * size.config.padded_vocab() * std::int64_t{sizeof(float)};
   if (plan.card) {
-    plan.largest_batch = largest_batch(size, plan.card->free_bytes, DeviceKind::kCuda);
+    plan.largest_batch = largest_batch(size, plan.card->free_bytes, multiprocessors);
   }
   return plan;
 }

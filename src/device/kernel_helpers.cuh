@@ -121,10 +121,4 @@ __device__ __forceinline__ float silu(float v) {
   return (v < 0 ? v * e : v) / (1.0f + e);
 }
 
-// The same within a few units of the last place, for what is rounded to bf16 next.
-__device__ __forceinline__ float silu_fast(float v) {
-  const float e = __expf(-fabsf(v));
-  return __fdividef(v < 0 ? v * e : v, 1.0f + e);
-}
-
 }  // namespace mamba3

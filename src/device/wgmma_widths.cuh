@@ -58,8 +58,13 @@ __device__ __forceinline__ void wgmma_k16(float (&d)[64], std::uint64_t a, std::
       : "l"(a), "l"(b));
 }
 
-__device__ __forceinline__ void wgmma_k16(float (&d)[128], std::uint64_t a, std::uint64_t b) {
+// Without `accumulate` d is not read.
+__device__ __forceinline__ void wgmma_k16(float (&d)[128], std::uint64_t a, std::uint64_t b,
+                                          bool accumulate = true) {
   asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %130, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -70,9 +75,10 @@ __device__ __forceinline__ void wgmma_k16(float (&d)[128], std::uint64_t a, std:
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
       "%127"
-      "}, %128, %129, 1, 1, 1, 0, 0;\n"
+      "}, %128, %129, p, 1, 1, 0, 0;\n"
+      "}\n"
       : MAMBA3_SIXTY_FOUR(d, 0), MAMBA3_SIXTY_FOUR(d, 64)
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
 #undef MAMBA3_FOUR

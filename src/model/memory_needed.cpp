@@ -74,11 +74,11 @@ std::int64_t ring_slot_bytes(const ModelConfig& config) {
 
 }  // namespace
 
-MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind device) {
+MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, std::int64_t multiprocessors) {
   check_input(batch >= 1 && batch <= kMostBatch, "the batch is ", batch, "; expected 1 to ",
               kMostBatch);
   const ModelConfig& config = size.config;
-  const bool gpu = device == DeviceKind::kCuda;
+  const bool gpu = multiprocessors > 0;
   const std::int64_t token = activation_bytes(config);
   const std::int64_t logits = batch * config.padded_vocab() * kFloatBytes;
   MemoryNeed need;
@@ -86,23 +86,24 @@ MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind d
   need.weights_bytes = size.weights_bytes;
   need.states_bytes = batch * (slot_bytes(config) + (gpu ? ring_slot_bytes(config) : 0));
   need.workspace_bytes =
-      kArenaGrowth * (token * (gpu ? kGpuSegmentTokens : kSegmentTokens) + token * batch + logits) +
+      kArenaGrowth * (token * segment_tokens(multiprocessors) + token * batch + logits) +
       (gpu ? kGpuModuleBytes : 0);
   return need;
 }
 
-std::int64_t largest_batch(const ModelSize& size, std::int64_t free_bytes, DeviceKind device) {
-  const std::int64_t one = memory_needed(size, 1, device).total_bytes();
+std::int64_t largest_batch(const ModelSize& size, std::int64_t free_bytes,
+                           std::int64_t multiprocessors) {
+  const std::int64_t one = memory_needed(size, 1, multiprocessors).total_bytes();
   if (one > free_bytes) return 0;
   // All terms are linear in the batch.
-  const std::int64_t more = memory_needed(size, 2, device).total_bytes() - one;
+  const std::int64_t more = memory_needed(size, 2, multiprocessors).total_bytes() - one;
   return std::min(1 + (free_bytes - one) / more, kMostBatch);
 }
 
 void check_memory(const ModelSize& size, std::int64_t batch, const GpuInfo& gpu) {
-  const MemoryNeed need = memory_needed(size, batch, DeviceKind::kCuda);
+  const MemoryNeed need = memory_needed(size, batch, gpu.multiprocessors);
   if (need.total_bytes() <= gpu.free_bytes) return;
-  const std::int64_t fits = largest_batch(size, gpu.free_bytes, DeviceKind::kCuda);
+  const std::int64_t fits = largest_batch(size, gpu.free_bytes, gpu.multiprocessors);
   const std::string advice =
       fits > 0 ? str("a batch of ", fits, " fits: choose that or less")
                : std::string("not even one sequence fits: use a smaller model, or --device cpu");

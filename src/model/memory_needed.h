@@ -40,9 +40,11 @@ struct MemoryNeed {
 // Of one slot of a StatePool without a ring, all layers.
 std::int64_t slot_bytes(const ModelConfig& config);
 
-MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, DeviceKind device);
+// On a GPU with so many multiprocessors; 0: on a CPU.
+MemoryNeed memory_needed(const ModelSize& size, std::int64_t batch, std::int64_t multiprocessors);
 // The largest batch whose memory_needed() is at most free_bytes; 0: not even one sequence.
-std::int64_t largest_batch(const ModelSize& size, std::int64_t free_bytes, DeviceKind device);
+std::int64_t largest_batch(const ModelSize& size, std::int64_t free_bytes,
+                           std::int64_t multiprocessors);
 
 // kUnavailable when a batch does not fit into what the GPU has free: says how much is needed for
 // which batch, and what fits. For before the weights are loaded.

@@ -95,11 +95,12 @@ class Cutter {
 
 SegmentRule segment_rule(std::int64_t heads, std::int64_t grid_tokens,
                          std::int64_t multiprocessors) {
-  if (multiprocessors == 0) return {kSegmentTokens, grid_tokens, kSegmentTokens};
-  const std::int64_t exact = kGpuSegmentTokens * heads / (kSegmentRounds * multiprocessors);
+  const std::int64_t tokens = segment_tokens(multiprocessors);
+  if (multiprocessors == 0) return {tokens, grid_tokens, tokens};
+  const std::int64_t exact = tokens * heads / (kSegmentRounds * multiprocessors);
   const std::int64_t nearest = round_down(exact + grid_tokens / 2, grid_tokens);
-  return {kGpuSegmentTokens, grid_tokens,
-          std::clamp(nearest, round_up(kFewestPieceTokens, grid_tokens), kGpuSegmentTokens)};
+  return {tokens, grid_tokens,
+          std::clamp(nearest, round_up(kFewestPieceTokens, grid_tokens), tokens)};
 }
 
 SegmentRule segment_rule(const ModelConfig& config, const Context& ctx) {

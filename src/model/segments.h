@@ -11,11 +11,12 @@
 
 namespace mamba3 {
 
-// Most tokens of a segment. On a CPU its activations stay near the cores; on a GPU it fills a large
-// card: tiles of 128 rows, one or some for each of 132 multiprocessors, leave none idle in a
-// product's last round.
-constexpr std::int64_t kSegmentTokens = 1024;
-constexpr std::int64_t kGpuSegmentTokens = 132 * 128;
+// Most tokens of a segment. On a CPU (0 multiprocessors) its activations stay near the cores. On a
+// GPU it fills the card: two tiles of 128 rows for each multiprocessor leave none idle in the last
+// round of a product's tiles.
+constexpr std::int64_t segment_tokens(std::int64_t multiprocessors) {
+  return multiprocessors == 0 ? 1024 : 2 * 128 * multiprocessors;
+}
 // A GPU works on so many sets of blocks, one after the other, so that what the last set leaves idle
 // is little of the whole.
 constexpr std::int64_t kSegmentRounds = 8;
@@ -30,11 +31,11 @@ struct SegmentRule {
   }
 };
 
-// On a CPU (0 multiprocessors) a long sequence fills a segment alone, since all threads work on it.
-// On a GPU a block walks a head of a piece, so a segment needs many pieces: as long as they can be
-// with about kSegmentRounds times the one block that a multiprocessor holds. That
-// makes 16 pieces of 1,024 tokens for 64 heads on 132 multiprocessors. But no less than 512 tokens,
-// since each piece reads and writes its state.
+// On a CPU a long sequence fills a segment alone, since all threads work on it. On a GPU a block
+// walks a head of a piece, so a segment needs many pieces: as long as they can be with about
+// kSegmentRounds times the one block that a multiprocessor holds. That makes 16 pieces of 2,048
+// tokens for 64 heads on 132 multiprocessors. But no less than 512 tokens, since each piece reads
+// and writes its state.
 SegmentRule segment_rule(std::int64_t heads, std::int64_t grid_tokens,
                          std::int64_t multiprocessors);
 SegmentRule segment_rule(const ModelConfig& config, const Context& ctx);

@@ -12,10 +12,13 @@
 namespace mamba3 {
 namespace {
 
+constexpr std::int64_t kMultiprocessors = 132;
+
 GpuInfo card(std::int64_t free_bytes) {
   GpuInfo info;
   info.name = "Imaginary 9000";
   info.free_bytes = free_bytes;
+  info.multiprocessors = kMultiprocessors;
   return info;
 }
 
@@ -42,12 +45,12 @@ TEST(MemoryNeeded, ASlotIsNoSmallerThanWhatAPoolTakes) {
 TEST(MemoryNeeded, RingsAreCountedOnAGpu) {
   const ModelConfig config = preset("siso-1.5b");
   const ModelSize size{config, 0};
-  const auto states = [&](DeviceKind device) {
-    return memory_needed(size, 2, device).states_bytes -
-           memory_needed(size, 1, device).states_bytes;
+  const auto states = [&](std::int64_t multiprocessors) {
+    return memory_needed(size, 2, multiprocessors).states_bytes -
+           memory_needed(size, 1, multiprocessors).states_bytes;
   };
-  EXPECT_EQ(states(DeviceKind::kCpu), slot_bytes(config));
-  EXPECT_EQ(states(DeviceKind::kCuda) - states(DeviceKind::kCpu),
+  EXPECT_EQ(states(0), slot_bytes(config));
+  EXPECT_EQ(states(kMultiprocessors) - states(0),
             config.layers * ring_bytes(mixer_dims(config), kMostRingTokens));
 }
 
@@ -64,15 +67,18 @@ TEST(MemoryNeeded, WeightsAreCountedAsTheDeviceHoldsThem) {
 TEST(MemoryNeeded, TheLargestBatchFitsAndOneMoreDoesNot) {
   const ModelConfig config = preset("mimo-1.5b");
   const ModelSize size{config, resident_bytes(config, DType::kBf16)};
-  for (const std::int64_t free_gigabytes : {8, 24, 80}) {
-    const std::int64_t free_bytes = free_gigabytes * 1'000'000'000;
-    const std::int64_t batch = largest_batch(size, free_bytes, DeviceKind::kCuda);
+  struct Card {
+    std::int64_t gigabytes, multiprocessors;
+  };
+  for (const Card& card : {Card{8, 34}, Card{24, 128}, Card{80, kMultiprocessors}}) {
+    const std::int64_t free_bytes = card.gigabytes * 1'000'000'000;
+    const std::int64_t batch = largest_batch(size, free_bytes, card.multiprocessors);
     ASSERT_GE(batch, 1);
-    EXPECT_LE(memory_needed(size, batch, DeviceKind::kCuda).total_bytes(), free_bytes);
-    EXPECT_GT(memory_needed(size, batch + 1, DeviceKind::kCuda).total_bytes(), free_bytes);
+    EXPECT_LE(memory_needed(size, batch, card.multiprocessors).total_bytes(), free_bytes);
+    EXPECT_GT(memory_needed(size, batch + 1, card.multiprocessors).total_bytes(), free_bytes);
   }
-  EXPECT_GE(largest_batch(size, 79'000'000'000, DeviceKind::kCuda), 256);
-  EXPECT_EQ(largest_batch(size, size.weights_bytes, DeviceKind::kCuda), 0);
+  EXPECT_GE(largest_batch(size, 79'000'000'000, kMultiprocessors), 256);
+  EXPECT_EQ(largest_batch(size, size.weights_bytes, kMultiprocessors), 0);
 }
 
 TEST(MemoryNeeded, ARefusalSaysWhatIsNeededAndWhatFits) {
@@ -83,10 +89,10 @@ TEST(MemoryNeeded, ARefusalSaysWhatIsNeededAndWhatFits) {
   EXPECT_NE(batch.find("a batch of 4096 needs"), std::string::npos) << batch;
   EXPECT_NE(batch.find("weights 3.0 GB"), std::string::npos) << batch;
   EXPECT_NE(batch.find("Imaginary 9000 has free, 79.0 GB"), std::string::npos) << batch;
-  const std::int64_t fits = largest_batch(size, 79'000'000'000, DeviceKind::kCuda);
+  const std::int64_t fits = largest_batch(size, 79'000'000'000, kMultiprocessors);
   EXPECT_NE(batch.find("a batch of " + std::to_string(fits) + " fits"), std::string::npos);
   EXPECT_NE(refusal(size, 1, 3'000'000'000).find("not even one sequence"), std::string::npos);
-  EXPECT_THROW(memory_needed(size, 0, DeviceKind::kCpu), Error);
+  EXPECT_THROW(memory_needed(size, 0, 0), Error);
 }
 
 }  // namespace

@@ -106,7 +106,7 @@ TEST(CutSegments, NothingGivesNothing) {
   EXPECT_THROW(cut({1}, {64, 0, 16}), Error);
 }
 
-constexpr SegmentRule kCard = {16384, 256, 1024};  // 64 heads on an H100
+constexpr SegmentRule kCard = {16384, 256, 1024};  // of a large card
 
 TEST(CutSegments, ManyLongSequencesTakeTurns) {
   const std::vector<Segment> segments = cut(same(128, 16384), kCard);
@@ -163,14 +163,13 @@ TEST(SegmentRule, PiecesFillADevice) {
   const auto piece = [](std::int64_t heads, std::int64_t multiprocessors) {
     return segment_rule(heads, 256, multiprocessors).piece_tokens;
   };
-  EXPECT_EQ(piece(64, 132), 1024);
-  EXPECT_EQ(piece(24, 132), 512) << "no piece is too short for its state";
-  EXPECT_EQ(piece(1, 132), 512);
-  EXPECT_EQ(piece(128, 132), 2048);
-  EXPECT_EQ(piece(64, 16), 8448);
-  EXPECT_EQ(piece(4096, 16), kGpuSegmentTokens);
+  EXPECT_EQ(piece(64, 132), 2048);
+  EXPECT_EQ(piece(24, 132), 768);
+  EXPECT_EQ(piece(1, 132), 512) << "no piece is too short for its state";
+  EXPECT_EQ(piece(64, 16), 2048);
+  EXPECT_EQ(piece(4096, 16), segment_tokens(16));
   const SegmentRule cpu = segment_rule(64, 64, 0);
-  EXPECT_EQ(cpu.segment_tokens, kSegmentTokens);
+  EXPECT_EQ(cpu.segment_tokens, segment_tokens(0));
   EXPECT_EQ(cpu.grid_tokens, 64);
   for (const Segment& segment : cut(same(3, 4096), cpu)) EXPECT_EQ(segment.pieces.size(), 1u);
 }

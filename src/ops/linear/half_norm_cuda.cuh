@@ -1,5 +1,5 @@
-// The halves of a norm that two products share (fused_linear.h): the one before it adds a warp's 16
-// rows of a tile to the residual; the one behind it multiplies rows by their scales.
+// The halves of a norm that two products share (fused_linear.h): the one before it adds to the
+// residual; the one behind it multiplies rows by their scales.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -61,94 +61,37 @@ __device__ __forceinline__ float lanes_sum(float v) {
   return v;
 }
 
-// As the fragments of wgmma have them: of rows `row` and row + 8, by the four lanes of a quad. Rows
-// beyond the last get its scale.
-__device__ __forceinline__ float2 scales_of_rows(const RowScales& of, int row) {
-  if (of.squares == nullptr) return make_float2(1, 1);
-  const float* const first = of.squares + std::int64_t{min(row, of.rows - 1)} * of.parts;
-  const float* const second = of.squares + std::int64_t{min(row + 8, of.rows - 1)} * of.parts;
-  float2 sums = make_float2(0, 0);
-#pragma unroll 2
-  for (int i = static_cast<int>(threadIdx.x) % 4; i < of.parts; i += 4) {
-    sums.x += first[i];
-    sums.y += second[i];
-  }
-  return make_float2(rsqrtf(fmaf(lanes_sum<4>(sums.x), of.of_mean, of.eps)),
-                     rsqrtf(fmaf(lanes_sum<4>(sums.y), of.of_mean, of.eps)));
-}
-
-// A thread's part of 16 rows of the residual, which go by in strips of 32 columns: four columns of
-// rows lane / 8 + 4 i, so that a warp reads and writes whole lines. Two strips are always on their
-// way from memory. Beyond the last row the last one is read, and nothing written.
-struct ResidualRows {
-  static constexpr int kRows = 4, kColumns = 4;
-  static constexpr int kAhead = 2;
-  static constexpr int kStripColumns = 32, kStrips = static_cast<int>(kNormPart) / kStripColumns;
-
-  const float* from[kRows];
-  const float* weight;
-  float old[kAhead][kRows][kColumns], weights[kAhead][kColumns];
-  float squares[kRows] = {};
-
-  __device__ __forceinline__ void begin(const ResidualJob& job, int first_row, int out) {
-    const int column = out + lane() % 8 * kColumns;
-    weight = job.weight + column;
+// The scales of rows `row` and row + 8, as the fragments of wgmma have them, by the four lanes of a
+// quad. Rows beyond the last get its scale. They are asked for before they are needed, so that
+// nobody waits for the parts, unless there are more of them than most models have.
+class ScalesOfRows {
+ public:
+  __device__ __forceinline__ void ask(const RowScales& of, int row) {
+    if (of.squares == nullptr) return;
+    first_ = of.squares + std::int64_t{min(row, of.rows - 1)} * of.parts;
+    second_ = of.squares + std::int64_t{min(row + 8, of.rows - 1)} * of.parts;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      from[i] =
-          job.residual + std::int64_t{min(row(first_row, i), job.rows - 1)} * job.stride + column;
-    }
+    for (int i = 0; i < kAsked; ++i) asked_[i] = part(of, i);
+  }
+  __device__ __forceinline__ float2 get(const RowScales& of) const {
+    if (of.squares == nullptr) return make_float2(1, 1);
+    float2 sums = asked_[0];
+    const auto add = [&](float2 v) { sums.x += v.x, sums.y += v.y; };
 #pragma unroll
-    for (int strip = 0; strip < kAhead; ++strip) load(strip);
-  }
-
-  // The sums of a strip, for row i of the thread, join the residual. Strips come in order.
-  __device__ __forceinline__ void add(const ResidualJob& job, int first_row, int out, int strip,
-                                      int i, uint4 sums) {
-    const float(&before)[kColumns] = old[strip % kAhead][i];
-    float values[kColumns] = {
-        before[0] + __uint_as_float(sums.x), before[1] + __uint_as_float(sums.y),
-        before[2] + __uint_as_float(sums.z), before[3] + __uint_as_float(sums.w)};
-    const bool exists = row(first_row, i) < job.rows;
-    if (exists) store_vector<kColumns>(values, const_cast<float*>(from[i]) + strip * kStripColumns);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      squares[i] = fmaf(values[c], values[c], squares[i]);
-      values[c] *= weights[strip % kAhead][c];
-    }
-    const std::int64_t at = row(first_row, i) * job.scaled_stride + out + strip * kStripColumns;
-    if (exists) store_vector<kColumns>(values, job.scaled + at + lane() % 8 * kColumns);
-  }
-
-  __device__ __forceinline__ void next(int strip) {
-    if (strip + kAhead < kStrips) load(strip + kAhead);
-  }
-
-  // After the last strip.
-  __device__ __forceinline__ void put_squares(const ResidualJob& job, int first_row,
-                                              int out) const {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float sum = lanes_sum<8>(squares[i]);
-      if (lane() % 8 != 0 || row(first_row, i) >= job.rows) continue;
-      job.squares[std::int64_t{row(first_row, i)} * job.parts + out / kNormPart] = sum;
-    }
-  }
-
-  __device__ __forceinline__ static int lane() {
-    return static_cast<int>(threadIdx.x) % kWarpLanes;
-  }
-  __device__ __forceinline__ static int row(int first, int i) {
-    return first + lane() / 8 + 4 * i;
+    for (int i = 1; i < kAsked; ++i) add(asked_[i]);
+    for (int i = kAsked; i * 4 < of.parts; ++i) add(part(of, i));
+    return make_float2(rsqrtf(fmaf(lanes_sum<4>(sums.x), of.of_mean, of.eps)),
+                       rsqrtf(fmaf(lanes_sum<4>(sums.y), of.of_mean, of.eps)));
   }
 
  private:
-  __device__ __forceinline__ void load(int strip) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      load_vector<kColumns>(from[i] + strip * kStripColumns, old[strip % kAhead][i]);
-    }
-    load_vector<kColumns>(weight + strip * kStripColumns, weights[strip % kAhead]);
+  static constexpr int kAsked = 2;
+  const float *first_, *second_;
+  float2 asked_[kAsked];
+
+  __device__ __forceinline__ float2 part(const RowScales& of, int i) const {
+    const int at = 4 * i + static_cast<int>(threadIdx.x) % 4;
+    return at < of.parts ? make_float2(first_[at], second_[at]) : make_float2(0, 0);
   }
 };
 

@@ -11,6 +11,7 @@
 
 #include "device/cluster.cuh"
 #include "device/dependent_launch.cuh"
+#include "device/fast_math.cuh"
 #include "device/kernel_helpers.cuh"
 #include "device/tensor_copy.cuh"
 #include "device/wgmma_widths.cuh"

@@ -1,8 +1,12 @@
 // Products of many rows with SwiGLU behind them, with outputs of both types, or that begin the norm
 // behind them: blocks that stay on their multiprocessor walk over tiles of 128 rows of x by 256
 // rows of weights. One warp copies x and weights into a ring in shared memory; two warpgroups
-// multiply, 64 rows of x each, and write what they have summed, one while the other still
-// multiplies. Two blocks of a cluster share the weights: each copies half of them for both.
+// multiply, 64 rows of x each; two more warps send on what they have summed. Two blocks of a
+// cluster share the weights: each copies half of them for both.
+//
+// What is between the last product of a tile and the first of the next leaves the tensor cores
+// idle, so it is kept short: outputs in bf16 are only packed there, and the residual that a tile is
+// added to comes through the ring, so that it has arrived.
 //
 // A sum runs along k in one order whatever the tile, so a row's bits do not depend on other rows.
 #include <cuda_bf16.h>
@@ -15,25 +19,23 @@
 #include "device/tensor_copy.cuh"
 #include "device/wgmma_widths.cuh"
 #include "ops/launch.cuh"
-#include "ops/linear/half_norm_cuda.cuh"
 #include "ops/linear/linear_tiles_cuda.h"
+#include "ops/linear/tile_outputs_cuda.cuh"
 #include "ops/tensor_map.h"
 
 namespace mamba3 {
 namespace {
 
-constexpr int kTileRows = 128;     // of x, in a block
-constexpr int kTileWeights = 256;  // rows of weights
-static_assert(kTileWeights == kNormPart);
 constexpr int kHalf = 128;  // rows of weights that one block of the cluster copies
 constexpr int kStages = 4;
+// Along k. With most of them a box goes out of what was packed of the tile before; the others
+// prepare the tile's end.
+constexpr int kFirstStages = kPackedBoxes + 2;
 constexpr unsigned kBlocks = 2;  // of a cluster
-constexpr int kGroupRows = 64;   // of x, of a warpgroup
 constexpr int kConsumers = 2;    // warpgroups that multiply
 constexpr int kGroupThreads = 128;
 constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
-constexpr int kConsumerWarps = kConsumers * kGroupThreads / kWarpLanes;
-constexpr int kWarpRows = kGroupRows / 4;
+constexpr int kConsumerWarps = kConsumers * kGroupWarps;
 
 struct TilesJob {
   int rows, outs, k;
@@ -42,40 +44,40 @@ struct TilesJob {
   RowScales scales;
   ResidualJob residual;      // of products that begin a norm
   int row_tiles, out_tiles;  // of a cluster
+  int band;                  // row tiles that clusters walk through together
   __host__ __device__ int tile_outs() const { return gate_rows > 0 ? kHalf : kTileWeights; }
+};
+
+struct OutputMaps {
+  CUtensorMap narrow, wide;  // by warpgroups
+  CUtensorMap residual;      // `wide` again, by blocks
 };
 
 #if __CUDA_ARCH__ >= 900
 
 constexpr int kDepth = kTileColumns;  // along k, in a stage
-// Row tiles of clusters whose weights are read at about one time: so much of x stays in the L2.
-constexpr int kBand = 16;
 constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
 // The residual that a tile is added to is fetched to the L2 while the tile is multiplied: so many
 // stages before its end the first of the boxes of 32 columns, another one at every second stage.
 constexpr int kResidualStages = 24;
-constexpr int kResidualBoxes = kTileWeights / 32;
+constexpr int kResidualBoxes = kTileWeights / kWideColumns;
+// It comes in stages of two boxes.
+constexpr int kResidualColumns = 2 * kWideColumns;
+static_assert(kResidualColumns == kNarrowColumns);
 
 struct alignas(1024) Stage {
   __nv_bfloat16 x[kTileRows * kDepth];
   __nv_bfloat16 w[kTileWeights * kDepth];
 };
-constexpr int kOutboxBytes = kWarpRows * kTileRowBytes;
+static_assert(sizeof(Stage::w) == 2 * kResidualBoxBytes);
 
 struct Shared {
   Stage stages[kStages];
-  std::byte outboxes[kConsumerWarps][2][kOutboxBytes];
+  std::byte boxes[kConsumers][2][kBoxBytes];
   Barrier full[kStages], empty[kStages];
-};
+  OutboxBarriers outboxes[kConsumers];
 
-struct Position {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
+  __device__ Outbox outbox(int group) { return {boxes[group][0], outboxes[group]}; }
 };
 
 // The tiles of this block in turn. Clusters walk through a band of row tiles, all of it for some
@@ -83,27 +85,46 @@ struct Position {
 struct Walk {
   int index = static_cast<int>(blockIdx.x / kBlocks);
   int row, out;  // where the tile begins
+  bool exists;   // false when there are no more
 
-  // False when there are no more.
-  __device__ bool find(const TilesJob& job) {
-    if (index >= job.row_tiles * job.out_tiles) return false;
-    const int band = index / (kBand * job.out_tiles), first = band * kBand;
-    const int height = min(kBand, job.row_tiles - first);
+  __device__ explicit Walk(const TilesJob& job) { find(job); }
+  __device__ void next(const TilesJob& job) {
+    index += static_cast<int>(gridDim.x / kBlocks);
+    find(job);
+  }
+
+ private:
+  __device__ void find(const TilesJob& job) {
+    exists = index < job.row_tiles * job.out_tiles;
+    const int band = index / (job.band * job.out_tiles), first = band * job.band;
+    const int height = min(job.band, job.row_tiles - first);
     const int within = index - first * job.out_tiles;
     row =
         ((first + within % height) * static_cast<int>(kBlocks) + static_cast<int>(cluster_rank())) *
         kTileRows;
     out = within / height * job.tile_outs();
-    return true;
   }
-  __device__ void next() { index += static_cast<int>(gridDim.x / kBlocks); }
 };
 
 __device__ __forceinline__ void prefetch_residual(const CUtensorMap& residual, int row, int out,
                                                   int stages_left) {
   const int box = (kResidualStages - stages_left) / 2;
   if (stages_left > kResidualStages || stages_left % 2 != 0 || box >= kResidualBoxes) return;
-  prefetch_box(residual, out + box * 32, row);
+  prefetch_box(residual, out + box * kWideColumns, row);
+}
+
+// The tile of the residual, as further stages of which only the place for weights is used.
+__device__ __forceinline__ void load_residual(const CUtensorMap& residual, int row, int out,
+                                              Shared& shared, Position<kStages>& at) {
+  for (int c = 0; c < kTileWeights; c += kResidualColumns, at.next()) {
+    barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
+    if (!elect_lane()) continue;
+    std::byte* const boxes = reinterpret_cast<std::byte*>(shared.stages[at.stage].w);
+    Barrier* const full = &shared.full[at.stage];
+    barrier_arrive_expecting(full, 2 * kResidualBoxBytes);
+    load_box(boxes, residual, out + c, row, full);
+    load_box(boxes + kResidualBoxBytes, residual, out + c + kWideColumns, row, full);
+  }
 }
 
 // One warp: what all tiles of this block read, in the order in which they read it.
@@ -111,8 +132,8 @@ template <bool kAdds>
 __device__ void load_stages(const TilesJob& job, const CUtensorMap& x, const CUtensorMap& w,
                             const CUtensorMap& residual, Shared& shared) {
   const int rank = static_cast<int>(cluster_rank());
-  Position at;
-  for (Walk tile; tile.find(job); tile.next()) {
+  Position<kStages> at;
+  for (Walk tile(job); tile.exists; tile.next(job)) {
     const int weights = tile.out + rank * (job.gate_rows > 0 ? job.gate_rows : kHalf);
     for (int k = 0; k < job.k; k += kDepth, at.next()) {
       barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
@@ -126,6 +147,7 @@ __device__ void load_stages(const TilesJob& job, const CUtensorMap& x, const CUt
         prefetch_residual(residual, tile.row, tile.out, (job.k - k + kDepth - 1) / kDepth);
       }
     }
+    if (kAdds) load_residual(residual, tile.row, tile.out, shared, at);
   }
 }
 
@@ -135,182 +157,159 @@ __device__ __forceinline__ void release(Shared& shared, int stage) {
   if (lane < kBlocks) barrier_arrive_at(&shared.empty[stage], lane);
 }
 
-// 64 rows of x by a tile's weights, along all of k. While the last products are under way it calls
-// `meanwhile`.
+// 64 rows of x by a tile's weights, along all of k. While the products of the first stages are
+// under way it calls `meanwhile(stage)`.
 template <class Meanwhile>
 __device__ __forceinline__ void multiply(const TilesJob& job, Shared& shared, int group,
-                                         Position& at, float (&sums)[kTileWeights / 2],
+                                         Position<kStages>& at, float (&sums)[kTileWeights / 2],
                                          const Meanwhile& meanwhile) {
   const std::uint64_t x0 =
       wgmma_operand(shared_address(shared.stages[0].x + group * kGroupRows * kDepth));
   const std::uint64_t w0 = wgmma_operand(shared_address(shared.stages[0].w));
-#pragma unroll
-  for (float& sum : sums) sum = 0;
   int before = 0;
-  for (int k = 0; k < job.k; k += kDepth) {
+  const auto multiply_stage = [&](int k, const auto& also) {
     barrier_wait(&shared.full[at.stage], at.parity);
     const std::uint32_t offset = static_cast<std::uint32_t>(at.stage) * sizeof(Stage);
     const std::uint64_t x = wgmma_further(x0, offset), w = wgmma_further(w0, offset);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDepth / 16; ++step) {
-      wgmma_k16(sums, wgmma_further(x, step * 32), wgmma_further(w, step * 32));
+      wgmma_k16(sums, wgmma_further(x, step * 32), wgmma_further(w, step * 32), k > 0 || step > 0);
     }
     wgmma_commit();
-    if (k + kDepth >= job.k) meanwhile();
+    also();
     wgmma_wait<1>();
     if (k > 0) release(shared, before);
     before = at.stage;
     at.next();
+  };
+#pragma unroll
+  for (int i = 0; i < kFirstStages; ++i) {
+    if (i * kDepth < job.k) {
+      multiply_stage(i * kDepth, [&] { meanwhile(i); });
+    } else {
+      meanwhile(i);
+    }
   }
+  for (int k = kFirstStages * kDepth; k < job.k; k += kDepth) multiply_stage(k, [] {});
   wgmma_wait<0>();
   wgmma_hold(sums);
   release(shared, before);
 }
 
-// A warp's way out: 16 rows of 128 bytes at a time lie in shared memory until a copy has taken
-// them, in two places in turn.
-struct Outbox {
-  std::uint32_t address;
-  const std::byte* bytes;
-  int lane, side = 0;
-
-  __device__ Outbox(Shared& shared, int warp)
-      : address(shared_address(shared.outboxes[warp][0])),
-        bytes(shared.outboxes[warp][0]),
-        lane(static_cast<int>(threadIdx.x) % kWarpLanes) {}
-
-  __device__ std::uint32_t open() const {
-    if (lane == 0) store_wait_read<1>();
-    __syncwarp();
-    return address + side * kOutboxBytes;
-  }
-  __device__ void send(const CUtensorMap& y, int column, int row) {
-    fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) {
-      store_box(y, column, row, bytes + side * kOutboxBytes);
-      store_commit();
-    }
-    side ^= 1;
-  }
-};
-
-// 64 columns as bf16; value(i): number i of a thread, as wgmma leaves them.
-template <class Value>
-__device__ __forceinline__ void put_narrow(std::uint32_t to, int lane, const Value& value) {
-  const unsigned row = lane % kWarpRows;
-#pragma unroll
-  for (int piece = 0; piece < 8; piece += 2) {
-    std::uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = pack_bf16(value(piece * 4 + 2 * i), value(piece * 4 + 2 * i + 1));
-    }
-    const unsigned mine = piece + lane / kWarpRows;
-    store_matrices(to + row * kTileRowBytes + ((mine ^ (row % 8)) << 4),
-                   {words[0], words[1], words[2], words[3]});
-  }
-}
-
-// 32 columns in fp32.
-template <class Value>
-__device__ __forceinline__ void put_wide(std::uint32_t to, int lane, const Value& value) {
-  const unsigned row = lane / 4, quad = lane % 4;
-#pragma unroll
-  for (unsigned block = 0; block < 4; ++block) {
-    const unsigned piece = 2 * block + quad / 2;
-    const std::uint32_t at = to + row * kTileRowBytes + ((piece ^ row) << 4) + (quad % 2) * 8;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = static_cast<int>(block) * 4 + half * 2;
-      store_shared(at + half * 8 * kTileRowBytes,
-                   uint2{__float_as_uint(value(i)), __float_as_uint(value(i + 1))});
-    }
-  }
-}
-
-// What a warp has summed of a tile, which begins at (row, out), goes to y, multiplied by the scales
-// of the thread's two rows.
-__device__ __forceinline__ void send_tile(const TilesJob& job, const CUtensorMap& narrow,
-                                          const CUtensorMap& wide, int row, int out, float2 scales,
-                                          Outbox& outbox, const float (&sums)[kTileWeights / 2]) {
-  if (row >= job.rows) return;
-  const auto value = [&](int i) { return sums[i] * (i % 4 < 2 ? scales.x : scales.y); };
-  if (job.gate_rows > 0) {
-#pragma unroll
-    for (int c = 0; c < kHalf; c += 64) {
-      put_narrow(outbox.open(), outbox.lane,
-                 [&](int i) { return value(c / 2 + i) * silu_fast(value(kHalf / 2 + c / 2 + i)); });
-      outbox.send(narrow, out + c, row);
-    }
-  } else if (out < job.wide_from) {
-#pragma unroll
-    for (int c = 0; c < kTileWeights; c += 64) {
-      put_narrow(outbox.open(), outbox.lane, [&](int i) { return value(c / 2 + i); });
-      outbox.send(narrow, out + c, row);
-    }
-  } else {
-#pragma unroll
-    for (int c = 0; c < kTileWeights; c += 32) {
-      put_wide(outbox.open(), outbox.lane, [&](int i) { return value(c / 2 + i); });
-      outbox.send(wide, out - job.wide_from + c, row);
-    }
-  }
-}
-
-// The sums join the residual, and its scaled numbers go to the next product.
-__device__ __forceinline__ void add_tile(const ResidualJob& job, ResidualRows& residual, int row,
-                                         int out, const Outbox& outbox,
+// The sums join the residual, whose boxes come behind the tile's stages, and its scaled numbers go
+// to the next product. Who sends a box on, from where it came in, releases its stage.
+__device__ __forceinline__ void add_tile(const ResidualJob& job, Shared& shared,
+                                         Position<kStages>& at, int row, int out,
+                                         OutboxWriter& outbox,
                                          const float (&sums)[kTileWeights / 2]) {
-  const unsigned r = outbox.lane / 8, piece = outbox.lane % 8;
+  ResidualRows residual(job, outbox.lane, out);
 #pragma unroll
-  for (int strip = 0; strip < ResidualRows::kStrips; ++strip) {
-    const std::uint32_t box = outbox.address + strip % 2 * kOutboxBytes;
-    put_wide(box, outbox.lane, [&](int i) { return sums[strip * 16 + i]; });
-    __syncwarp();
-#pragma unroll
-    for (unsigned i = 0; i < ResidualRows::kRows; ++i) {
-      const unsigned mine = r + 4 * i;
-      const uint4 sum = load_shared_piece(box + mine * kTileRowBytes + ((piece ^ (mine % 8)) << 4));
-      residual.add(job, row, out, strip, static_cast<int>(i), sum);
-    }
-    residual.next(strip);
+  for (int c = 0; c < kTileWeights; c += kResidualColumns, at.next()) {
+    residual.load_weights(c);
+    const std::uint32_t scaled = outbox.open();
+    barrier_wait(&shared.full[at.stage], at.parity);
+    const std::uint32_t boxes =
+        shared_address(shared.stages[at.stage].w) + row % kTileRows * kTileRowBytes;
+    std::uint32_t words[kBoxWords];
+    residual.add(sums, c, boxes, words);
+    put_narrow(scaled, outbox.lane, words);
+    outbox.close();
   }
-  residual.put_squares(job, row, out);
+  residual.put_squares(row, out);
+}
+
+// Outputs in bf16 are only packed: they go out with the next tile.
+__device__ __forceinline__ void finish_tile(const TilesJob& job, const ScaledSums& sums, int out,
+                                            PackedTile& packed, OutboxWriter& outbox) {
+  if (job.gate_rows > 0) {
+    packed.pack_gated(sums);
+  } else if (out < job.wide_from) {
+    packed.pack(sums);
+  } else {
+    put_wide(sums, outbox);
+    packed.forget();
+  }
 }
 
 template <bool kAdds>
-__device__ void multiply_tiles(const TilesJob& job, const CUtensorMap& narrow,
-                               const CUtensorMap& wide, Shared& shared) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes - 4, group = warp / 4;
-  Outbox outbox(shared, warp);
-  Position at;
+__device__ void multiply_tiles(const TilesJob& job, Shared& shared) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes - 4, group = warp / kGroupWarps;
+  OutboxWriter outbox(shared.outbox(group), warp % kGroupWarps);
+  PackedTile packed;
+  Position<kStages> at;
   float sums[kTileWeights / 2];
-  for (Walk tile; tile.find(job); tile.next()) {
-    const int row = tile.row + warp * kWarpRows;
+  for (Walk tile(job); tile.exists;) {
+    const int row = tile.row + warp * kWarpRows, out = tile.out;
+    ScalesOfRows asked;
+    float2 scales;
+    multiply(job, shared, group, at, sums, [&](int stage) {
+      if (stage < kPackedBoxes) return packed.put(stage, outbox);
+      if (stage == kPackedBoxes) return asked.ask(job.scales, row + outbox.lane / 4);
+      scales = asked.get(job.scales);
+      tile.next(job);
+    });
     if constexpr (kAdds) {
-      ResidualRows residual;
-      multiply(job, shared, group, at, sums, [&] { residual.begin(job.residual, row, tile.out); });
-      if (row < job.rows) add_tile(job.residual, residual, row, tile.out, outbox, sums);
+      add_tile(job.residual, shared, at, row, out, outbox, sums);
     } else {
-      float2 scales;
-      multiply(job, shared, group, at, sums,
-               [&] { scales = scales_of_rows(job.scales, row + outbox.lane / 4); });
-      send_tile(job, narrow, wide, row, tile.out, scales, outbox, sums);
+      finish_tile(job, {sums, scales}, out, packed, outbox);
     }
   }
-  if (outbox.lane == 0) store_wait_read<0>();
+#pragma unroll
+  for (int box = 0; box < kPackedBoxes; ++box) packed.put(box, outbox);
+}
+
+// A tile of the residual goes out from the ring, and scaled from the outbox.
+__device__ __forceinline__ void send_sums(const OutputMaps& maps, Shared& shared, int group,
+                                          Position<kStages>& at, Position<2>& box_at, int row,
+                                          int out) {
+  const unsigned lane = threadIdx.x % kWarpLanes;
+  for (int c = 0; c < kTileWeights; c += kResidualColumns, at.next()) {
+    send_box(shared.outbox(group), box_at, [&](const std::byte* box) {
+      const std::byte* const boxes =
+          reinterpret_cast<std::byte*>(shared.stages[at.stage].w) + group * kBoxBytes;
+      store_box(maps.wide, out + c, row, boxes);
+      store_box(maps.wide, out + c + kWideColumns, row, boxes + kResidualBoxBytes);
+      store_box(maps.narrow, out + c, row, box);
+    });
+    // The stage is free again, as far as all warps of the group are concerned.
+    if (lane < kGroupWarps * kBlocks) {
+      barrier_arrive_at(&shared.empty[at.stage], lane % kBlocks);
+    }
+  }
+}
+
+// One warp for each group: its outputs, in the order in which it puts them into its outbox.
+template <bool kAdds>
+__device__ void send_outputs(const TilesJob& job, const OutputMaps& maps, Shared& shared,
+                             int group) {
+  const Outbox outbox = shared.outbox(group);
+  Position<kStages> at;
+  Position<2> box_at;
+  for (Walk tile(job); tile.exists; tile.next(job)) {
+    const int row = tile.row + group * kGroupRows;
+    if (kAdds) {
+      at.advance((job.k + kDepth - 1) / kDepth);
+      send_sums(maps, shared, group, at, box_at, row, tile.out);
+      continue;
+    }
+    const bool is_wide = tile.out >= job.wide_from;
+    const CUtensorMap& y = is_wide ? maps.wide : maps.narrow;
+    const int first = is_wide ? tile.out - job.wide_from : tile.out;
+    const int columns = is_wide ? kWideColumns : kNarrowColumns;
+    for (int c = 0; c < job.tile_outs(); c += columns) {
+      send_box(outbox, box_at, [&](const std::byte* box) { store_box(y, first + c, row, box); });
+    }
+  }
 }
 
 #endif
 
-// kAdds: onto the residual, which is `wide`, and no other output is a tensor map's.
+// kAdds: onto the residual, which is `wide`; what the next product gets of it is `narrow`.
 template <bool kAdds>
 __global__ void __launch_bounds__(kThreads, 1)
     linear_tiles(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                 const __grid_constant__ CUtensorMap narrow,
-                 const __grid_constant__ CUtensorMap wide, const TilesJob job) {
+                 const __grid_constant__ OutputMaps maps, const TilesJob job) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ std::byte memory[];
   Shared& shared =
@@ -320,19 +319,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(&shared.full[i], 1);
       barrier_init(&shared.empty[i], kBlocks * kConsumerWarps);
     }
+    for (OutboxBarriers& outbox : shared.outboxes) outbox.init();
     barrier_init_done();
   }
   cluster_sync_relaxed();
   wait_for_predecessor();
   if (threadIdx.x < kGroupThreads) {
     wgmma_give_registers<kProducerRegisters>();
-    if (threadIdx.x < kWarpLanes) {
-      load_stages<kAdds>(job, x, w, wide, shared);
+    const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+    if (warp == 0) {
+      load_stages<kAdds>(job, x, w, maps.residual, shared);
       start_successor();
+    } else if (warp <= kConsumers) {
+      send_outputs<kAdds>(job, maps, shared, warp - 1);
     }
   } else {
     wgmma_take_registers<kConsumerRegisters>();
-    multiply_tiles<kAdds>(job, narrow, wide, shared);
+    multiply_tiles<kAdds>(job, shared);
   }
   // A block's memory stays until what its neighbour releases there has arrived.
   cluster_sync();
@@ -340,7 +343,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 constexpr std::size_t kSharedBytes = std::size_t{kStages} * (kTileRows + kTileWeights) * 128 +
-                                     kConsumerWarps * 2 * kWarpRows * 128 + 1024 + 1024;
+                                     kConsumers * 2 * kBoxBytes + 1024 + 1024;
 
 int ceil_div(std::int64_t a, std::int64_t b) {
   return static_cast<int>((a + b - 1) / b);
@@ -360,18 +363,35 @@ bool takes_outputs(const FusedLinearArgs& args) {
                          tensor_map_takes(args.rest));
 }
 
+int clusters_at_once(const Context& ctx) {
+  return ctx.gpu()->info().multiprocessors / static_cast<int>(kBlocks);
+}
+
+// The tiles of clusters that work at one time share what they read by way of the L2: as many row
+// tiles and rows of weights together as make the fewest.
+int band_rows(int clusters, int out_tiles) {
+  constexpr int kMost = 16;  // so much of x stays in the L2
+  int best = 1, least = clusters + 1;
+  for (int rows = 2; rows <= kMost; ++rows) {
+    const int outs = clusters / rows + (clusters % rows == 0 ? 0 : 2);
+    const int tiles = rows + std::min(outs, out_tiles);
+    if (tiles <= least) best = rows, least = tiles;
+  }
+  return best;
+}
+
 template <bool kAdds>
-void launch(const FusedLinearArgs& args, const TilesJob& job, const CUtensorMap& narrow,
-            const CUtensorMap& wide, Context& ctx) {
+void launch(const FusedLinearArgs& args, const TilesJob& job, const OutputMaps& maps,
+            Context& ctx) {
   const ConstMatrix w = TensorView<const Bf16, 2>(reinterpret_cast<const Bf16*>(args.w.data),
                                                   {args.w.shape[0], args.w.shape[1]});
-  const auto clusters = static_cast<unsigned>(std::min<std::int64_t>(
-      std::int64_t{job.row_tiles} * job.out_tiles, ctx.gpu()->info().multiprocessors / kBlocks));
+  const auto clusters = static_cast<unsigned>(
+      std::min<std::int64_t>(std::int64_t{job.row_tiles} * job.out_tiles, clusters_at_once(ctx)));
   allow_shared(reinterpret_cast<const void*>(linear_tiles<kAdds>), kSharedBytes,
                "linear's shared memory");
   launch_dependent("linear: tiles", linear_tiles<kAdds>,
                    {clusters * kBlocks, kThreads, kSharedBytes, kBlocks}, ctx,
-                   tensor_map(args.x, kTileRows), tensor_map(w, kHalf), narrow, wide, job);
+                   tensor_map(args.x, kTileRows), tensor_map(w, kHalf), maps, job);
 }
 
 }  // namespace
@@ -398,13 +418,14 @@ void linear_tiles_cuda(const FusedLinearArgs& args, Context& ctx) {
   if (args.rest.data != nullptr) job.outs += static_cast<int>(args.rest.shape[1]);
   job.row_tiles = ceil_div(job.rows, kTileRows * kBlocks);
   job.out_tiles = ceil_div(job.outs, job.tile_outs());
+  job.band = band_rows(clusters_at_once(ctx), job.out_tiles);
+  const CUtensorMap y = tensor_map(args.y, kGroupRows);
   if (args.half_norm.weight != nullptr) {
-    const CUtensorMap residual = tensor_map(args.y, kTileRows);
-    return launch<true>(args, job, residual, residual, ctx);
+    const CUtensorMap scaled = tensor_map(args.half_norm.scaled, kGroupRows);
+    return launch<true>(args, job, {scaled, y, tensor_map(args.y, kTileRows)}, ctx);
   }
-  const CUtensorMap y = tensor_map(args.y, kWarpRows);
-  const CUtensorMap wide = args.rest.data != nullptr ? tensor_map(args.rest, kWarpRows) : y;
-  launch<false>(args, job, y, wide, ctx);
+  const CUtensorMap wide = args.rest.data != nullptr ? tensor_map(args.rest, kGroupRows) : y;
+  launch<false>(args, job, {y, wide, y}, ctx);
 }
 
 }  // namespace mamba3

@@ -6,18 +6,14 @@
 
 #include <cstdint>
 
+#include "device/fast_math.cuh"
+
 namespace mamba3 {
 namespace {
 
 __device__ __forceinline__ void unpack_bf16(std::uint32_t bits, float& a, float& b) {
   a = __uint_as_float(bits << 16);
   b = __uint_as_float(bits & 0xffff0000u);
-}
-
-__device__ __forceinline__ float fast_exp2(float v) {
-  float out;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
-  return out;
 }
 
 // What a chunk's products need to know of a token. Decays are base-2 logarithms from the chunk's
@@ -50,14 +46,6 @@ __device__ __forceinline__ float2 fast_cos_sin(std::uint32_t turns, float broken
   const float angle = fmaf(static_cast<float>(static_cast<std::int32_t>(turns)), kRadians, broken);
   return make_float2(__cosf(angle), __sinf(angle));
 }
-
-__device__ __forceinline__ float fast_inverse(float v) {
-  float out;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
-  return out;
-}
-
-constexpr float kGateRate = -1.44269504f;  // silu(z) = z / (1 + 2^(rate z))
 
 __device__ __forceinline__ float gate_of(float z, float rate, float scale) {
   return z * scale * fast_inverse(1.0f + fast_exp2(rate * z));
