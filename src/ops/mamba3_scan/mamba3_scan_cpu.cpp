@@ -89,12 +89,15 @@ void pack_keys(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& sc
   chunk_x(dims, params, sizes, in, x_stride, scratch);
 }
 
-void multiply_outputs(const ScanJob& job, const ChunkScratch& scratch, std::int64_t rows) {
+void multiply_outputs(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& scratch) {
+  const std::int64_t rows = in.tokens * job.sizes.rank;
 #if HWY_ARCH_X86
   if (job.bf16_products) {
     bf16_pack_queries(job.sizes, scratch, rows);
     bf16_scores(job.sizes, scratch, rows);
-    return bf16_outputs(job.sizes, scratch, rows);
+    bf16_outputs(job.sizes, scratch, rows);
+    return bf16_add_own(job.args.dims, job.args.params, job.sizes, in, job.args.columns.row_stride,
+                        scratch);
   }
 #endif
   chunk_scores(job.sizes, scratch, rows);
@@ -123,10 +126,9 @@ void prepare_keys(const ScanJob& job, const ChunkInputs& in, std::uint32_t* turn
 // From the state at the chunk's start, with the carried term in it, to y.
 void write_outputs(const ScanJob& job, const ChunkInputs& in, const ChunkScratch& scratch) {
   const Mamba3Dims& dims = job.args.dims;
-  const std::int64_t rows = in.tokens * dims.rank;
   chunk_rows(dims, job.sizes, in, scratch, in.out_c, job.args.params.out_c_bias, scratch.q);
   chunk_weights(job.sizes, in, scratch);
-  multiply_outputs(job, scratch, rows);
+  multiply_outputs(job, in, scratch);
   chunk_gate(dims, job.args.params, job.sizes, in, job.args.columns.row_stride, scratch);
 }
 

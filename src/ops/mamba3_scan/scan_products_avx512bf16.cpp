@@ -159,6 +159,11 @@ struct Tile {
   }
 };
 
+// Columns of its own token that a row leaves to bf16_add_own().
+std::int64_t own_columns(const ChunkSizes& sizes) {
+  return sizes.rank == 1 ? 1 : 0;
+}
+
 template <int kVecs>
 void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t row,
                  std::int64_t column) {
@@ -175,13 +180,14 @@ void output_tile(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int6
   }
   const Bf16Pair* scores = bf16.scores + row * bf16.row_pair_stride;
   const Bf16Pair* x = bf16.x + column;
-  const std::int64_t common = scratch.row_limit[row] / 2;
+  const std::int64_t own = own_columns(sizes);
+  const std::int64_t common = (scratch.row_limit[row] - own) / 2;
   tile.accumulate(scores, bf16.row_pair_stride, 1, x, sizes.p_stride, common);
   // Each row's own columns past the common ones, as in fp32: an odd last one is half a pair, whose
   // other half must not count, not even as a zero times it.
   MAMBA3_UNROLL
   for (int i = 0; i < kTileRows; ++i) {
-    const std::int64_t limit = scratch.row_limit[row + i];
+    const std::int64_t limit = scratch.row_limit[row + i] - own;
     for (std::int64_t k = common; 2 * k < limit; ++k) {
       const __m512i halves = _mm512_set1_epi32(2 * k + 1 < limit ? -1 : 0xffff);
       const __m512i score = _mm512_and_si512(
@@ -352,6 +358,30 @@ void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int
   }
   for (std::int64_t row = 0; row < rows && column < sizes.p; row += kTileRows) {
     output_tile<1>(sizes, scratch, row, column);
+  }
+}
+
+void bf16_add_own(const Mamba3Dims& dims, const Mamba3Params& params, const ChunkSizes& sizes,
+                  const ChunkInputs& in, std::int64_t x_stride, const ChunkScratch& scratch) {
+  if (own_columns(sizes) == 0) return;
+  const float* mimo_x = dims.mimo ? params.mimo_x + in.head * sizes.p : nullptr;
+  for (std::int64_t t = 0; t < in.tokens; ++t) {
+    const float* q = scratch.q + t * sizes.n_stride;
+    const float* k = scratch.k + t * sizes.n_stride;
+    __m512 sum = _mm512_setzero_ps();
+    for (std::int64_t column = 0; column < sizes.n; column += kLanes) {
+      const __mmask16 mask = first_lanes(sizes.n - column);
+      sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, q + column),
+                            _mm512_maskz_loadu_ps(mask, k + column), sum);
+    }
+    const float now = scratch.weights[t * sizes.row_stride + t];
+    const __m512 weight = _mm512_set1_ps(_mm512_reduce_add_ps(sum) * now);
+    const XRow x{in.x + t * x_stride, mimo_x, 0};
+    float* y = scratch.y + t * sizes.p_stride;
+    for (std::int64_t column = 0; column < sizes.p; column += kLanes) {
+      const __m512 lanes = x.lanes(column, first_lanes(sizes.p - column));
+      _mm512_storeu_ps(y + column, _mm512_fmadd_ps(weight, lanes, _mm512_loadu_ps(y + column)));
+    }
   }
 }
 

@@ -23,6 +23,10 @@ void bf16_add_carried(const ChunkSizes& sizes, const ChunkScratch& scratch, std:
                       std::int64_t end);
 void bf16_scores(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
 void bf16_outputs(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows);
+// What tokens read of themselves, in fp32, where there is one rank: bf16_outputs() leaves it out.
+// One product without others beside it, whose roundings nothing averages.
+void bf16_add_own(const Mamba3Dims& dims, const Mamba3Params& params, const ChunkSizes& sizes,
+                  const ChunkInputs& in, std::int64_t x_stride, const ChunkScratch& scratch);
 // Folds what the chunk adds into the state, or stores it where no decay is given.
 void bf16_state(const ChunkSizes& sizes, const ChunkScratch& scratch, std::int64_t rows,
                 const float* decay_of_chunk);
