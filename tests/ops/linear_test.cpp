@@ -79,6 +79,7 @@ TEST_P(LinearCase, AgreesWithTheOracle) {
   }
   for (const std::int64_t rows : {15, 64, 65, 300}) expect_near_oracle(rows, 67, 97, ctx);
   expect_near_oracle(3, 301, 1537, ctx);
+  for (const std::int64_t rows : {13, 97}) expect_near_oracle(rows, 37, 1021, ctx);  // 4 KiB apart
   expect_near_oracle(1, 16, 0, ctx);
 }
 
@@ -116,6 +117,19 @@ TEST_P(LinearCase, ARowsBitsDependOnNothingElse) {
       }
     }
   }
+}
+
+// Rows that share a set of the cache are multiplied elsewhere.
+TEST_P(LinearCase, TheDistanceOfRowsChangesNoBit) {
+  const std::int64_t rows = 110, n = 37, k = 1021;
+  const std::vector<float> values = random_floats(rows * k, 1);
+  const Weights w(n, k, std::get<2>(GetParam()), 2);
+  const PaddedRows near(values, rows, k, 0), apart(values, rows, k, 3);
+  const PaddedRows y(rows, n, 0), z(rows, n, 0);
+  Context ctx(with_threads(2));
+  linear(make(near, w, y), ctx);
+  linear(make(apart, w, z), ctx);
+  EXPECT_TRUE(same_bits(&y.view(0, 0), &z.view(0, 0), rows * n));
 }
 
 // An output does not depend on its neighbours either.

@@ -21,14 +21,18 @@ constexpr std::int64_t kBlockRows = 96;
 using D = hn::CappedTag<float, kGemmPanel>;
 using V = hn::Vec<D>;
 constexpr std::int64_t kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
-// 12 sums where there are 16 registers, 8 wide ones where there are 32.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+// 12 sums: in pairs where vectors are half a panel, 12 rows of them where they are a whole one.
+#if HWY_MAX_BYTES >= 64
 constexpr int kTileRows = 12;
 #else
 constexpr int kTileRows = 6;
 #endif
 constexpr int kTileVecs = kLanes >= kGemmPanel ? 1 : 2;
 constexpr std::int64_t kTileColumns = kTileVecs * kLanes;
+// Rows of x a multiple of this apart share a set of the first-level cache, and so its few places.
+constexpr std::int64_t kSetStride = 4096 / sizeof(float);
+constexpr int kSetPlaces = 8;
+constexpr std::int64_t kSpreadStride = kGemmDepth + kGemmPanel;
 
 // Where a tile reads and writes.
 struct TileArgs {
@@ -104,20 +108,27 @@ void tile_at_edge(std::int64_t rows, std::int64_t columns, TileArgs args) {
   }
 }
 
-// Rows [begin, end) of kTileColumns of y, summed over k from k_begin on.
-void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t end,
-                     std::int64_t k_begin, std::int64_t depth, std::int64_t column) {
+// What a block's products read and write: rows of x from one on, kGemmDepth of k at most.
+struct Block {
+  const float* x;
+  std::int64_t x_stride;
+  std::int64_t row, rows;  // of y
+  std::int64_t k, depth;
+};
+
+// kTileColumns of y.
+void column_of_tiles(const GemmF32Args& args, const Block& block, std::int64_t column) {
   TileArgs at;
-  at.x_stride = args.x_stride;
-  at.w = args.w + column / kGemmPanel * args.w_stride + k_begin * kGemmPanel + column % kGemmPanel;
-  at.depth = depth;
-  at.first = k_begin == 0 && !args.accumulate;
+  at.x_stride = block.x_stride;
+  at.w = args.w + column / kGemmPanel * args.w_stride + block.k * kGemmPanel + column % kGemmPanel;
+  at.depth = block.depth;
+  at.first = block.k == 0 && !args.accumulate;
   at.y_stride = args.y_stride;
   const std::int64_t columns = args.n - column;
-  for (std::int64_t row = begin; row < end; row += kTileRows) {
-    const std::int64_t rows = std::min<std::int64_t>(kTileRows, end - row);
-    at.x = args.x + row * args.x_stride + k_begin;
-    at.y = args.y + row * args.y_stride + column;
+  for (std::int64_t row = 0; row < block.rows; row += kTileRows) {
+    const std::int64_t rows = std::min<std::int64_t>(kTileRows, block.rows - row);
+    at.x = block.x + row * block.x_stride;
+    at.y = args.y + (block.row + row) * args.y_stride + column;
     if (columns < kTileColumns) {
       tile_at_edge(rows, columns, at);
     } else {
@@ -126,15 +137,31 @@ void column_of_tiles(const GemmF32Args& args, std::int64_t begin, std::int64_t e
   }
 }
 
+// Moves a block's rows of x to where they have places of their own.
+void spread_rows(Block& block, float* to) {
+  for (std::int64_t row = 0; row < block.rows; ++row) {
+    std::copy_n(block.x + row * block.x_stride, block.depth, to + row * kSpreadStride);
+  }
+  block.x = to;
+  block.x_stride = kSpreadStride;
+}
+
 }  // namespace
 
 void multiply(const GemmF32Args& args) {
+  const bool spread = kTileRows > kSetPlaces && args.x_stride % kSetStride == 0;
+  HWY_ALIGN float rows_of_x[kTileRows > kSetPlaces ? kBlockRows * kSpreadStride : 1];
   for (std::int64_t begin = 0; begin < args.m; begin += kBlockRows) {
-    const std::int64_t end = std::min(args.m, begin + kBlockRows);
     for (std::int64_t k = 0; k < args.k; k += kGemmDepth) {
-      const std::int64_t depth = std::min(kGemmDepth, args.k - k);
+      Block block{args.x + begin * args.x_stride + k,
+                  args.x_stride,
+                  begin,
+                  std::min(kBlockRows, args.m - begin),
+                  k,
+                  std::min(kGemmDepth, args.k - k)};
+      if (spread) spread_rows(block, rows_of_x);
       for (std::int64_t column = 0; column < args.n; column += kTileColumns) {
-        column_of_tiles(args, begin, end, k, depth, column);
+        column_of_tiles(args, block, column);
       }
     }
   }

@@ -79,7 +79,7 @@ HWY_INLINE void update_columns(D d, const Mamba3Dims& dims, float decay, const S
 // The widest block whose 3 R V vectors stay in registers.
 template <int R>
 constexpr int wide_block() {
-  constexpr int kRegisters = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL ? 27 : 12;
+  constexpr int kRegisters = HWY_MAX_BYTES >= 64 ? 27 : 12;
   constexpr int kFit = kRegisters / (3 * R);
   return kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
 }
