@@ -13,6 +13,7 @@
 #include "device/dependent_launch.cuh"
 #include "device/fast_math.cuh"
 #include "device/kernel_helpers.cuh"
+#include "device/ring_position.cuh"
 #include "device/tensor_copy.cuh"
 #include "device/wgmma_widths.cuh"
 #include "ops/launch.cuh"
@@ -70,17 +71,6 @@ struct BoxRing {
       barrier_init(&full[i], 1);
       barrier_init(&empty[i], static_cast<std::uint32_t>(readers));
     }
-  }
-};
-
-template <int kStages>
-struct RingPosition {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
   }
 };
 

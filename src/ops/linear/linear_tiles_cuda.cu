@@ -16,6 +16,7 @@
 #include "device/cluster.cuh"
 #include "device/dependent_launch.cuh"
 #include "device/kernel_helpers.cuh"
+#include "device/ring_position.cuh"
 #include "device/tensor_copy.cuh"
 #include "device/wgmma_widths.cuh"
 #include "ops/launch.cuh"
@@ -96,6 +97,7 @@ struct Walk {
  private:
   __device__ void find(const TilesJob& job) {
     exists = index < job.row_tiles * job.out_tiles;
+    if (!exists) return;
     const int band = index / (job.band * job.out_tiles), first = band * job.band;
     const int height = min(job.band, job.row_tiles - first);
     const int within = index - first * job.out_tiles;
@@ -115,7 +117,7 @@ __device__ __forceinline__ void prefetch_residual(const CUtensorMap& residual, i
 
 // The tile of the residual, as further stages of which only the place for weights is used.
 __device__ __forceinline__ void load_residual(const CUtensorMap& residual, int row, int out,
-                                              Shared& shared, Position<kStages>& at) {
+                                              Shared& shared, RingPosition<kStages>& at) {
   for (int c = 0; c < kTileWeights; c += kResidualColumns, at.next()) {
     barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
     if (!elect_lane()) continue;
@@ -132,7 +134,7 @@ template <bool kAdds>
 __device__ void load_stages(const TilesJob& job, const CUtensorMap& x, const CUtensorMap& w,
                             const CUtensorMap& residual, Shared& shared) {
   const int rank = static_cast<int>(cluster_rank());
-  Position<kStages> at;
+  RingPosition<kStages> at;
   for (Walk tile(job); tile.exists; tile.next(job)) {
     const int weights = tile.out + rank * (job.gate_rows > 0 ? job.gate_rows : kHalf);
     for (int k = 0; k < job.k; k += kDepth, at.next()) {
@@ -161,7 +163,7 @@ __device__ __forceinline__ void release(Shared& shared, int stage) {
 // under way it calls `meanwhile(stage)`.
 template <class Meanwhile>
 __device__ __forceinline__ void multiply(const TilesJob& job, Shared& shared, int group,
-                                         Position<kStages>& at, float (&sums)[kTileWeights / 2],
+                                         RingPosition<kStages>& at, float (&sums)[kTileWeights / 2],
                                          const Meanwhile& meanwhile) {
   const std::uint64_t x0 =
       wgmma_operand(shared_address(shared.stages[0].x + group * kGroupRows * kDepth));
@@ -200,7 +202,7 @@ __device__ __forceinline__ void multiply(const TilesJob& job, Shared& shared, in
 // The sums join the residual, whose boxes come behind the tile's stages, and its scaled numbers go
 // to the next product. Who sends a box on, from where it came in, releases its stage.
 __device__ __forceinline__ void add_tile(const ResidualJob& job, Shared& shared,
-                                         Position<kStages>& at, int row, int out,
+                                         RingPosition<kStages>& at, int row, int out,
                                          OutboxWriter& outbox,
                                          const float (&sums)[kTileWeights / 2]) {
   ResidualRows residual(job, outbox.lane, out);
@@ -237,7 +239,7 @@ __device__ void multiply_tiles(const TilesJob& job, Shared& shared) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpLanes - 4, group = warp / kGroupWarps;
   OutboxWriter outbox(shared.outbox(group), warp % kGroupWarps);
   PackedTile packed;
-  Position<kStages> at;
+  RingPosition<kStages> at;
   float sums[kTileWeights / 2];
   for (Walk tile(job); tile.exists;) {
     const int row = tile.row + warp * kWarpRows, out = tile.out;
@@ -261,8 +263,8 @@ __device__ void multiply_tiles(const TilesJob& job, Shared& shared) {
 
 // A tile of the residual goes out from the ring, and scaled from the outbox.
 __device__ __forceinline__ void send_sums(const OutputMaps& maps, Shared& shared, int group,
-                                          Position<kStages>& at, Position<2>& box_at, int row,
-                                          int out) {
+                                          RingPosition<kStages>& at, RingPosition<2>& box_at,
+                                          int row, int out) {
   const unsigned lane = threadIdx.x % kWarpLanes;
   for (int c = 0; c < kTileWeights; c += kResidualColumns, at.next()) {
     send_box(shared.outbox(group), box_at, [&](const std::byte* box) {
@@ -284,8 +286,8 @@ template <bool kAdds>
 __device__ void send_outputs(const TilesJob& job, const OutputMaps& maps, Shared& shared,
                              int group) {
   const Outbox outbox = shared.outbox(group);
-  Position<kStages> at;
-  Position<2> box_at;
+  RingPosition<kStages> at;
+  RingPosition<2> box_at;
   for (Walk tile(job); tile.exists; tile.next(job)) {
     const int row = tile.row + group * kGroupRows;
     if (kAdds) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "device/fast_math.cuh"
+#include "device/ring_position.cuh"
 #include "device/tensor_copy.cuh"
 #include "device/wgmma.cuh"
 #include "ops/linear/half_norm_cuda.cuh"
@@ -22,19 +23,6 @@ constexpr int kPackedBoxes = kTileWeights / kNarrowColumns;
 constexpr int kResidualBoxBytes = kTileRows * kTileRowBytes;  // of both warpgroups
 
 #if __CUDA_ARCH__ >= 900
-
-// A place in a ring of stages, and the parity of the phase in which they are full.
-template <int kStages>
-struct Position {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ void next() { advance(1); }
-  __device__ void advance(int stages) {
-    stage += stages;
-    parity ^= stage / kStages % 2;
-    stage %= kStages;
-  }
-};
 
 struct OutboxBarriers {
   Barrier full[2], empty[2];
@@ -59,7 +47,7 @@ struct OutboxWriter {
   Outbox outbox;
   int warp;
   int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  Position<2> at;
+  RingPosition<2> at;
 
   __device__ OutboxWriter(const Outbox& outbox_, int warp_) : outbox(outbox_), warp(warp_) {}
 
@@ -76,7 +64,7 @@ struct OutboxWriter {
 // The other side, one warp: when the box is full, store(box) begins copies of it, and perhaps of
 // more. Returns when they have read it.
 template <class Store>
-__device__ __forceinline__ void send_box(const Outbox& outbox, Position<2>& at,
+__device__ __forceinline__ void send_box(const Outbox& outbox, RingPosition<2>& at,
                                          const Store& store) {
   barrier_wait(&outbox.barriers.full[at.stage], at.parity);
   if (elect_lane()) {
