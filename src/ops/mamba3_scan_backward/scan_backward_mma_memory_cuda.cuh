@@ -163,6 +163,8 @@ struct BackwardMemory : KeyMemory<S> {
   float state_sums[16];  // by warp
   float phase[2][S::kPairs];
   float group_phase[8][S::kPairs];
+  Barrier inside_came;  // all of `inside`
+  Barrier phases_came;  // group_phase of every group
   // Sums over the sequence.
   float bias_sums[2][kRowTiles][S::kRank][S::kState + S::kSumPad];  // of B, of C
   // Of mimo_x, z, o.

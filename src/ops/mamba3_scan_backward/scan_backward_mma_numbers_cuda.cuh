@@ -12,8 +12,18 @@ namespace mamba3 {
 namespace {
 
 constexpr unsigned kPhaseWarps = 8;
-constexpr int kPhaseBarrier = 1;
-constexpr int kNumbersBarrier = 2;
+
+// By one thread, when the memory is open.
+template <class S>
+__device__ __forceinline__ void open_numbers(BackwardMemory<S>& m) {
+  barrier_init(&m.inside_came, kWarpArrivals);
+  barrier_init(&m.phases_came, kPhaseWarps * kWarpArrivals);
+}
+template <class S>
+__device__ __forceinline__ void close_numbers(BackwardMemory<S>& m) {
+  barrier_close(&m.inside_came);
+  barrier_close(&m.phases_came);
+}
 
 // Two neighbouring rows of a lane.
 struct RowPair {
@@ -76,6 +86,7 @@ __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigne
   }
   m.inside[2 * lane] = out.sum.v[0];
   m.inside[2 * lane + 1] = out.sum.v[1];
+  arrive_warp(&m.inside_came, lane);
 }
 
 // All but what add_inside() finds.
@@ -109,27 +120,19 @@ __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& 
   return out.sum;
 }
 
-// Two warps: gradients of a token's log decay, of its `now` and of the next one's `carry`; one adds
-// up what is inside the chunk meanwhile.
+// Gradients of a token's log decay, of its `now` and of the next one's `carry`: by a warp, beside
+// the one that adds up what is inside the chunk.
 template <class S>
 __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const MmaPlace& at,
                                              const BackwardChunk& chunk,
-                                             const ChunkDecays<S>& decays, bool adds_inside,
+                                             const ChunkDecays<S>& decays, unsigned turn,
                                              BackwardMemory<S>& m) {
   const unsigned lane = at.lane;
-  RowPair ends{};
-  RowPairSum log_decays{};
-  if (adds_inside) {
-    add_inside(decays, lane, m);
-  } else {
-    ends = row_pair(lane, [&](unsigned row) {
-      return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
-    });
-    log_decays.sum = log_decay_gradients(m, decays, lane, ends);
-  }
-  // Both wait at one place of the program, as synccheck wants it.
-  sync_threads(kNumbersBarrier, 2 * kWarpLanes);
-  if (adds_inside) return;
+  const RowPair ends = row_pair(lane, [&](unsigned row) {
+    return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
+  });
+  RowPairSum log_decays{log_decay_gradients(m, decays, lane, ends)};
+  barrier_wait(&m.inside_came, turn);
   log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[row]; }));
   float sources[2], now[2];
 #pragma unroll
@@ -167,7 +170,7 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
 // gets of its own rows to what it gets of all behind it.
 template <class S>
 __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const MmaPlace& at,
-                                            const BackwardChunk& chunk, int parity,
+                                            const BackwardChunk& chunk, int parity, unsigned turn,
                                             BackwardMemory<S>& m) {
   constexpr int kOwn = S::kTokens / static_cast<int>(kPhaseWarps);
   constexpr int kAngles = (S::kPairs + kWarpLanes - 1) / kWarpLanes;
@@ -185,7 +188,8 @@ __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const Mma
     }
     m.group_phase[at.warp][angle] = sum;
   }
-  sync_threads(kPhaseBarrier, kPhaseWarps * kWarpLanes);
+  arrive_warp(&m.phases_came, at.lane);
+  barrier_wait(&m.phases_came, turn);
   float* to = job.grad_phase + (at.head * job.scan.tokens + chunk.begin + first) * angles;
 #pragma unroll
   for (int i = 0; i < kAngles; ++i) {

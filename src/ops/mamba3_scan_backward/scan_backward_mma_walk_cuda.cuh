@@ -234,6 +234,7 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
   const TokenSizes& sizes = job.scan.sizes;
   const int last = (at.end - at.begin - 1) / S::kTokens;
   open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
+  if (threadIdx.x == 0) open_numbers(m);
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
   request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_commit();
@@ -281,10 +282,9 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
     __syncthreads();
     if (index > 0) request_state(job, at, next, m);
-    if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, m);
-    if (at.warp >= kInsideWarp) {
-      tell_numbers(job, at, chunk, decays, at.warp == kInsideWarp, m);
-    }
+    if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, (last - index) & 1, m);
+    if (at.warp == kInsideWarp) add_inside(decays, at.lane, m);
+    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, (last - index) & 1, m);
   }
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     const int row = place_of(sizes, static_cast<int>(n));
@@ -316,6 +316,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 #pragma unroll 1
   for (const int end = at.head + heads; at.head < end; ++at.head) {
     walk_head<S>(job, at, memory, m);
+    if (threadIdx.x == 0) close_numbers(m);
     close_memory(m);
   }
 }
