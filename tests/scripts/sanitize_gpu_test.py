@@ -37,7 +37,7 @@ class SanitizeGpu(unittest.TestCase):
     def test_clean(self):
         done = self.sanitize(CLEAN)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        names = ('scan', 'mma', 'general', 'backward', 'ring', 'others', 'training', 'sampling', 'products', 'generate')
+        names = ('scan', 'mma', 'general', 'backward', 'ring', 'others', 'training', 'sampling', 'products', 'tiles', 'generate')
         expected = [[tool, name] for tool in ('memcheck', 'racecheck', 'initcheck', 'synccheck') for name in names
                     if tool != 'initcheck' or name not in ('products', 'generate')]
         self.assertEqual([line.split()[:2] for line in done.stdout.splitlines()], expected)
@@ -46,7 +46,7 @@ class SanitizeGpu(unittest.TestCase):
     def test_a_hazard_fails(self):
         done = self.sanitize('echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors)"', 'racecheck')
         self.assertEqual(done.returncode, 1)
-        self.assertEqual(done.stdout.count('FAILED'), 10)
+        self.assertEqual(done.stdout.count('FAILED'), 11)
         self.assertIn('2 hazards', done.stdout)
         self.assertEqual(self.sanitize(CLEAN + '; exit 9', 'memcheck').returncode, 1)
 
