@@ -23,27 +23,37 @@ constexpr BenchKind kKinds[] = {
     {"train", bench_train},     {"load", bench_load},       {"table", bench_table},
 };
 
+constexpr std::int64_t kMostSequences = 1 << 16, kMostTokens = 1 << 24;
+
 struct BenchCommand {
   BenchOptions bench;
   std::vector<std::string> kinds;
   std::string presets, batches, tokens;  // as given
 };
 
+bool asks_for(const BenchCommand& command, const std::string& kind) {
+  return std::ranges::find(command.kinds, kind) != command.kinds.end();
+}
+
 int run_bench(BenchCommand& command) {
   BenchOptions& options = command.bench;
   options.presets = split_list(command.presets);
+  for (const char* kind : {"kernels", "train"}) {
+    if (options.common.model.empty() || !asks_for(command, kind)) continue;
+    fail(ErrorCode::kUsage, "-m is given to bench ", kind,
+         "; expected sizes that it fills with random weights; name them with --preset");
+  }
   for (const std::string& name : options.presets) bench_preset(name);  // refuses unknown ones now
-  options.batches = parse_numbers("--batch", command.batches, 1);
-  options.tokens = parse_numbers("--tokens", command.tokens, 1);
+  options.batches = parse_numbers("--batch", command.batches, 1, kMostSequences);
+  options.tokens = parse_numbers("--tokens", command.tokens, 1, kMostTokens);
+  check_place("--out", options.out);
+  if (!options.out.empty()) go_on_without_reader();
   Context ctx = make_context(options.common, choose_device(options.common));
   BenchReport report(options.common, ctx);
   if (!options.baseline.empty()) report.read_baselines(options.baseline);
   if (!options.compare.empty()) report.read_before(options.compare);
   for (const BenchKind& kind : kKinds) {
-    const auto& chosen = command.kinds;
-    if (std::find(chosen.begin(), chosen.end(), kind.name) != chosen.end()) {
-      kind.run(options, report, ctx);
-    }
+    if (asks_for(command, kind.name)) kind.run(options, report, ctx);
   }
   report.finish(options.out);
   return 0;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <chrono>
 
+#include "core/check.h"
 #include "core/gpu.h"
 #include "core/op_timer.h"
+#include "core/quote.h"
 #include "engine/checkpoint_files.h"
 #include "model/memory_needed.h"
 #include "model/mixer.h"
@@ -14,7 +16,14 @@ namespace mamba3::cli {
 
 ModelConfig bench_preset(const std::string& name) {
   const bool mimo = name == "mimo-24m";
-  if (name != "siso-24m" && !mimo) return preset(name);
+  if (name != "siso-24m" && !mimo) {
+    const std::vector<std::string> known = preset_names();
+    if (std::ranges::find(known, name) != known.end()) return preset(name);
+    std::string list = "siso-24m, mimo-24m";
+    for (const std::string& other : known) list += ", " + other;
+    fail(ErrorCode::kUsage, "--preset has ", quote(name), "; expected of ", list,
+         "; correct the option");
+  }
   ModelConfig config = preset(mimo ? "mimo-187m" : "siso-187m");
   config.width = 384;
   config.layers = 10;

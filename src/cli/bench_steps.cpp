@@ -5,6 +5,7 @@
 
 #include "cli/bench_memory.h"
 #include "cli/bench_timing.h"
+#include "cli/terminal.h"
 
 namespace mamba3::cli {
 namespace {
@@ -111,6 +112,7 @@ double PrefillRun::seconds() {
   args.ids = ids_;
   args.cu_seqlens = cu_seqlens_;
   args.slots = slots_;
+  args.progress = [](std::int64_t) { check_interrupt(); };
   args.last_logits = {logits_.data(), {std::ssize(slots_), model_.config().padded_vocab()}};
   return time_once(ctx_, [&] { model_.prefill(args, states_, ctx_); });
 }

@@ -28,6 +28,10 @@ void check_done(const std::error_code& ec, const fs::path& path) {
   if (ec) refuse(path, ec);
 }
 
+bool is_side_name(const std::string& name) {
+  return std::ranges::find(kSideNames, name) != std::end(kSideNames);
+}
+
 bool is_weights_name(const std::string& name) {
   return name == kBinName || name == "model.safetensors" ||
          name == "model.safetensors.index.json" ||
@@ -105,17 +109,17 @@ CheckpointFolder::~CheckpointFolder() {
   if (!staging_.empty()) fs::remove_all(staging_, ignored);
 }
 
-void CheckpointFolder::commit() {
+void CheckpointFolder::commit(bool with_side_files) {
   std::error_code ec;
   fs::rename(staging_, target_, ec);  // also onto an empty folder
   if (ec == std::errc::directory_not_empty || ec == std::errc::file_exists) {
-    return move_into_place();
+    return move_into_place(with_side_files);
   }
   check_done(ec, target_);
   staging_.clear();
 }
 
-void CheckpointFolder::move_into_place() {
+void CheckpointFolder::move_into_place(bool with_side_files) {
   std::error_code ec;
   std::vector<std::string> written;
   for (const fs::path& from : files_of(staging_)) {
@@ -123,11 +127,12 @@ void CheckpointFolder::move_into_place() {
     fs::rename(from, target_ / from.filename(), ec);
     check_done(ec, target_ / from.filename());
   }
-  // Weights of before, which a reader would find first or beside the new ones.
+  // Weights of before, which a reader would find first or beside the new ones, and a tokenizer that
+  // is not theirs.
   for (const fs::path& old : files_of(target_)) {
     const std::string name = old.filename().string();
-    if (!is_weights_name(name) || std::find(written.begin(), written.end(), name) != written.end())
-      continue;
+    const bool belongs = is_weights_name(name) || (with_side_files && is_side_name(name));
+    if (!belongs || std::ranges::find(written, name) != written.end()) continue;
     fs::remove(old, ec);
     check_done(ec, old);
   }
@@ -174,7 +179,7 @@ Json write_checkpoint(const ModelConfig& config, const std::map<std::string, Ten
     files.push_back(file.filename().string());
     bytes += static_cast<std::int64_t>(fs::file_size(file));
   }
-  folder.commit();
+  folder.commit(side.all);
   bar.clear();
   return {{"output", options.output},
           {"format", options.format},

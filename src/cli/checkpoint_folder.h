@@ -17,6 +17,10 @@ class App;
 
 namespace mamba3::cli {
 
+// What stands in a checkpoint's folder beside config and weights.
+constexpr const char* kSideNames[] = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+                                      "special_tokens_map.json", "generation_config.json"};
+
 // A folder that is made beside its place and moved there when it is complete: until commit(),
 // nothing is seen of it, and without it nothing stays.
 class CheckpointFolder {
@@ -28,10 +32,11 @@ class CheckpointFolder {
   CheckpointFolder& operator=(const CheckpointFolder&) = delete;
 
   const std::filesystem::path& staging() const { return staging_; }
-  void commit();
+  // `with_side_files`: of those that were there, the ones that are not replaced go too.
+  void commit(bool with_side_files);
 
  private:
-  void move_into_place();
+  void move_into_place(bool with_side_files);
 
   std::filesystem::path target_;
   std::filesystem::path staging_;
@@ -50,6 +55,7 @@ struct SideFiles {
   std::vector<std::filesystem::path> copied;  // under their own names
   std::filesystem::path tokenizer;            // under the name that a folder's tokenizer has
   std::vector<std::int32_t> eos_ids;          // written when no generation_config.json is copied
+  bool all = false;  // others that are in a folder whose files are replaced do not belong there
 };
 
 // Writes `tensors` (all of tensor_specs, in any type) with config.json and the side files; the

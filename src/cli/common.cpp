@@ -19,6 +19,8 @@ namespace {
 
 constexpr const char* kBundledModel = "siso-10m";
 
+bool g_goes_on = false;  // when nobody reads stdout
+
 // A file or, for "-", stdin; a signal that comes while it waits is noticed.
 class InputFile : public ByteStream {
  public:
@@ -78,18 +80,23 @@ Device choose_device(const CommonOptions& options) {
        "'; expected auto, cpu, cuda or cuda:N; correct the option");
 }
 
-Context make_context(const CommonOptions& options, Device device) {
+Context make_context(const CommonOptions& options, Device device, LogCallback log) {
   ContextOptions context;
   context.device = device;
   context.threads = options.threads;
   context.seed = options.seed.value_or(0);
   context.same_bits = options.same_bits;
-  context.log = [quiet = options.quiet, verbose = options.verbose](LogLevel level,
-                                                                   const std::string& text) {
-    if (quiet || (level == LogLevel::kDebug && !verbose)) return;
-    message((level == LogLevel::kWarning ? "mamba3: warning: " : "mamba3: ") + text);
-  };
+  context.log = std::move(log);
   return Context(std::move(context));
+}
+
+Context make_context(const CommonOptions& options, Device device) {
+  return make_context(
+      options, device,
+      [quiet = options.quiet, verbose = options.verbose](LogLevel level, const std::string& text) {
+        if (quiet || (level == LogLevel::kDebug && !verbose)) return;
+        message((level == LogLevel::kWarning ? "mamba3: warning: " : "mamba3: ") + text);
+      });
 }
 
 LoadOptions load_options(const CommonOptions& options) {
@@ -162,6 +169,10 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
+void go_on_without_reader() {
+  g_goes_on = true;
+}
+
 void write_out(std::string_view text) {
   while (!text.empty()) {
     const ssize_t done = ::write(STDOUT_FILENO, text.data(), text.size());
@@ -170,6 +181,7 @@ void write_out(std::string_view text) {
       continue;
     }
     if (errno == EINTR) continue;
+    if (errno == EPIPE && g_goes_on) return;
     if (errno == EPIPE) throw ReaderGone{};
     fail(ErrorCode::kBadInput, "stdout cannot be written (", std::strerror(errno),
          "); expected room for the results; free space or send them elsewhere");
@@ -178,6 +190,20 @@ void write_out(std::string_view text) {
 
 void write_json(const Json& document) {
   write_out(document.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void check_place(const std::string& option, const std::string& path) {
+  if (path.empty()) return;
+  std::error_code ignored;
+  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : ".";
+  check_input(!fs::is_directory(path, ignored), option, ": ", quote(path),
+              " is a folder; expected a file name; choose another");
+  check_input(fs::is_directory(folder, ignored), option, ": ", quote(path), " is in ",
+              quote(folder.string()), ", which is no folder; expected one that is there; make it");
+  const bool replaces = fs::exists(path, ignored) && !fs::is_regular_file(path, ignored);
+  check_input(replaces || ::access(folder.c_str(), W_OK) == 0, option, ": ", quote(folder.string()),
+              " cannot be written (", std::strerror(errno),
+              "); expected a folder that can; choose another");
 }
 
 std::string human_bytes(double bytes) {

@@ -36,6 +36,8 @@ struct CommonOptions {
 // Refuses what this build cannot do with exit code 3, and unknown names with 2.
 Device choose_device(const CommonOptions& options);
 Context make_context(const CommonOptions& options, Device device);
+// The same with another place for what is logged.
+Context make_context(const CommonOptions& options, Device device, LogCallback log);
 LoadOptions load_options(const CommonOptions& options);
 // -m, else the bundled model beside the executable or in the source tree.
 std::filesystem::path model_folder(const CommonOptions& options);
@@ -58,10 +60,16 @@ std::string read_text(const std::string& path);
 
 // The reader of stdout has gone: nothing is wrong, but there is no more to do.
 struct ReaderGone {};
+// From now on there is: a file to write, or an exit code that answers. What nobody reads is
+// dropped.
+void go_on_without_reader();
 // Unbuffered. Throws ReaderGone, or an Error when the results cannot be written.
 void write_out(std::string_view text);
 // On one line, whatever bytes its strings hold: ill-formed UTF-8 becomes U+FFFD.
 void write_json(const Json& document);
+
+// Refuses, before any work, a file to write in a folder that is not there or cannot be written.
+void check_place(const std::string& option, const std::string& path);
 
 // "12.3 MB"
 std::string human_bytes(double bytes);

@@ -73,8 +73,8 @@ Converted convert_tensors(const ConvertOptions& options, const CheckpointFiles& 
 
 SideFiles side_files(const ConvertOptions& options, const fs::path& folder) {
   SideFiles side;
-  for (const char* name : {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                           "special_tokens_map.json", "generation_config.json"}) {
+  side.all = true;
+  for (const char* name : kSideNames) {
     std::error_code ec;
     if (fs::is_regular_file(folder / name, ec)) side.copied.push_back(folder / name);
   }
@@ -100,7 +100,9 @@ int run_convert(const ConvertOptions& options) {
   report_non_finite(options, files, ctx);
   choose_a_activation(files.config, load_options(options.common).a_activation, ctx);
   files.config.mixer.a_activation_recorded = true;
-  if (!options.common.tokenizer.empty()) Tokenizer::load(options.common.tokenizer);
+  if (!options.common.tokenizer.empty()) {
+    check_vocabulary(*Tokenizer::load(options.common.tokenizer), files.config);
+  }
   const Converted converted = convert_tensors(options, files);
   Json report = write_checkpoint(files.config, converted.tensors, side_files(options, files.folder),
                                  options.write, options.common);

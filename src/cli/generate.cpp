@@ -49,7 +49,7 @@ void add_prompt_options(CLI::App& app, GenerateOptions& options) {
       ->type_name("FILE");
   app.add_option("--ring", options.pool.ring_tokens,
                  "on a GPU, tokens that wait beside a state before it is rewritten; 0: none "
-                 "(default: 16 where the GPU and the model allow it)")
+                 "(default: 8 where the GPU and the model allow it)")
       ->type_name("N")
       ->check(whole_number(0, 16));
   app.add_flag("-i,--interactive", options.interactive,
@@ -82,7 +82,11 @@ void add_sampling_options(CLI::App& app, SamplingParams& sampling) {
       ->check(whole_number(0, INT32_MAX))
       ->capture_default_str()
       ->group(group);
-  add("--top-p", sampling.top_p, 0, 1, "only the most likely tokens that sum to P; 1: all");
+  app.add_option("--top-p", sampling.top_p, "only the most likely tokens that sum to P; 1: all")
+      ->type_name("X")
+      ->check(number_above_zero(1))
+      ->capture_default_str()
+      ->group(group);
   add("--min-p", sampling.min_p, 0, 1,
       "only tokens at least X times as likely as the best; 0: all");
   add("--repeat-penalty", sampling.repeat_penalty, 1e-3, 1000,
@@ -252,6 +256,8 @@ int run_once(const GenerateOptions& options, const LoadedModel& loaded, Context&
 
 int run_generate(const GenerateOptions& options) {
   check_options(options);
+  check_place("--save-state", options.save_state);
+  if (!options.save_state.empty()) go_on_without_reader();
   Context ctx = make_context(options.common, choose_device(options.common));
   const bool many = !options.requests.empty();
   const LoadedModel loaded =

@@ -21,6 +21,7 @@ class LineReader {
       if (end != std::string::npos) {
         std::string line = buffer_.substr(0, end);
         buffer_.erase(0, end + 1);
+        if (line.ends_with('\r')) line.pop_back();
         return line;
       }
       char block[4096];

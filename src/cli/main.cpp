@@ -3,6 +3,8 @@
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <new>
+#include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -74,11 +76,26 @@ int guarded(const Run& run) {
     return report(ErrorCode::kUnavailable,
                   "memory ran out; expected room for the model, its states and the results; use a "
                   "smaller model or batch, or a machine with more memory");
+  } catch (const std::system_error& error) {
+    const bool limit = error.code() == std::errc::resource_unavailable_try_again;
+    return report(limit ? ErrorCode::kUnavailable : ErrorCode::kBadInput,
+                  str("an operation failed (", error.what(), "); expected ",
+                      limit ? "room for its threads; lower --threads or lift the limits"
+                            : "usable input and files; check the options and paths given"));
   } catch (const std::exception& error) {
     return report(ErrorCode::kBadInput,
                   str("an operation failed (", error.what(),
                       "); expected usable input and files; check the options and paths given"));
   }
+}
+
+// Whether the command line begins with this command: another one's options are not in question,
+// nor what the environment has for them.
+bool is_asked_for(const char* command, int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (argv[i][0] != '-') return std::string_view(argv[i]) == command;
+  }
+  return false;
 }
 
 int parse_and_run(int argc, char** argv) {
@@ -90,7 +107,7 @@ int parse_and_run(int argc, char** argv) {
     CLI::App* sub = app.add_subcommand(command.name, command.help);
     runs.emplace_back(sub, command.add(*sub));
     sub->set_version_flag("--version", kVersionText);
-    finish_options(*sub);
+    finish_options(*sub, is_asked_for(command.name, argc, argv));
     sub->footer("Every option is also read from MAMBA3_<OPTION>, as MAMBA3_MODEL; the flag wins.");
   }
   try {
@@ -116,6 +133,7 @@ int parse_and_run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace mamba3::cli;
+  keep_standard_streams();
   install_signal_handlers();
   return guarded([&] { return parse_and_run(argc, argv); });
 }

@@ -28,6 +28,29 @@ std::optional<std::int64_t> to_whole(const std::string& text) {
   return value;
 }
 
+// A variable of a script that is not set would otherwise mean that the option was not given.
+CLI::Validator named() {
+  return CLI::Validator(
+      [](std::string& text) {
+        return text.empty() ? std::string(
+                                  "found an empty name; expected the name of a file or "
+                                  "folder")
+                            : std::string();
+      },
+      "");
+}
+
+// `text` as a finite number, wherever `fits` says so.
+template <class Fits>
+std::string refuse_number(const std::string& text, const Fits& fits, const std::string& expected) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, value);
+  const bool ok = parsed.ec == std::errc{} && parsed.ptr == end && std::isfinite(value);
+  if (ok && fits(value)) return {};
+  return str("found '", text, "'; expected ", expected);
+}
+
 }  // namespace
 
 void add_common_options(CLI::App& app, CommonOptions& options) {
@@ -58,7 +81,7 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
       ->group(group);
   app.add_option("-s,--seed", options.seed, "of random numbers (default: a new one each time)")
       ->type_name("N")
-      ->check(whole_number(0))
+      ->check(seed_number())
       ->group(group);
   app.add_option("--a-activation", options.a_activation,
                  "auto, heavy-tail or softplus; auto: what the file records, else heavy-tail")
@@ -76,11 +99,13 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("-v,--verbose", options.verbose, "more messages, timings")->group(group);
 }
 
-void finish_options(CLI::App& app) {
+void finish_options(CLI::App& app, bool from_environment) {
   for (CLI::Option* option : app.get_options()) {
     const auto& names = option->get_lnames();
     if (names.empty() || names[0] == "help" || names[0] == "version") continue;
-    option->envname(environment_name(names[0]));
+    if (from_environment) option->envname(environment_name(names[0]));
+    const std::string type = option->get_type_name();
+    if (type == "FILE" || type == "DIR" || type == "PATH") option->check(named());
     if (option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw) option->take_last();
   }
 }
@@ -100,13 +125,31 @@ CLI::Validator whole_number(std::int64_t least, std::int64_t most) {
 CLI::Validator number(double least, double most) {
   return CLI::Validator(
       [=](std::string& text) {
-        double value = 0;
+        return refuse_number(
+            text, [=](double value) { return value >= least && value <= most; },
+            str("a number from ", least, " to ", most));
+      },
+      "");
+}
+
+CLI::Validator number_above_zero(double most) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        return refuse_number(
+            text, [=](double value) { return value > 0 && value <= most; },
+            str("a number above 0, at most ", most));
+      },
+      "");
+}
+
+CLI::Validator seed_number() {
+  return CLI::Validator(
+      [](std::string& text) {
+        std::uint64_t value = 0;
         const char* end = text.data() + text.size();
         const auto parsed = std::from_chars(text.data(), end, value);
-        const bool ok = parsed.ec == std::errc{} && parsed.ptr == end && std::isfinite(value) &&
-                        value >= least && value <= most;
-        if (ok) return std::string();
-        return str("found '", text, "'; expected a number from ", least, " to ", most);
+        if (parsed.ec == std::errc{} && parsed.ptr == end) return std::string();
+        return str("found '", text, "'; expected a whole number from 0 to ", UINT64_MAX);
       },
       "");
 }
@@ -135,7 +178,10 @@ std::vector<std::string> split_list(const std::string& list) {
 }
 
 std::vector<std::int64_t> parse_numbers(const std::string& option, const std::string& text,
-                                        std::int64_t least) {
+                                        std::int64_t least, std::int64_t most) {
+  const std::string expected =
+      str("whole numbers from ", least, most == INT64_MAX ? "" : str(" to ", most),
+          " separated by commas; correct the option");
   std::vector<std::int64_t> numbers;
   std::size_t begin = 0;
   while (begin < text.size()) {
@@ -145,9 +191,12 @@ std::vector<std::int64_t> parse_numbers(const std::string& option, const std::st
     while (last > first && text[last - 1] == ' ') --last;
     const std::string part = text.substr(first, last - first);
     const auto value = to_whole(part);
-    if (!value || *value < least || end + 1 == text.size()) {
-      fail(ErrorCode::kUsage, option, " has '", part, "' at character ", begin,
-           "; expected whole numbers from ", least, " separated by commas; correct the option");
+    if (end + 1 == text.size()) {
+      fail(ErrorCode::kUsage, option, " ends with a comma; expected ", expected);
+    }
+    if (!value || *value < least || *value > most) {
+      fail(ErrorCode::kUsage, option, " has '", part, "' at character ", begin, "; expected ",
+           expected);
     }
     numbers.push_back(*value);
     begin = end + 1;

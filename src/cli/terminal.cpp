@@ -1,9 +1,13 @@
 #include "cli/terminal.h"
 
+#include <fcntl.h>
 #include <unistd.h>
+
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "core/check.h"
 
@@ -38,6 +42,9 @@ void install_signal_handlers() {
   // No SA_RESTART: a read from the terminal returns, so that Ctrl-C is noticed there too.
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  struct sigaction before {};
+  sigaction(SIGHUP, nullptr, &before);
+  if (before.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);  // it is under nohup
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of its writing
 }
@@ -54,8 +61,35 @@ void check_interrupt() {
   if (g_interrupted) fail(ErrorCode::kInterrupted, "interrupted");
 }
 
+void wait_seconds(int seconds, const std::function<void()>& poll) {
+  for (int i = 0; i < 10 * seconds; ++i) {
+    poll();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+}
+
+void keep_standard_streams() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest number that is free. What is read from it has ended, and writing to it fails.
+    [[maybe_unused]] const int opened = ::open("/dev/null", O_RDONLY);
+  }
+}
+
 void message(const std::string& text) {
-  const std::string line = text + "\n";
+  std::string line;
+  for (const char c : text) {
+    const bool control =
+        (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f;
+    if (control) {
+      char shown[8];
+      std::snprintf(shown, sizeof(shown), "\\x%02x", static_cast<unsigned char>(c));
+      line += shown;
+    } else {
+      line += c;
+    }
+  }
+  line += '\n';
   std::fwrite(line.data(), 1, line.size(), stderr);
 }
 

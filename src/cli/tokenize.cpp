@@ -64,7 +64,8 @@ void tokenize_line(const TokenizeOptions& options, const Tokenizer& tokenizer,
   write_ids(ids, options.common.json);
 }
 
-int run_tokenize(const TokenizeOptions& options) {
+int run_tokenize(TokenizeOptions options) {
+  options.common.json |= options.jsonl;  // a line of text could be several
   const auto tokenizer = load_tokenizer(options.common);
   const std::string input = read_text("-");
   if (options.jsonl) {

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
-#include <thread>
 
 #include "cli/commands.h"
 #include "cli/run_options.h"
@@ -115,13 +114,6 @@ void set_weights(TrainStart& start, Trainer& trainer, Context& ctx) {
   start.first_weights.reset();
 }
 
-void wait_ten_seconds() {
-  for (int i = 0; i < 100; ++i) {
-    check_interrupt();
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  }
-}
-
 // What the user sees of a run: a line on a terminal, messages at evaluations and checkpoints.
 class Display {
  public:
@@ -137,7 +129,7 @@ class Display {
   RunHooks hooks() {
     RunHooks hooks;
     hooks.poll = check_interrupt;
-    hooks.wait = wait_ten_seconds;
+    hooks.wait = [] { wait_seconds(10, check_interrupt); };
     hooks.on_step = [this](const StepReport& report, double tokens_per_s) {
       loss_ = report.loss;
       bar_.update(report.step - first_, all_ - first_,
@@ -269,6 +261,13 @@ void real(CLI::App& app, const char* name, std::optional<double>& to, double mos
   app.add_option(name, to, help)->type_name("X")->check(number(0, most));
 }
 
+constexpr double kMostBeta = 0.999999;
+
+void positive(CLI::App& app, const char* name, std::optional<double>& to, double most,
+              const char* help) {
+  app.add_option(name, to, help)->type_name("X")->check(number_above_zero(most));
+}
+
 void add_step_options(CLI::App& app, TrainCommand& command) {
   whole(app, "--steps", command.steps, 1, "steps of the whole training (default: 1000)");
   whole(app, "--batch", command.batch, 1, "windows of a step (default: 128)");
@@ -284,7 +283,7 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
   app.add_flag("--carry-states", command.carry_states,
                "window i of a step begins with the states that window i of the step before has "
                "ended with, and goes on in the text there; documents begin with fresh ones");
-  real(app, "--rate", command.rate, 1e3, "peak of the learning rate (default: 0.003)");
+  positive(app, "--rate", command.rate, 1e3, "peak of the learning rate (default: 0.003)");
   whole(app, "--warmup", command.warmup, 0,
         "steps up to the peak (default: 200, but at most a fifth of the steps)");
   app.add_option("--schedule", command.schedule,
@@ -297,9 +296,9 @@ void add_step_options(CLI::App& app, TrainCommand& command) {
        "what the rate falls to, as a fraction of its peak (default: 0)");
   real(app, "--decay", command.decay, 1e3, "weight decay of matrices (default: 0.1)");
   real(app, "--clip", command.clip, 1e9, "largest norm of the gradients; 0: any (default: 1)");
-  real(app, "--beta1", command.beta1, 1, "of AdamW (default: 0.9)");
-  real(app, "--beta2", command.beta2, 1, "of AdamW (default: 0.95)");
-  real(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
+  real(app, "--beta1", command.beta1, kMostBeta, "of AdamW (default: 0.9)");
+  real(app, "--beta2", command.beta2, kMostBeta, "of AdamW (default: 0.95)");
+  positive(app, "--eps", command.eps, 1, "of AdamW (default: 1e-8)");
   real(app, "--z-loss", command.z_loss, 1e3,
        "weight of the squared logarithm of the softmax's sum (default: 0)");
 }

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <fstream>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "core/quote.h"
 #include "io/atomic_file.h"
 #include "io/bytes.h"
+#include "io/config_file.h"
 #include "io/mapped_file.h"
 
 namespace mamba3::cli {
@@ -80,14 +82,34 @@ class Sweep {
       return;
     }
     const nlohmann::json wanted = to_json(*record_.task);  // whatever the order of its keys
-    check_input(
-        nlohmann::json(found["training"]) == wanted && found["batch"] == record_.options.batch,
-        quote(path.string()), " is of another training than ", wanted.dump(),
-        "; expected the same; give the options of the sweep's beginning, or choose another "
-        "folder");
+    const bool same_model = !found.contains("model") || found["model"] == model_of(i);
+    const bool same_options = !found.contains("options") || found["options"] == options_of(i);
+    check_input(nlohmann::json(found["training"]) == wanted &&
+                    found["batch"] == record_.options.batch && same_model && same_options,
+                quote(path.string()), " is of another training than ", wanted.dump(),
+                ", of another ", same_model ? "batch, rate or schedule" : "model",
+                "; expected the same; give the options of the sweep's beginning, or choose another "
+                "folder");
     const bool short_of = found["steps"].get<std::int64_t>() < record_.options.schedule.steps;
     if (short_of && !found.contains("diverged")) return;
     results_[i] = std::move(found);
+  }
+
+  // What a training's result hangs on beside its task and model, but for the number of its steps.
+  nlohmann::json options_of(std::size_t i) const {
+    const TrainCommand command = cell_command(command_, folder_, cells_[i]);
+    const TrainRecord record = with_given(command, task_record(command.task));
+    nlohmann::json options = to_json(record.options);
+    for (const char* key : {"steps", "accumulate", "recompute"}) options.erase(key);
+    options["eval_blocks"] = record.rhythm.eval_blocks;
+    return options;
+  }
+  nlohmann::json model_of(std::size_t i) const {
+    const TrainCommand command = cell_command(command_, folder_, cells_[i]);
+    ModelConfig config = task_model(command.task, command.config);
+    const auto activation = load_options(command.common).a_activation;
+    if (activation) config.mixer.a_activation = *activation;
+    return nlohmann::json::parse(config_to_json(config));
   }
 
   void say(const std::string& text) {
@@ -141,7 +163,9 @@ class Sweep {
   // A training that diverges has a result too; anything else ends the sweep.
   Json train(std::size_t i) {
     const TrainCommand command = cell_command(command_, folder_, cells_[i]);
-    Context ctx = make_context(command.common, device_);
+    Context ctx = make_context(command.common, device_, [&](LogLevel level, const auto& text) {
+      if (level == LogLevel::kWarning) warn(i, text);
+    });
     TrainStart start = find_start(command, ctx);
     Json result = describe(i, start);
     const auto hooks = [&](const Trainer& trainer) { return hooks_of(trainer); };
@@ -157,9 +181,17 @@ class Sweep {
     return result;
   }
 
+  // Of one of the trainings, whose other messages would be too many.
+  void warn(std::size_t i, const std::string& text) {
+    const std::scoped_lock lock(mutex_);
+    bar_.clear();
+    say(str("warning: ", cells_[i].name(), ": ", text));
+  }
+
   Json describe(std::size_t i, const TrainStart& start) const {
     const SweepCell& cell = cells_[i];
-    return {{"name", str("state-tracking/", task_name(task()), "/", cell.name())},
+    const bool bf16 = start.record.options.compute == Compute::kBf16;
+    return {{"name", str("state-tracking/", task_name(task()), bf16 ? "/bf16/" : "/", cell.name())},
             {"rope", cell.rope},
             {"width", cell.width},
             {"rate", cell.rate},
@@ -169,7 +201,9 @@ class Sweep {
             {"parameters", start.config.parameters()},
             {"steps", start.record.options.schedule.steps},
             {"batch", start.record.options.batch},
-            {"training", to_json(*start.record.task)}};
+            {"training", to_json(*start.record.task)},
+            {"model", model_of(i)},
+            {"options", options_of(i)}};
   }
 
   RunHooks hooks_of(const Trainer& trainer) {
@@ -182,6 +216,7 @@ class Sweep {
       check_interrupt();
       if (stop_) fail(ErrorCode::kInterrupted, "another training of the sweep has failed");
     };
+    hooks.wait = [poll = hooks.poll] { wait_seconds(10, poll); };
     hooks.on_step = [this](const StepReport&, double) {
       const std::scoped_lock lock(mutex_);
       if (interrupted()) return;
@@ -201,12 +236,24 @@ class Sweep {
     results_[i] = std::move(result);
   }
 
+  // With those of an earlier call of more trainings.
   void write_results() const {
     std::string lines;
+    std::ifstream before(folder_ / "results.jsonl");
+    for (std::string line; std::getline(before, line);) {
+      const auto other = nlohmann::json::parse(line, nullptr, false);
+      if (other.is_object() && other.contains("name") && !is_ours(other["name"]))
+        lines += line + "\n";
+    }
     for (const Json& result : results_) {
       if (!result.is_null()) lines += result.dump() + "\n";
     }
     write_atomically(folder_ / "results.jsonl", lines);
+  }
+
+  bool is_ours(const nlohmann::json& name) const {
+    return std::ranges::any_of(
+        results_, [&](const Json& result) { return !result.is_null() && result["name"] == name; });
   }
 
   TrainCommand command_;
@@ -247,6 +294,7 @@ void add_sweep_options(CLI::App& app, SweepCommand& command) {
 }
 
 int run_sweep(const TrainCommand& command) {
+  check_place("--out", command.sweep.out);
   const std::vector<Json> results = Sweep(command).run();
   if (!command.sweep.out.empty()) {
     const Context ctx = make_context(command.common, choose_device(command.common));

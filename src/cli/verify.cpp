@@ -89,6 +89,7 @@ std::string authors_text(const VerifyReport& report) {
 }
 
 int run_verify(const VerifyCommand& command) {
+  go_on_without_reader();  // the exit code says whether all is well
   Context ctx = make_context(command.common, choose_device(command.common));
   VerifyOptions options;
   if (command.common.dtype == "bf16") options.dtype = ComputeDType::kBf16;

@@ -58,4 +58,10 @@ std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& fol
   return nullptr;
 }
 
+void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config) {
+  const std::int64_t ids = tokenizer.vocab(), rows = config.padded_vocab();
+  check_input(ids <= rows, "the tokenizer has ", ids, " ids but the model only ", rows,
+              "; expected the tokenizer that the model was trained with; check --tokenizer");
+}
+
 }  // namespace mamba3

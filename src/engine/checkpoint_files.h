@@ -33,4 +33,7 @@ void choose_a_activation(ModelConfig& config, const std::optional<AActivation>& 
 std::shared_ptr<const Tokenizer> find_tokenizer(const std::filesystem::path& folder,
                                                 const std::filesystem::path& named);
 
+// Refuses a tokenizer with more ids than the model has rows for.
+void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config);
+
 }  // namespace mamba3

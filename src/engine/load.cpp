@@ -18,13 +18,6 @@ ComputeDType choose_compute(const LoadOptions& options, const TensorFile& file) 
   return compute_as_stored(file);
 }
 
-void check_vocabulary(const Checkpoint& checkpoint) {
-  const std::int64_t ids = checkpoint.tokenizer->vocab();
-  const std::int64_t rows = checkpoint.model->config().padded_vocab();
-  check_input(ids <= rows, "the tokenizer has ", ids, " ids but the model only ", rows,
-              "; expected the tokenizer that the model was trained with; check --tokenizer");
-}
-
 }  // namespace
 
 Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions& options,
@@ -46,7 +39,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const LoadOptions&
       Model::create(files.config, files.weights->tensors, files.weights, model_options, ctx);
   checkpoint.eos_ids = read_generation_config(files.folder).eos_token_ids;
   if (checkpoint.tokenizer) {
-    check_vocabulary(checkpoint);
+    check_vocabulary(*checkpoint.tokenizer, files.config);
     const std::optional<std::int32_t> end = checkpoint.tokenizer->end_of_text();
     if (checkpoint.eos_ids.empty() && end) checkpoint.eos_ids.push_back(*end);
   }

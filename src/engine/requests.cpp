@@ -134,7 +134,14 @@ ScoreRequest encode_pair(const Tokenizer& tokenizer, std::string_view context,
   request.first_scored = static_cast<std::int64_t>(request.ids.size());
   std::vector<std::int32_t> both = tokenizer.encode(whole, true);
   // Without a BOS an empty context has no ids in `both` either.
-  const std::size_t skip = tokenizer.encode(context, true).size();
+  const std::vector<std::int32_t> before = tokenizer.encode(context, true);
+  std::size_t skip = before.size();
+  if (both.size() <= skip && both != before) {
+    // The continuation is part of tokens that begin in the context: they are scored as a whole.
+    skip = std::ranges::mismatch(both, before).in1 - both.begin();
+    request.ids.resize(request.ids.size() - (before.size() - skip));
+    request.first_scored = std::max<std::int64_t>(1, std::ssize(request.ids));
+  }
   if (both.size() > skip) {
     request.ids.insert(request.ids.end(), both.begin() + static_cast<std::ptrdiff_t>(skip),
                        both.end());

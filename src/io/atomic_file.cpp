@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -74,6 +75,8 @@ AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
     temporary_.clear();
     refuse(error);
   }
+  struct stat replaced {};
+  if (::stat(path_.c_str(), &replaced) == 0) ::fchmod(fd_, replaced.st_mode & 0777);
 }
 
 AtomicFile::~AtomicFile() {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <span>
+#include <string_view>
 
 #include "core/check.h"
 #include "core/nearest.h"
@@ -16,6 +18,12 @@ namespace mamba3 {
 namespace {
 
 using nlohmann::json;
+
+// What else stands in files of the package and of libraries that it is used with.
+constexpr std::string_view kOtherKeys[] = {
+    "attn_cfg",      "residual_in_fp32", "fused_add_norm", "architectures",
+    "model_type",    "torch_dtype",      "dtype",          "transformers_version",
+    "_name_or_path", "bos_token_id",     "eos_token_id",   "pad_token_id"};
 
 constexpr std::int64_t kMlpMultiple = 128;  // the package rounds the MLP's width up to it
 
@@ -70,15 +78,32 @@ class Fields {
   }
   // Keys that nobody has asked for, but whose names are nearly those of some.
   void refuse_misspelt() const {
-    for (const auto& [key, value] : object_.items()) {
-      if (std::ranges::find(asked_, key) != asked_.end()) continue;
+    for (const std::string& key : unknown()) {
       const std::string nearest = nearest_name(key, asked_);
       check_input(nearest.empty(), origin_, " has a key ", quote(key),
                   " that means nothing; expected known keys; perhaps ", nearest);
     }
   }
+  // Any but `others`, which mean nothing here.
+  void refuse_unknown(std::span<const std::string_view> others) const {
+    refuse_misspelt();
+    std::string known;
+    for (const std::string& name : asked_) known += (known.empty() ? "" : ", ") + name;
+    for (const std::string& key : unknown()) {
+      check_input(std::ranges::find(others, key) != others.end(), origin_, " has a key ",
+                  quote(key), " that means nothing; expected one of ", known, "; remove it");
+    }
+  }
 
  private:
+  std::vector<std::string> unknown() const {
+    std::vector<std::string> out;
+    for (const auto& [key, value] : object_.items()) {
+      if (std::ranges::find(asked_, key) == asked_.end()) out.push_back(key);
+    }
+    return out;
+  }
+
   const json& object_;
   std::string origin_;
   mutable std::vector<std::string> asked_;
@@ -132,7 +157,7 @@ Mamba3Config parse_mixer(const json& object, const std::string& origin, bool by_
                   "; expected \"heavy-tail\" or \"softplus\"; correct the file");
     }
   }
-  if (by_hand) fields.refuse_misspelt();
+  if (by_hand) fields.refuse_misspelt();  // others the package ignores
   return mixer;
 }
 
@@ -188,7 +213,7 @@ ModelConfig parse_config(const std::string& json_text, const std::string& origin
   const bool can_round = hidden < std::numeric_limits<std::int64_t>::max() - kMlpMultiple;
   config.mlp_hidden =
       hidden > 0 && can_round ? (hidden + kMlpMultiple - 1) / kMlpMultiple * kMlpMultiple : hidden;
-  if (by_hand) fields.refuse_misspelt();
+  if (by_hand) fields.refuse_unknown(kOtherKeys);
   try {
     check_config(config);
   } catch (const Error& error) {

@@ -1,6 +1,11 @@
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -29,6 +34,12 @@ void for_each_line(
   }
 }
 
+// Nothing of what is no file: a pipe would wait for a writer.
+std::ifstream open_lines(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::is_regular_file(path, ignored) ? std::ifstream(path) : std::ifstream();
+}
+
 }  // namespace
 
 bool MetricsHistory::add(const nlohmann::json& line) {
@@ -51,7 +62,7 @@ bool MetricsHistory::add(const nlohmann::json& line) {
 }
 
 MetricsHistory read_metrics(const std::filesystem::path& path) {
-  std::ifstream in(path);
+  std::ifstream in = open_lines(path);
   return read_metrics(in);
 }
 
@@ -63,20 +74,34 @@ MetricsHistory read_metrics(std::istream& lines) {
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, std::int64_t last_step) {
   std::string kept;
-  std::ifstream in(path);
+  std::ifstream in = open_lines(path);
   for_each_line(in, [&](const std::string& line, const nlohmann::json& json) {
     if (json["step"].get<std::int64_t>() > last_step) return;
     kept += line + "\n";
     history_.add(json);
   });
   write_atomically(path, kept);
-  file_.open(path, std::ios::app);
+  fd_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
 }
 
-void MetricsFile::write(const nlohmann::ordered_json& line) {
+MetricsFile::~MetricsFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+bool MetricsFile::write(const nlohmann::ordered_json& line) {
   history_.add(nlohmann::json(line));
-  file_.clear();
-  file_ << line.dump() << '\n' << std::flush;
+  waiting_ += line.dump() + "\n";
+  return flush();
+}
+
+bool MetricsFile::flush() {
+  while (!waiting_.empty()) {
+    const ssize_t done = ::write(fd_, waiting_.data(), waiting_.size());
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return false;
+    waiting_.erase(0, static_cast<std::size_t>(done));
+  }
+  return true;
 }
 
 }  // namespace mamba3

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <istream>
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 #include <vector>
 
 namespace mamba3 {
@@ -41,13 +41,21 @@ class MetricsFile {
   // the later ones yet.
   MetricsFile(const std::filesystem::path& path, std::int64_t last_step);
 
-  // At once on disk. A line that cannot be written is left out: figures stop no training.
-  void write(const nlohmann::ordered_json& line);
+  ~MetricsFile();
+  MetricsFile(const MetricsFile&) = delete;
+  MetricsFile& operator=(const MetricsFile&) = delete;
+
+  // At once on disk. What cannot be written is tried again with the next line: figures stop no
+  // training. Whether all is there.
+  bool write(const nlohmann::ordered_json& line);
+  // Tries again what could not be written.
+  bool flush();
   // Of the lines that stayed and those that were written.
   const MetricsHistory& history() const { return history_; }
 
  private:
-  std::ofstream file_;
+  int fd_;
+  std::string waiting_;  // to be written
   MetricsHistory history_;
 };
 

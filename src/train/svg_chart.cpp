@@ -190,7 +190,8 @@ std::vector<double> round_ticks(double low, double high, int most) {
     const double step = power * factor;
     const double first = std::ceil(low / step), last = std::floor(high / step);
     if (!(step > 0) || last - first + 1 > most) continue;
-    for (double i = first; i <= last; ++i) ticks.push_back(i * step + 0.0);
+    // Counted apart: where the range is narrow for its numbers, first + 1 may be first.
+    for (int i = 0; i <= last - first; ++i) ticks.push_back((first + i) * step + 0.0);
     return ticks;
   }
   return ticks;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
@@ -105,9 +106,22 @@ void on_host(const ParameterValues& values, const Body& body) {
   body(values);
 }
 
+// A checkpoint of such weights would be no use, and takes the place of one that is.
+void check_finite(const std::vector<NamedTensor>& tensors, std::int64_t step) {
+  for (const auto& [name, tensor] : tensors) {
+    const std::span values(reinterpret_cast<const float*>(tensor.data),
+                           static_cast<std::size_t>(tensor.bytes()) / sizeof(float));
+    if (std::ranges::all_of(values, [](float value) { return std::isfinite(value); })) continue;
+    throw DivergedError(
+        str("training diverged: after step ", step, " ", name, " holds NaN or infinity"));
+  }
+}
+
 void write_weights(const fs::path& path, const Trainer& trainer) {
   on_host(trainer.weights(), [&](const ParameterValues& weights) {
-    write_safetensors(path, in_order(trainer.config(), weights), {{"format", "pt"}});
+    const std::vector<NamedTensor> tensors = in_order(trainer.config(), weights);
+    check_finite(tensors, trainer.steps());
+    write_safetensors(path, tensors, {{"format", "pt"}});
   });
 }
 
@@ -208,14 +222,6 @@ bool is_left_over(const fs::path& path) {
   return (path.extension() == ".tmp" && step_of(path.stem())) || is_abandoned_temporary(path);
 }
 
-void remove_old_checkpoints(const fs::path& run, std::int64_t keep) {
-  std::error_code ignored;
-  const std::vector<std::int64_t> steps = steps_in(run);
-  for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
-    fs::remove_all(folder_of(run, steps[i]), ignored);
-  }
-}
-
 }  // namespace
 
 void check_rhythm(const Rhythm& rhythm) {
@@ -246,7 +252,7 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   fs::rename(aside, folder, ec);
   check_done(ec, folder);
   sync_folder_of(folder);
-  remove_old_checkpoints(run, record.rhythm.keep);
+  remove_old_checkpoints(run, std::max<std::int64_t>(record.rhythm.keep, 2));
   remove_left_over(run);
   return folder;
 }
@@ -332,6 +338,14 @@ void set_aside_later(const fs::path& run, std::int64_t step) {
   }
 }
 
+void remove_old_checkpoints(const fs::path& run, std::int64_t keep) {
+  std::error_code ignored;
+  const std::vector<std::int64_t> steps = steps_in(run);
+  for (std::size_t i = static_cast<std::size_t>(keep); i < steps.size(); ++i) {
+    fs::remove_all(folder_of(run, steps[i]), ignored);
+  }
+}
+
 bool has_train_checkpoints(const fs::path& run) {
   return !steps_in(run).empty();
 }
@@ -345,6 +359,12 @@ void restore(const TrainCheckpoint& checkpoint, Trainer& trainer) {
   trainer.assign(checkpoint.weights.tensors);
   trainer.resume(checkpoint.record.step, checkpoint.record.position, checkpoint.moments.tensors,
                  checkpoint.states.tensors);
+}
+
+void write_model(const fs::path& run, const fs::path& checkpoint) {
+  for (const char* name : {kWeightsName, kConfigName}) {
+    write_atomically(run / name, text_of(MappedFile::open(checkpoint / name)->bytes()));
+  }
 }
 
 void write_model(const fs::path& run, const Trainer& trainer) {

@@ -51,7 +51,9 @@ struct TrainCheckpoint {
 };
 
 // Writes RUN/checkpoints/step-N of the trainer's step and then removes all but the last
-// rhythm.keep. Of the record, step and position are the trainer's. Returns the folder.
+// rhythm.keep, and the one before it: nobody knows yet whether a step can be made from these
+// weights. Of the record, step and position are the trainer's. Returns the folder. Throws
+// DivergedError instead where weights are not finite.
 std::filesystem::path write_train_checkpoint(const std::filesystem::path& run, TrainRecord record,
                                              const Trainer& trainer);
 // Refuses one that is not complete or whose files are not those that were written.
@@ -66,6 +68,8 @@ std::optional<TrainRecord> newest_train_record(const std::filesystem::path& run)
 void remove_left_over(const std::filesystem::path& run);
 // Gives later ones, which could not be read, a name under which nothing looks for them.
 void set_aside_later(const std::filesystem::path& run, std::int64_t step);
+// Removes all but the last `keep`.
+void remove_old_checkpoints(const std::filesystem::path& run, std::int64_t keep);
 // Whether there is any, readable or not.
 bool has_train_checkpoints(const std::filesystem::path& run);
 // The folder of the one after `step` steps, readable or not; empty: there is none.
@@ -76,5 +80,7 @@ void restore(const TrainCheckpoint& checkpoint, Trainer& trainer);
 
 // Writes the weights so far, in fp32, into the run's folder, which then is an ordinary model's.
 void write_model(const std::filesystem::path& run, const Trainer& trainer);
+// The same with those of a checkpoint.
+void write_model(const std::filesystem::path& run, const std::filesystem::path& checkpoint);
 
 }  // namespace mamba3

@@ -68,7 +68,9 @@ TrainingMemory training_memory_needed(const ModelConfig& config, const TrainOpti
 std::int64_t largest_accumulate(const ModelConfig& config, TrainOptions options,
                                 std::int64_t available_bytes, const Context& ctx,
                                 const BatchSource* data) {
-  std::int64_t fits = 0, too_many = options.batch + 1;  // windows
+  constexpr std::int64_t kMostTokens = 1'000'000'000;  // what --accumulate takes
+  std::int64_t fits = 0;                               // windows
+  std::int64_t too_many = std::min(options.batch, kMostTokens / options.length) + 1;
   while (fits + 1 < too_many) {
     const std::int64_t middle = fits + (too_many - fits) / 2;
     options.accumulate = middle * options.length;

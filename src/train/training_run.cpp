@@ -1,6 +1,7 @@
 #include "train/training_run.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
@@ -34,7 +35,9 @@ TrainingRun::TrainingRun(std::filesystem::path folder, TrainRecord record, Train
       first_step_(trainer.steps()),
       saved_(train_checkpoint_at(folder_, trainer.steps())),
       saved_step_(saved_.empty() && trainer.steps() > 0 ? kNone : trainer.steps()),
-      model_step_(trainer.steps() > 0 ? kNone : 0) {}
+      model_step_(trainer.steps() > 0 ? kNone : 0),
+      trusted_(saved_),
+      trusted_step_(saved_step_) {}
 
 RunResult TrainingRun::run() {
   try {
@@ -55,6 +58,14 @@ RunResult TrainingRun::run() {
       evaluate();
       report();
     }
+    trust_saved();
+    if (!metrics_.flush()) {
+      ctx_.log(LogLevel::kWarning, "the figures of the last steps were not written and are lost");
+    }
+  } catch (const DivergedError& error) {
+    report();
+    throw DivergedError(
+        str(error.what(), leave_diverged(), "; lower --rate, or lengthen --warmup"));
   } catch (const Error& error) {
     report();
     if (error.code() == ErrorCode::kInterrupted) save_interrupted();
@@ -66,25 +77,31 @@ RunResult TrainingRun::run() {
 
 void TrainingRun::take_step() {
   const Clock::time_point start = Clock::now();
-  try {
-    result_.last = trainer_.step(hooks_.poll);
-  } catch (const DivergedError& error) {
-    throw DivergedError(
-        str(error.what(), last_good_checkpoint(), "; lower --rate, or lengthen --warmup"));
-  }
+  result_.last = trainer_.step(hooks_.poll);
+  if (saved_step_ == trainer_.steps() - 1) trust_saved();
   const double seconds = seconds_since(start);
   const StepReport& report = result_.last;
   result_.tokens += report.tokens;
   result_.step_s += seconds;
-  metrics_.write({{"step", report.step},
-                  {"loss", report.loss},
-                  {"rate", report.rate},
-                  {"norm", report.norm},
-                  {"tokens", report.tokens},
-                  {"seconds", seconds},
-                  {"tflops_per_s", 1e-12 * training_flops_per_token(trainer_.config()) *
-                                       static_cast<double>(report.tokens) / seconds}});
+  keep_figures({{"step", report.step},
+                {"loss", report.loss},
+                {"rate", report.rate},
+                {"norm", report.norm},
+                {"tokens", report.tokens},
+                {"seconds", seconds},
+                {"tflops_per_s", 1e-12 * training_flops_per_token(trainer_.config()) *
+                                     static_cast<double>(report.tokens) / seconds}});
   if (hooks_.on_step) hooks_.on_step(report, static_cast<double>(report.tokens) / seconds);
+}
+
+void TrainingRun::keep_figures(const nlohmann::ordered_json& line) {
+  const bool all = metrics_.write(line);
+  if (all_figures_ && !all) {
+    ctx_.log(LogLevel::kWarning,
+             str("the figures of step ", trainer_.steps(),
+                 " were not written to metrics.jsonl; training goes on and tries again"));
+  }
+  all_figures_ = all;
 }
 
 bool TrainingRun::evaluation_is_due() const {
@@ -95,15 +112,22 @@ bool TrainingRun::evaluation_is_due() const {
 void TrainingRun::evaluate() {
   if (!held_out_) return;
   const auto& made = metrics_.history().evaluations;
-  if (!made.empty() && made.back().step == trainer_.steps()) {  // by an earlier call
+  const bool known = !made.empty() && made.back().step == trainer_.steps();  // by an earlier call
+  if (known && !ended()) {
     result_.held_out = Evaluation{made.back().loss, made.back().accuracy};
     return;
   }
   const Evaluation found = trainer_.evaluate(*held_out_, record_.rhythm.eval_blocks, hooks_.poll);
+  if (!std::isfinite(found.loss)) {
+    throw DivergedError(str("training diverged: after step ", trainer_.steps(),
+                            " the held-out loss is ", found.loss, "; expected a number"));
+  }
   result_.held_out = found;
-  metrics_.write({{"step", trainer_.steps()},
+  if (!known || made.back().loss != found.loss) {  // a training that has ended may get other texts
+    keep_figures({{"step", trainer_.steps()},
                   {"held_out", found.loss},
                   {"held_out_accuracy", found.accuracy}});
+  }
   if (hooks_.on_evaluation) hooks_.on_evaluation(trainer_.steps(), found);
 }
 
@@ -113,6 +137,8 @@ void TrainingRun::save_last() {
   for (int attempt = 1;; ++attempt) {
     try {
       return save();
+    } catch (const DivergedError&) {
+      throw;
     } catch (const Error& error) {
       if (!hooks_.wait || attempt == kMostAttempts) refuse_loss(error);
       ctx_.log(LogLevel::kWarning,
@@ -143,6 +169,30 @@ std::string TrainingRun::last_good_checkpoint() const {
   return str("; the last good checkpoint is ", quote(saved_.string()));
 }
 
+// A step was made from the newest checkpoint, or its loss on held-out texts is a number.
+void TrainingRun::trust_saved() {
+  if (saved_ == trusted_) return;
+  trusted_ = saved_;
+  trusted_step_ = saved_step_;
+  remove_old_checkpoints(folder_, record_.rhythm.keep);
+}
+
+// The weights that it diverged from may have been saved: then the ones before are the newest again.
+std::string TrainingRun::leave_diverged() {
+  if (saved_ == trusted_) return last_good_checkpoint();
+  if (trusted_.empty()) {
+    return str("; the only checkpoint, ", quote(saved_.string()),
+               ", may be behind the step that did it");
+  }
+  const std::string left = quote(saved_.string());
+  set_aside_later(folder_, trusted_step_);
+  write_model(folder_, trusted_);
+  saved_ = trusted_;
+  saved_step_ = model_step_ = trusted_step_;
+  return str("; ", left, " is behind the step that did it and has \".damaged\" added to its name",
+             last_good_checkpoint());
+}
+
 void TrainingRun::save_if_due() {
   if (ended()) return save_last();
   const std::int64_t every = record_.rhythm.save_every;
@@ -150,6 +200,8 @@ void TrainingRun::save_if_due() {
   try {
     save();
     retry_ = false;
+  } catch (const DivergedError&) {
+    throw;
   } catch (const Error& error) {
     retry_ = true;
     ctx_.log(LogLevel::kWarning, str("step ", trainer_.steps(), " was not saved: ", error.what(),

@@ -45,6 +45,7 @@ class TrainingRun {
 
  private:
   void take_step();
+  void keep_figures(const nlohmann::ordered_json& line);
   bool evaluation_is_due() const;
   void evaluate();
   void save_if_due();
@@ -54,6 +55,8 @@ class TrainingRun {
   // When what failed is not tried again: says what is lost with it.
   [[noreturn]] void refuse_loss(const Error& error) const;
   std::string last_good_checkpoint() const;  // for the end of a message
+  void trust_saved();
+  std::string leave_diverged();  // for the end of a message
   void report() const;
   bool ended() const { return trainer_.steps() >= trainer_.options().schedule.steps; }
 
@@ -67,7 +70,11 @@ class TrainingRun {
   std::int64_t first_step_;               // that this call begins after
   std::filesystem::path saved_;           // the newest checkpoint; empty: none
   std::int64_t saved_step_, model_step_;  // its step, and that of the model beside it
-  bool retry_ = false;                    // the last save failed
+  // The newest checkpoint that the call began with, or from which it has made a step.
+  std::filesystem::path trusted_;
+  std::int64_t trusted_step_;
+  bool retry_ = false;       // the last save failed
+  bool all_figures_ = true;  // are in the file
   RunResult result_;
 };
 

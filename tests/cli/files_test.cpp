@@ -44,6 +44,7 @@ TEST(Tokenize, ThereAndBack) {
             "{\"ids\":[256,97]}\n{\"text\":\"b\"}\n");
   EXPECT_EQ(run({"--jsonl", "--json", "--decode"}, "{\"text\": \"a\", \"ids\": [98]}\n").out,
             "{\"text\":\"b\"}\n");
+  EXPECT_EQ(run({"--jsonl"}, "{\"text\": \"a\\nb\"}\n").out, "{\"ids\":[256,97,10,98]}\n");
   expect_error(run({}, "ab\xff"), 1, "2");
   expect_error(run({"--decode"}, "1 257"), 1, "257");
   expect_error(run({"--decode"}, "a"), 1, "stdin");
@@ -230,6 +231,17 @@ TEST(Convert, RefusesAFolderThatHoldsSomethingUnlessForced) {
       << "something stayed beside the target";
   expect_error(run_mamba3({"convert", "-q", "-m", from, "-o", to + "/notes"}), 1, "is a file");
   expect_error(run_mamba3({"convert", "-q", "-m", from, "-o", to + "/notes/x"}), 1, "cannot");
+}
+
+TEST(Convert, LeavesNoTokenizerOfAnotherModel) {
+  TestFolder folder;
+  const std::string to = folder / "to", golden = kGolden + "/lm_siso_fp32";
+  ASSERT_EQ(run_mamba3({"convert", "-q", "-m", tiny_model("siso"), "-o", to}).code, 0);
+  ASSERT_EQ(run_mamba3({"convert", "-q", "-m", golden, "-o", to, "--force"}).code, 0);
+  EXPECT_FALSE(fs::exists(to + "/tokenizer.json"));
+  expect_error(run_mamba3({"convert", "-q", "-m", golden, "-o", folder / "x", "--tokenizer",
+                           tiny_model("siso") + "/tokenizer.json"}),
+               1, "the tokenizer has 257 ids but the model only 104");
 }
 
 TEST(Convert, KeepsTokenizerAndEndOfText) {

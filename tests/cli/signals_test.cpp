@@ -83,6 +83,17 @@ TEST(Signals, AReaderThatGoesAwayIsNoError) {
   EXPECT_EQ(outcome.err, "");
 }
 
+TEST(Signals, WithoutAReaderFilesAreWrittenAllTheSame) {
+  const TestFolder folder;
+  RunOptions options;
+  options.on_output = [](pid_t, const std::string&) { return false; };
+  const Outcome outcome = run_mamba3({"generate", "-m", tiny_model("siso"), "-p", "x", "-n", "3000",
+                                      "--ignore-eos", "--save-state", folder / "state"},
+                                     options);
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(std::filesystem::exists(folder / "state"));
+}
+
 TEST(Signals, AFullDiskIsAnError) {
   RunOptions options;
   options.out_path = "/dev/full";

@@ -162,6 +162,22 @@ TEST_F(TrainTask, ASweepTrainsEveryCombinationAndGoesOn) {
   EXPECT_EQ(json::parse(read_file(folder_ / "rows.json"))["rows"].size(), 12u);
   EXPECT_EQ(read_file(fs::path(folder_ / "sweep") / "results.jsonl"), again.out);
 
+  // Of fewer trainings the others' results stay.
+  auto fewer = more;
+  *std::ranges::find(fewer, "1e-3,1e-2,2e-2") = "1e-3";
+  ASSERT_EQ(run_mamba3(fewer).code, 0);
+  std::istringstream kept(read_file(fs::path(folder_ / "sweep") / "results.jsonl"));
+  EXPECT_EQ(std::count(std::istreambuf_iterator<char>(kept), {}, '\n'), 12);
+
+  const std::vector<std::vector<std::string>> other = {{"--layers", "2"},
+                                                       {"--decay", "0.9"},
+                                                       {"--eval-blocks", "16"},
+                                                       {"--a-activation", "softplus"}};
+  for (const auto& option : other) {
+    auto changed = more;
+    changed.insert(changed.end(), option.begin(), option.end());
+    expect_error(run_mamba3(changed), 1, "of another training");
+  }
   more[6] = "9";  // sequences a step
   ASSERT_EQ(more[5], "--batch");
   expect_error(run_mamba3(more), 1, "of another training");
@@ -225,6 +241,21 @@ TEST_F(TrainTask, ACellIsATraining) {
   const std::string cell = "rope=data-dependent,width=16,rate=0.003,seed=6/model.safetensors";
   EXPECT_TRUE(read_file(fs::path(folder_ / "sweep") / cell) ==
               read_file(fs::path(folder_ / "one") / "model.safetensors"));
+}
+
+TEST_F(TrainTask, ASweepPassesWarningsOn) {
+  auto wanted = fresh("parity", "sweep", {"--seeds", "0,1", "--save-every", "4", "--keep", "3"});
+  ASSERT_EQ(run_mamba3(wanted).code, 0);
+  const fs::path cell =
+      fs::path(folder_ / "sweep") / "rope=data-dependent,width=16,rate=0.003,seed=1";
+  fs::remove(cell / "result.json");
+  write_file(cell / "checkpoints/step-12/model.safetensors", "damaged");
+  *std::ranges::find(wanted, "-o") = "--resume";
+  const Outcome again = run_mamba3(wanted);
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_NE(again.err.find("warning: rope=data-dependent/width=16/rate=0.003/seed=1: "),
+            std::string::npos)
+      << again.err;
 }
 
 TEST_F(TrainTask, ADivergedTrainingIsAResult) {

@@ -1,5 +1,8 @@
 // Exit codes, messages, help, environment: what every command has in common.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
 
 #include "cli/program.h"
 
@@ -114,6 +117,64 @@ TEST(Usage, NoProgressWithoutATerminal) {
   const Outcome outcome = run_mamba3(generate({"-p", std::string(3000, 'a')}));
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(outcome.err, "");
+}
+
+TEST(Usage, OnlyTheCommandsOwnVariablesAreRead) {
+  RunOptions options;
+  options.environment = {{"MAMBA3_STEPS", "abc"}, {"MAMBA3_SAMPLES", "abc"}};
+  options.input = "a";
+  const std::vector<std::string> tokenize{"tokenize", "-m", tiny_model("siso")};
+  EXPECT_EQ(run_mamba3(tokenize, options).code, 0);
+  options.environment = {{"MAMBA3_DTYPE", "abc"}};
+  expect_error(run_mamba3(tokenize, options), 2, "--dtype: found 'abc'");
+  auto given = tokenize;
+  given.insert(given.end(), {"--dtype", "fp32"});
+  EXPECT_EQ(run_mamba3(given, options).code, 0);  // the flag wins
+}
+
+TEST(Usage, NamesAndNumbersThatMeanNothing) {
+  expect_error(run_mamba3(generate({"-p", "a", "--load-state", ""})), 2, "found an empty name");
+  expect_error(run_mamba3({"inspect", "-m", ""}), 2, "--model: found an empty name");
+  expect_error(run_mamba3(generate({"-p", "a", "--top-p", "0"})), 2, "a number above 0, at most 1");
+  expect_error(run_mamba3(generate({"-p", "a", "--save-state", "/nowhere/x"})), 1,
+               "--save-state: \"/nowhere/x\" is in \"/nowhere\", which is no folder");
+  expect_error(run_mamba3({"bench", "train", "-m", tiny_model("siso")}), 2, "-m is given to bench");
+  expect_error(run_mamba3({"bench", "decode", "--preset", "siso-25m"}), 2, "siso-24m, mimo-24m");
+  expect_error(run_mamba3({"bench", "prefill", "--tokens", "99999999999"}), 2, "to 16777216");
+  expect_error(run_mamba3({"bench", "prefill", "--tokens", "8,"}), 2, "ends with a comma");
+}
+
+TEST(Usage, SeedsHave64Bits) {
+  const std::string largest = "18446744073709551615";
+  const Outcome outcome = run_mamba3(generate({"-p", "a", "-s", largest, "--json"}));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.json()["seed"], UINT64_MAX);
+  expect_error(run_mamba3(generate({"-p", "a", "-s", largest + "0"})), 2, "to " + largest);
+}
+
+// Messages and results would otherwise end in the first file that is opened.
+TEST(Usage, AClosedStreamIsNoFileOfOurs) {
+  const TestFolder folder;
+  const std::string state = folder / "state";
+  const std::string command = std::string(MAMBA3_CLI) + " generate -m " + tiny_model("siso") +
+                              " -p a -n 2 --temp 0 --save-state " + state;
+  ASSERT_EQ(std::system((command + " >/dev/null 2>/dev/null").c_str()), 0);
+  const std::string good = read_file(state);
+  std::filesystem::remove(state);
+  const int closed = std::system((command + " >&- 2>/dev/null").c_str());
+  EXPECT_EQ(WEXITSTATUS(closed), 1);
+  ASSERT_EQ(std::system((command + " -v 2>&- >/dev/null").c_str()), 0);
+  EXPECT_TRUE(read_file(state) == good);
+}
+
+// Names in files may hold what moves a terminal.
+TEST(Usage, MessagesHoldNoControlCharacters) {
+  const TestFolder folder;
+  write_file(folder / "config.json", R"({"d_model": 32, "\u001b[31m": 1})");
+  const Outcome outcome =
+      run_mamba3({"init", "--config", folder / "config.json", "-o", folder / "m"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_EQ(outcome.err.find('\x1b'), std::string::npos);
 }
 
 }  // namespace

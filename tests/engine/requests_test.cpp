@@ -160,5 +160,33 @@ TEST(Requests, SeedsOfTheFuzzTargetAreWhatTheirNamesSay) {
   EXPECT_GT(seeds, 8);
 }
 
+// Pairs of the same letter are one id.
+class PairTokenizer : public ByteTokenizer {
+ public:
+  std::vector<std::int32_t> encode(std::string_view text, bool add_special) const override {
+    std::vector<std::int32_t> ids;
+    if (add_special) ids.push_back(256);
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const bool twice = i + 1 < text.size() && text[i] == text[i + 1];
+      ids.push_back(static_cast<unsigned char>(text[i]) + (twice ? 128 : 0));
+      i += twice ? 1 : 0;
+    }
+    return ids;
+  }
+};
+
+TEST(Requests, AContinuationInsideTheContextsLastTokenIsScoredWithIt) {
+  const PairTokenizer tokenizer;
+  const ScoreRequest joined = encode_pair(tokenizer, "ab", "b", "here");
+  EXPECT_EQ(joined.ids, (Ids{256, 'a', 'b' + 128}));
+  EXPECT_EQ(joined.first_scored, 2);
+  const ScoreRequest apart = encode_pair(tokenizer, "ab", "c", "here");
+  EXPECT_EQ(apart.ids, (Ids{256, 'a', 'b', 'c'}));
+  EXPECT_EQ(apart.first_scored, 3);
+  const ScoreRequest nothing = encode_pair(tokenizer, "ab", "", "here");
+  EXPECT_EQ(nothing.ids, (Ids{256, 'a', 'b'}));
+  EXPECT_EQ(nothing.first_scored, 3);
+}
+
 }  // namespace
 }  // namespace mamba3

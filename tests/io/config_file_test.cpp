@@ -34,6 +34,10 @@ TEST(ConfigFile, AMisspeltKeyOfANewModelIsNamedWithTheNearest) {
   expect_error(
       "ssm_cfg has a key \"head_dim\" that means nothing; expected known keys; perhaps headdim",
       [&] { parse_config(wrong.dump(), "input", true); });
+  json unknown = full();
+  unknown["hidden_size"] = 64;
+  expect_error("input has a key \"hidden_size\" that means nothing; expected one of ssm_cfg, ",
+               [&] { parse_config(unknown.dump(), "input", true); });
   const TempFolder folder;
   write_text(folder / "config.json", wrong.dump());
   EXPECT_EQ(error_of([&] { read_config(folder / "config.json"); }), "");

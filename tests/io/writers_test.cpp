@@ -252,6 +252,17 @@ TEST(AtomicFile, PlacesThatCannotBeWritten) {
   std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_all);
 }
 
+TEST(AtomicFile, AReplacedFileKeepsItsPermissions) {
+  const TempFolder folder;
+  const auto path = folder / "x";
+  write_text(path, "before");
+  const auto owner = std::filesystem::perms::owner_read | std::filesystem::perms::owner_write;
+  std::filesystem::permissions(path, owner);
+  write_atomically(path, "after");
+  EXPECT_EQ(std::filesystem::status(path).permissions(), owner);
+  EXPECT_EQ(read_text(path), "after");
+}
+
 TEST(AtomicFile, ReplacesOnCommitOnlyAndFollowsLinks) {
   const TempFolder folder;
   write_text(folder / "target", "old");

@@ -213,6 +213,10 @@ TEST(SvgChart, TicksAreRoundNumbers) {
     }
   }
   EXPECT_TRUE(round_ticks(1, 1, 5).empty());
+  // Numbers that differ by their rounding alone.
+  for (const double low : {2.5, 1e9, 1e300, -2.5}) {
+    EXPECT_LE(round_ticks(low, std::nextafter(low, INFINITY), 6).size(), 7u) << low;
+  }
   EXPECT_TRUE(round_ticks(NAN, 1, 5).empty());
   EXPECT_TRUE(round_ticks(0, INFINITY, 5).empty());
 }

@@ -1,6 +1,8 @@
 // Checkpoints of trainings that are kept, and those that cannot be written.
 #include <signal.h>
 #include <sys/resource.h>
+#include <cmath>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <optional>
@@ -150,6 +152,86 @@ TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
   const Trainer trainer = fresh(record, ctx);
   const fs::path folder = write_train_checkpoint(run_folder("run"), record, trainer);
   EXPECT_EQ(read_train_checkpoint(folder).record.data.files[0], "\xef\xbf\xbd.txt");
+}
+
+// What was saved behind the step that did it is not what a training goes on from.
+TEST_F(TrainingRunTest, AfterDivergenceTheCheckpointBeforeItIsTheNewest) {
+  TrainRecord record = small_record();
+  record.rhythm = {100, 3, 1, 1};
+  record.options.schedule.steps = 5;
+  ASSERT_EQ(error_of([&] { run(record, "run"); }), "");
+  const fs::path checkpoints = folder_ / "run/checkpoints";
+  const std::string good = read_text(checkpoints / "step-5/model.safetensors");
+  record.options.schedule = {.peak = 900, .steps = 9, .warmup_steps = 0};
+  const std::string message = error_of([&] { run(record, "run", 1000, true); });
+  EXPECT_NE(message.find("training diverged: step 7"), std::string::npos) << message;
+  EXPECT_NE(message.find("the last good checkpoint is \"" + (checkpoints / "step-5").string()),
+            std::string::npos)
+      << message;
+  EXPECT_TRUE(fs::exists(checkpoints / "step-6.damaged"));
+  EXPECT_TRUE(read_text(folder_ / "run/model.safetensors") == good);
+  Context ctx = context();
+  EXPECT_EQ(newest_train_checkpoint(folder_ / "run", ctx).record.step, 5);
+}
+
+TEST_F(TrainingRunTest, AsManyCheckpointsAsAskedForAreLeft) {
+  TrainRecord record = small_record();
+  record.rhythm = {7, 3, 4, 1};
+  run(record, "run");
+  const auto left = std::distance(fs::directory_iterator(folder_ / "run/checkpoints"), {});
+  EXPECT_EQ(left, 1);
+}
+
+TEST_F(TrainingRunTest, WeightsThatAreNoNumbersAreNotSaved) {
+  const TrainRecord record = small_record();
+  Context ctx = context();
+  Trainer trainer = fresh(record, ctx);
+  auto tensors = init_tensors(config_, DType::kF32, 5, ctx);
+  std::vector<float> bad(static_cast<std::size_t>(config_.width), NAN);
+  tensors.tensors.at("backbone.norm_f.weight").data = reinterpret_cast<std::byte*>(bad.data());
+  trainer.assign(tensors.tensors);
+  expect_error("backbone.norm_f.weight holds NaN",
+               [&] { write_train_checkpoint(run_folder("run"), record, trainer); });
+  EXPECT_TRUE(fs::is_empty(folder_ / "run" / "checkpoints"));
+  expect_error("training diverged: step 1", [&] {
+    TrainingRun(run_folder("run"), record, trainer, held_out(record), {}, ctx).run();
+  });
+}
+
+TEST_F(TrainingRunTest, HeldOutTextsThatGiveNoNumberAreDivergence) {
+  TrainRecord record = small_record();
+  record.options.schedule = {.peak = 1e3, .steps = 1, .warmup_steps = 0};
+  record.options.optimizer.decay = 1e3;
+  record.rhythm.eval_every = 1;
+  expect_error("training diverged: after step 1", [&] { run(record, "run"); });
+}
+
+TEST_F(TrainingRunTest, FiguresThatFoundNoRoomAreWrittenLater) {
+  const fs::path path = folder_ / "metrics.jsonl";
+  MetricsFile file(path, 0);
+  const auto line = [](int step) {
+    return nlohmann::ordered_json{{"step", step}, {"loss", 2.5}, {"tokens", 7}};
+  };
+  EXPECT_TRUE(file.write(line(1)));
+  {
+    const FileSizeLimit limit(fs::file_size(path) + 9);  // in the middle of a line
+    EXPECT_FALSE(file.write(line(2)));
+    EXPECT_FALSE(file.write(line(3)));
+  }
+  EXPECT_TRUE(file.write(line(4)));
+  std::string expected;
+  for (const int step : {1, 2, 3, 4}) expected += line(step).dump() + "\n";
+  EXPECT_EQ(read_text(path), expected);
+}
+
+TEST_F(TrainingRunTest, OneThatHasEndedIsAskedForOtherTexts) {
+  TrainRecord record = small_record();
+  const RunResult first = run(record, "run");
+  const std::string figures = read_text(folder_ / "run/metrics.jsonl");
+  EXPECT_EQ(run(record, "run", 1000, true).held_out->loss, first.held_out->loss);
+  EXPECT_EQ(read_text(folder_ / "run/metrics.jsonl"), figures);
+  record.rhythm.eval_blocks = 1;
+  EXPECT_NE(run(record, "run", 1000, true).held_out->loss, first.held_out->loss);
 }
 
 }  // namespace
