@@ -215,6 +215,11 @@ void write_run_file(const CLI::App& app, const TrainCommand& command, const Trai
   values.erase("resume");   // the file is for a training of its own
   if (start.record.task) {  // which decides these
     for (const char* name : {"steps", "length", "tokenizer"}) values.erase(name);
+    // One of a sweep has no lists, but one value of each.
+    for (const char* name : {"rates", "seeds", "widths", "ropes", "jobs", "out"})
+      values.erase(name);
+    if (!command.task.rope.empty()) values["rope"] = {command.task.rope};
+    if (command.task.width) put(values, "width", *command.task.width);
   }
   std::vector<RunFileEntry> entries;
   for (const CLI::Option* option : app.get_options()) {

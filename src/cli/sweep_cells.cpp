@@ -84,6 +84,7 @@ std::vector<SweepCell> sweep_cells(const TrainCommand& command) {
 TrainCommand cell_command(const TrainCommand& sweep, const fs::path& folder,
                           const SweepCell& cell) {
   TrainCommand out = sweep;
+  out.sweep = {};
   out.task.rope = cell.rope;
   out.task.width = cell.width;
   out.rate = cell.rate;

@@ -197,7 +197,7 @@ int run_train(CLI::App& app, TrainCommand& command) {
   }
   if (!command.run.empty()) apply_run_file(app, command.run);
   check_command(command);
-  if (command.sweep.asked()) return run_sweep(command);
+  if (command.sweep.asked()) return run_sweep(app, command);
   Context ctx = make_context(command.common, choose_device(command.common));
   TrainStart start = find_start(command, ctx);
   std::optional<Display> display;

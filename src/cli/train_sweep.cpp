@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/options.h"
+#include "cli/run_options.h"
 #include "cli/sweep_cells.h"
 #include "cli/sweep_report.h"
 #include "cli/terminal.h"
@@ -27,8 +28,9 @@ constexpr int kJobsOnGpu = 8;  // small models: one alone leaves most of a card 
 
 class Sweep {
  public:
-  explicit Sweep(const TrainCommand& command)
-      : command_(command),
+  Sweep(const CLI::App& app, const TrainCommand& command)
+      : app_(app),
+        command_(command),
         record_(with_given(command, task_record(command.task))),
         folder_(command.resume.empty() ? command.output : command.resume),
         cells_(sweep_cells(command)),
@@ -168,7 +170,10 @@ class Sweep {
     });
     TrainStart start = find_start(command, ctx);
     Json result = describe(i, start);
-    const auto hooks = [&](const Trainer& trainer) { return hooks_of(trainer); };
+    const auto hooks = [&](const Trainer& trainer) {
+      write_run_file(app_, command, start);
+      return hooks_of(trainer);
+    };
     try {
       const RunResult ended = run_training(command, start, hooks, ctx);
       result["accuracy"] = scaled_accuracy(task(), ended.held_out->accuracy);
@@ -256,6 +261,7 @@ class Sweep {
         results_, [&](const Json& result) { return !result.is_null() && result["name"] == name; });
   }
 
+  const CLI::App& app_;
   TrainCommand command_;
   TrainRecord record_;  // what all of them have in common
   fs::path folder_;
@@ -293,9 +299,9 @@ void add_sweep_options(CLI::App& app, SweepCommand& command) {
       ->group(group);
 }
 
-int run_sweep(const TrainCommand& command) {
+int run_sweep(const CLI::App& app, const TrainCommand& command) {
   check_place("--out", command.sweep.out);
-  const std::vector<Json> results = Sweep(command).run();
+  const std::vector<Json> results = Sweep(app, command).run();
   if (!command.sweep.out.empty()) {
     const Context ctx = make_context(command.common, choose_device(command.common));
     write_atomically(command.sweep.out, sweep_document(results, ctx).dump(1) + "\n");

@@ -22,6 +22,7 @@ struct SweepCommand {
 };
 
 void add_sweep_options(CLI::App& app, SweepCommand& command);
-int run_sweep(const TrainCommand& command);
+// `app` parsed the command.
+int run_sweep(const CLI::App& app, const TrainCommand& command);
 
 }  // namespace mamba3::cli

@@ -241,6 +241,10 @@ TEST_F(TrainTask, ACellIsATraining) {
   const std::string cell = "rope=data-dependent,width=16,rate=0.003,seed=6/model.safetensors";
   EXPECT_TRUE(read_file(fs::path(folder_ / "sweep") / cell) ==
               read_file(fs::path(folder_ / "one") / "model.safetensors"));
+  const fs::path file = (fs::path(folder_ / "sweep") / cell).parent_path() / "run.yaml";
+  ASSERT_EQ(run_mamba3({"train", "--run", file, "-o", folder_ / "again"}).code, 0);
+  EXPECT_TRUE(read_file(fs::path(folder_ / "sweep") / cell) ==
+              read_file(fs::path(folder_ / "again") / "model.safetensors"));
 }
 
 TEST_F(TrainTask, ASweepPassesWarningsOn) {
