@@ -23,6 +23,11 @@ struct Job {
   std::vector<std::int32_t> prompt;  // a state's pending id and the request's ids
   std::int64_t read = 0;             // of the prompt
   std::vector<std::int32_t> slots;   // one for each sample, once it has them
+
+  // The prompt is the last token of what the state was saved after.
+  bool only_pending() const {
+    return request.state && request.prompt_ids.empty() && !prompt.empty();
+  }
 };
 
 // One sample that is decoded.
@@ -126,6 +131,8 @@ struct BatchGenerator::Impl {
   std::vector<Piece> next_pieces() const;
   bool read_pieces(const std::vector<Piece>& pieces, std::vector<float>& logits);
   void read_prompts();
+  void read_pending();
+  void after_reading(const std::shared_ptr<Job>& job, const float* logits);
   void start_samples(const std::shared_ptr<Job>& job, const float* logits);
 
   std::vector<bool> step_with_penalties(const std::vector<std::size_t>& who);
@@ -313,7 +320,42 @@ bool BatchGenerator::Impl::read_pieces(const std::vector<Piece>& pieces,
   }
 }
 
+// By a step, as it would have been read without the cut: the bits of what follows are the same.
+void BatchGenerator::Impl::read_pending() {
+  const std::int64_t v = model.config().padded_vocab();
+  for (const std::shared_ptr<Job>& job : std::vector(reading)) {
+    if (!job->only_pending()) continue;
+    std::vector<float> logits(static_cast<std::size_t>(v));
+    try {
+      model.step(job->prompt, {job->slots.data(), 1}, states, {logits.data(), {1, v}}, ctx);
+    } catch (const std::exception&) {
+      end_job(*job, {}, current_error());
+      std::erase(reading, job);
+      continue;
+    }
+    job->read = 1;
+    after_reading(job, logits.data());
+  }
+}
+
+// When `read` has grown. Where nothing is left, `logits` are those of the last token.
+void BatchGenerator::Impl::after_reading(const std::shared_ptr<Job>& job, const float* logits) {
+  BatchEvent event;
+  event.ticket = job->ticket;
+  event.prompt_done = job->read;
+  event.prompt_tokens = std::ssize(job->prompt);
+  events.push_back(std::move(event));
+  if (job->read < std::ssize(job->prompt)) return;
+  std::erase(reading, job);
+  if (job->request.max_tokens == 0) {
+    end_job(*job, FinishReason::kLength, {});
+  } else {
+    start_samples(job, logits);
+  }
+}
+
 void BatchGenerator::Impl::read_prompts() {
+  read_pending();
   const std::vector<Piece> pieces = next_pieces();
   if (pieces.empty()) return;
   std::vector<float> logits;
@@ -322,18 +364,7 @@ void BatchGenerator::Impl::read_prompts() {
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const std::shared_ptr<Job> job = pieces[i].job;
     job->read += pieces[i].tokens;
-    BatchEvent event;
-    event.ticket = job->ticket;
-    event.prompt_done = job->read;
-    event.prompt_tokens = std::ssize(job->prompt);
-    events.push_back(std::move(event));
-    if (job->read < std::ssize(job->prompt)) continue;
-    std::erase(reading, job);
-    if (job->request.max_tokens == 0) {
-      end_job(*job, FinishReason::kLength, {});
-    } else {
-      start_samples(job, logits.data() + static_cast<std::int64_t>(i) * v);
-    }
+    after_reading(job, logits.data() + static_cast<std::int64_t>(i) * v);
   }
 }
 

@@ -43,6 +43,19 @@ TEST_P(GenerateTest, ContinuingASavedStateEqualsNotStopping) {
   auto joined = first.samples[0].ids;
   joined.insert(joined.end(), second.samples[0].ids.begin(), second.samples[0].ids.end());
   EXPECT_EQ(joined, whole.samples[0].ids);
+  auto logprobs = first.samples[0].logprobs;
+  const auto& others = second.samples[0].logprobs;
+  logprobs.insert(logprobs.end(), others.begin(), others.end());
+  EXPECT_EQ(logprobs, whole.samples[0].logprobs) << "not bit for bit";
+}
+
+TEST_P(GenerateTest, ASavedStateMayOnlyBeRead) {
+  GenerateRequest rest = greedy({}, 0);
+  rest.state = run(greedy(prompt(9), 3)).state;
+  const auto read = run(rest);
+  EXPECT_EQ(read.prefill_tokens, 1);
+  EXPECT_EQ(read.state.position(), 12);
+  EXPECT_EQ(read.state.pending_id(), -1);
 }
 
 TEST_P(GenerateTest, SamplesOfOnePromptDoNotDependOnEachOther) {
