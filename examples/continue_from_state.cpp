@@ -42,6 +42,10 @@ int main(int argc, char** argv) {
   try {
     mamba3::Context context;
     const mamba3::Checkpoint checkpoint = mamba3::load_checkpoint(argv[1], {}, context);
+    if (checkpoint.tokenizer == nullptr) {
+      std::cerr << "error: the folder has no tokenizer.json; see LoadOptions::tokenizer\n";
+      return 1;
+    }
     const std::int64_t tokens = argc > 4 ? std::atoll(argv[4]) : 64;
     const std::filesystem::path file = "example.state";
     read_and_save(checkpoint, argv[2], file, context);
@@ -49,6 +53,9 @@ int main(int argc, char** argv) {
   } catch (const mamba3::Error& error) {
     std::cerr << "error: " << error.what() << '\n';
     return static_cast<int>(error.code());
+  } catch (const std::exception& error) {  // memory that ran out
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
   }
   return 0;
 }

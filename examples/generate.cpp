@@ -14,6 +14,10 @@ int main(int argc, char** argv) {
   try {
     mamba3::Context context;  // one thread per processor; give ContextOptions for anything else
     const mamba3::Checkpoint checkpoint = mamba3::load_checkpoint(argv[1], {}, context);
+    if (checkpoint.tokenizer == nullptr) {
+      std::cerr << "error: the folder has no tokenizer.json; see LoadOptions::tokenizer\n";
+      return 1;
+    }
 
     mamba3::GenerateRequest request;
     request.prompt_ids = checkpoint.tokenizer->encode(argv[2], /*add_special=*/true);
@@ -30,6 +34,9 @@ int main(int argc, char** argv) {
   } catch (const mamba3::Error& error) {
     std::cerr << "error: " << error.what() << '\n';
     return static_cast<int>(error.code());
+  } catch (const std::exception& error) {  // memory that ran out
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
   }
   return 0;
 }

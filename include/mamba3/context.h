@@ -21,9 +21,9 @@ enum class LogLevel { kDebug, kInfo, kWarning };
 using LogCallback = std::function<void(LogLevel, const std::string&)>;
 
 struct ContextOptions {
-  int threads = 0;  // 0: one per processor this process may use
-  std::uint64_t seed = 0;
-  LogCallback log;  // empty: the library stays silent
+  int threads = 0;         // 0: one per processor this process may use
+  std::uint64_t seed = 0;  // kept for the caller: what the library draws has seeds of its own
+  LogCallback log;         // empty: the library stays silent
   Device device = {};
   // On a GPU, a sequence keeps its bits whatever is read or decoded beside it and wherever a prompt
   // is cut on the grid. Without, a few long prompts may be scanned in parts at once, and products

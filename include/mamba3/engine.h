@@ -50,9 +50,12 @@ struct GenerateRequest {
   std::uint64_t seed = 0;
   std::vector<std::string> stop;  // texts that end a sample and are left out of it
   bool ignore_eos = false;
-  std::int64_t samples = 1;            // one prefill, then forks that are decoded together
-  std::optional<SequenceState> state;  // continue from here instead of from nothing
-  StatePoolOptions pool;               // how states are kept while decoding
+  std::int64_t samples = 1;  // one prefill, then forks that are decoded together
+  // Continue from here instead of from nothing. Random draws begin anew, and penalties count this
+  // request's prompt with the state's pending id.
+  std::optional<SequenceState> state;
+  // How states are kept while decoding, by generate(); a BatchGenerator has BatchOptions::pool.
+  StatePoolOptions pool;
 };
 
 struct GeneratedSample {
@@ -67,8 +70,8 @@ struct GenerateResult {
   SequenceState state;  // of sample 0, after everything that was sampled; its last id is pending
   std::int64_t prefill_tokens = 0;
   double prefill_s = 0;
-  std::int64_t decode_tokens = 0;
-  double decode_s = 0;
+  std::int64_t decode_tokens = 0;  // sampled; the first of each sample comes with the prompt
+  double decode_s = 0;             // of the others
 };
 
 struct GenerateHooks {
@@ -76,8 +79,9 @@ struct GenerateHooks {
   // swallow.
   std::function<void(std::int64_t sample, const std::string& text)> on_text;
   std::function<void(std::int64_t done_tokens, std::int64_t all_tokens)> on_prefill;
-  const std::atomic<bool>* interrupted =
-      nullptr;  // once true, what was produced so far is returned
+  // Once true, what was produced so far is returned; Error(kInterrupted) where the prompt is still
+  // read. Null: never.
+  const std::atomic<bool>* interrupted = nullptr;
 };
 
 // prompt_ids may be empty only when the state brings a pending id or max_tokens is 0.

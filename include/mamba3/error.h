@@ -1,5 +1,5 @@
-// The one exception type that the library throws, and how the command line turns it into an exit
-// code.
+// The exception type that the library throws, beside std::bad_alloc where memory for small things
+// runs out, and how the command line turns it into an exit code.
 #pragma once
 
 #include <stdexcept>

@@ -21,14 +21,16 @@ struct LayerState {
 };
 
 // Copying is forking. The bytes hold Phi as 32-bit turns (exact) and the rest in the canonical
-// layouts, fp32, so save -> load -> continue is bitwise equal to not stopping, on any backend that
-// keeps fp32 states.
+// layouts, fp32, so saving and loading change no bit. Where a prompt is cut, its products may round
+// otherwise than without the cut (docs/ARCHITECTURE.md).
 class SequenceState {
  public:
   SequenceState() = default;
   // A fresh sequence of a model: all zeros, position 0.
   SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint);
-  bool empty() const { return layers_ == 0; }
+  bool empty() const { return values_.empty(); }
+  // Whether it has the sizes of a state of such a model.
+  bool fits(const ModelConfig& config) const;
 
   std::uint64_t model_fingerprint() const { return model_fingerprint_; }
   std::int64_t position() const { return position_; }  // tokens read so far
@@ -39,8 +41,8 @@ class SequenceState {
   void set_pending_id(std::int32_t id) { pending_id_ = id; }
 
   std::int64_t layers() const { return layers_; }
-  // Parts of one layer inside the blob, contiguous: turns [h, s], ssm [h, p, n], k [r, h, n], v [h,
-  // p].
+  // Parts of one of the layers inside the blob, contiguous: turns [h, s], ssm [h, p, n], k [r, h,
+  // n], v [h, p]. Not of an empty state.
   struct Parts {
     std::uint32_t* turns;
     float* ssm;

@@ -45,6 +45,10 @@ constexpr DType dtype_of() {
   if constexpr (std::is_same_v<U, std::int64_t>) return DType::kI64;
   if constexpr (std::is_same_v<U, std::int32_t>) return DType::kI32;
   if constexpr (std::is_same_v<U, std::uint8_t>) return DType::kU8;
+  static_assert(std::is_same_v<U, double> || std::is_same_v<U, float> || std::is_same_v<U, Bf16> ||
+                    std::is_same_v<U, std::int64_t> || std::is_same_v<U, std::int32_t> ||
+                    std::is_same_v<U, std::uint8_t>,
+                "no DType has such numbers");
 }
 
 // A typed view of `Rank` dimensions. `view(i, j)` is an element, `view.row(i)` the view one rank

@@ -283,11 +283,12 @@ void write_timings(const GenerateRequest& request, const GenerateResult& result,
   const auto rate = [](std::int64_t tokens, double seconds) {
     return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
   };
+  const std::int64_t steps = result.decode_tokens - std::ssize(result.samples);  // the first ones
   message(str("mamba3: seed ", request.seed, "; load ", load_s, " s; prompt ",
               result.prefill_tokens, " tokens in ", result.prefill_s, " s (",
               rate(result.prefill_tokens, result.prefill_s), " tokens/s); generated ",
               result.decode_tokens, " tokens in ", result.decode_s, " s (",
-              rate(result.decode_tokens, result.decode_s), " tokens/s)"));
+              rate(steps, result.decode_s), " tokens/s)"));
 }
 
 Run add_generate(CLI::App& app) {

@@ -83,21 +83,26 @@ class Sweep {
       say(str("warning: ", error.what(), "; this training is run again"));
       return;
     }
-    const nlohmann::json wanted = to_json(*record_.task);  // whatever the order of its keys
-    const bool same_model = !found.contains("model") || found["model"] == model_of(i);
-    const bool same_options = !found.contains("options") || found["options"] == options_of(i);
-    check_input(nlohmann::json(found["training"]) == wanted &&
-                    found["batch"] == record_.options.batch && same_model && same_options,
-                quote(path.string()), " is of another training than ", wanted.dump(),
-                ", of another ", same_model ? "batch, rate or schedule" : "model",
-                "; expected the same; give the options of the sweep's beginning, or choose another "
-                "folder");
+    const nlohmann::json own = identity(i), others = found;
+    for (const auto& [key, value] : own.items()) {
+      if (!others.contains(key)) continue;  // of an earlier version
+      check_input(others[key] == value, quote(path.string()), " is of another training: its ", key,
+                  " is ", others[key].dump(), "; expected ", value.dump(),
+                  "; give the options of the sweep's beginning, or choose another folder");
+    }
     const bool short_of = found["steps"].get<std::int64_t>() < record_.options.schedule.steps;
     if (short_of && !found.contains("diverged")) return;
     results_[i] = std::move(found);
   }
 
-  // What a training's result hangs on beside its task and model, but for the number of its steps.
+  // What a training's result hangs on, but for the number of its steps. The order of keys does not
+  // matter.
+  nlohmann::json identity(std::size_t i) const {
+    return {{"training", to_json(*record_.task)},
+            {"batch", record_.options.batch},
+            {"model", model_of(i)},
+            {"options", options_of(i)}};
+  }
   nlohmann::json options_of(std::size_t i) const {
     const TrainCommand command = cell_command(command_, folder_, cells_[i]);
     const TrainRecord record = with_given(command, task_record(command.task));
@@ -247,8 +252,8 @@ class Sweep {
     std::ifstream before(folder_ / "results.jsonl");
     for (std::string line; std::getline(before, line);) {
       const auto other = nlohmann::json::parse(line, nullptr, false);
-      if (other.is_object() && other.contains("name") && !is_ours(other["name"]))
-        lines += line + "\n";
+      const bool named = other.is_object() && other.contains("name") && other["name"].is_string();
+      if (named && !is_ours(other["name"].get<std::string>())) lines += line + "\n";
     }
     for (const Json& result : results_) {
       if (!result.is_null()) lines += result.dump() + "\n";
@@ -256,9 +261,10 @@ class Sweep {
     write_atomically(folder_ / "results.jsonl", lines);
   }
 
-  bool is_ours(const nlohmann::json& name) const {
-    return std::ranges::any_of(
-        results_, [&](const Json& result) { return !result.is_null() && result["name"] == name; });
+  bool is_ours(const std::string& name) const {
+    return std::ranges::any_of(results_, [&](const Json& result) {
+      return !result.is_null() && result["name"].get<std::string>() == name;
+    });
   }
 
   const CLI::App& app_;

@@ -1,5 +1,7 @@
 #include "core/thread_pool.h"
 
+#include "core/check.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,13 +25,25 @@ void relax() {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::exception& error) {
+    const std::size_t started = workers_.size() + 1;
+    end_workers();
+    fail(ErrorCode::kUnavailable, "the system gave ", started, " of ", threads, " threads (",
+         error.what(), "); expected as many as asked for; use fewer, or lift the limits");
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  end_workers();
+}
+
+void ThreadPool::end_workers() {
   stop_.store(true);
   wake_sleepers();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void ThreadPool::run_erased(std::int64_t tasks, const void* body, Call call) {

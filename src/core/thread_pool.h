@@ -16,7 +16,8 @@ namespace mamba3 {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // the calling thread is one of them
+  // The calling thread is one of them. kUnavailable where the system does not give so many.
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -36,6 +37,7 @@ class ThreadPool {
   }
 
  private:
+  void end_workers();
   using Call = void (*)(void* body, std::int64_t task, int worker);
 
   void run_erased(std::int64_t tasks, const void* body, Call call);

@@ -133,7 +133,7 @@ struct BatchGenerator::Impl {
   void read_prompts();
   void read_pending();
   void after_reading(const std::shared_ptr<Job>& job, const float* logits);
-  void start_samples(const std::shared_ptr<Job>& job, const float* logits);
+  std::vector<Sequence> start_samples(const std::shared_ptr<Job>& job);
 
   std::vector<bool> step_with_penalties(const std::vector<std::size_t>& who);
   std::vector<bool> step_on_device(const std::vector<std::size_t>& who);
@@ -215,7 +215,7 @@ bool BatchGenerator::Impl::sample_on_host(Sequence& sequence, const float* logit
     const GenerateRequest& request = sequence.job->request;
     std::vector<std::int32_t> seen;
     if (has_penalty(request.sampling)) {
-      seen = request.prompt_ids;
+      seen = sequence.job->prompt;
       seen.insert(seen.end(), sequence.ids.begin(), sequence.ids.end());
     }
     const double draw = uniform_draw(request.seed, static_cast<std::uint64_t>(sequence.sample),
@@ -347,10 +347,15 @@ void BatchGenerator::Impl::after_reading(const std::shared_ptr<Job>& job, const 
   events.push_back(std::move(event));
   if (job->read < std::ssize(job->prompt)) return;
   std::erase(reading, job);
-  if (job->request.max_tokens == 0) {
-    end_job(*job, FinishReason::kLength, {});
-  } else {
-    start_samples(job, logits);
+  std::vector<Sequence> started;
+  try {
+    if (job->request.max_tokens == 0) return end_job(*job, FinishReason::kLength, {});
+    started = start_samples(job);
+  } catch (const std::exception&) {
+    return end_job(*job, {}, current_error());
+  }
+  for (Sequence& sequence : started) {
+    if (sample_on_host(sequence, logits)) running.push_back(std::move(sequence));
   }
 }
 
@@ -369,15 +374,16 @@ void BatchGenerator::Impl::read_prompts() {
 }
 
 // Every sample starts from the same logits and a copy of the same state.
-void BatchGenerator::Impl::start_samples(const std::shared_ptr<Job>& job, const float* logits) {
+std::vector<Sequence> BatchGenerator::Impl::start_samples(const std::shared_ptr<Job>& job) {
   for (std::int64_t i = 1; i < job->request.samples; ++i) {
     states.fork(job->slots[0], job->slots[i]);
   }
+  std::vector<Sequence> out;
   for (std::int64_t i = 0; i < job->request.samples; ++i) {
-    Sequence sequence{
-        job, i, job->slots[i], TextStream(checkpoint.tokenizer.get(), job->request.stop), {}};
-    if (sample_on_host(sequence, logits)) running.push_back(std::move(sequence));
+    out.push_back(
+        {job, i, job->slots[i], TextStream(checkpoint.tokenizer.get(), job->request.stop), {}});
   }
+  return out;
 }
 
 // ---- decoding ----
@@ -449,6 +455,8 @@ void BatchGenerator::Impl::decode_all() {
 
 BatchGenerator::BatchGenerator(const Checkpoint& checkpoint, const BatchOptions& options,
                                Context& ctx) {
+  check_input(checkpoint.model != nullptr,
+              "the checkpoint has no model; expected what load_checkpoint returns");
   check_input(options.slots >= 1 && options.slots <= kMostSlots, "a batch of ", options.slots,
               " sequences; expected 1 to ", kMostSlots);
   check_input(options.prefill_tokens >= 0, "prefill_tokens is ", options.prefill_tokens,

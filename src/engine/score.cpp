@@ -86,6 +86,8 @@ void judge(const Pack& pack, std::span<const std::int64_t> which, TensorView<con
 std::vector<ScoreResult> score(const Checkpoint& checkpoint,
                                const std::vector<ScoreRequest>& requests,
                                const ScoreProgress& progress, Context& ctx) {
+  check_input(checkpoint.model != nullptr,
+              "the checkpoint has no model; expected what load_checkpoint returns");
   const Model& model = *checkpoint.model;
   const std::int64_t vocab = model.config().vocab;
   check_requests(requests, vocab);

@@ -95,6 +95,7 @@ struct Model::Impl {
                     TensorView<const float, 2> hidden, Context& ctx) const;
   std::vector<Mamba3Params> mixers() const;  // of all layers
   void check_device(const StatePool::Impl& states, const Context& ctx) const;
+  void check_logits(const TensorView<float, 2>& logits, std::int64_t rows) const;
   void check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const;
   void check_ids(std::span<const std::int32_t> ids) const;
 };
@@ -263,6 +264,21 @@ void Model::Impl::check_device(const StatePool::Impl& states, const Context& ctx
   check_input(ctx.gpu() == gpu && states.gpu == gpu,
               "the model, the states and the Context are on different devices; expected the "
               "Context that the model and the pool were made with");
+  const ModelConfig& other = states.config;
+  const Mamba3Config &mixer = config.mixer, &others = other.mixer;
+  check_input(other.layers == config.layers && other.heads() == config.heads() &&
+                  others.head_dim == mixer.head_dim && others.state == mixer.state &&
+                  others.rank == mixer.rank && others.angles() == mixer.angles(),
+              "the states are those of another model's sizes; expected a pool made with this "
+              "model's config");
+}
+
+// Before any state moves on.
+void Model::Impl::check_logits(const TensorView<float, 2>& logits, std::int64_t rows) const {
+  const std::int64_t v = config.padded_vocab();
+  check_input(logits.data != nullptr && logits.shape[0] == rows && logits.shape[1] == v,
+              "the logits are ", logits.shape[0], " x ", logits.shape[1],
+              logits.data == nullptr ? " at no address" : "", "; expected ", rows, " x ", v);
 }
 
 void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& states) const {
@@ -275,6 +291,7 @@ void Model::Impl::check_prefill(const PrefillArgs& args, const StatePool::Impl& 
               " sequences; expected one each");
   check_input(args.last_logits.data == nullptr || !args.on_logits,
               "both kinds of logits are asked for; expected one at most");
+  if (args.last_logits.data != nullptr) check_logits(args.last_logits, std::ssize(args.slots));
   const auto& wanted = args.logit_tokens;
   const bool rise =
       std::ranges::adjacent_find(wanted, std::ranges::greater_equal()) == wanted.end();
@@ -316,6 +333,7 @@ void Model::step(std::span<const std::int32_t> ids, std::span<const std::int32_t
   check_slots(slots, pool);
   impl_->check_ids(ids);
   if (ids.empty()) return;
+  impl_->check_logits(logits, std::ssize(ids));
   ArenaScope scope(ctx.workspace());
   Batch batch;
   batch.is_step = true;

@@ -79,14 +79,22 @@ void check_count(const std::vector<T>& values, std::int64_t expected, const char
 }  // namespace
 
 SequenceState::SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint)
-    : model_fingerprint_(model_fingerprint),
-      layers_(config.layers),
-      turns_count_(config.heads() * config.mixer.angles()),
-      ssm_count_(config.heads() * config.mixer.head_dim * config.mixer.state),
-      k_count_(config.mixer.rank * config.heads() * config.mixer.state),
-      v_count_(config.heads() * config.mixer.head_dim) {
+    : model_fingerprint_(model_fingerprint), layers_(config.layers) {
+  check_config(config);
+  const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
+  turns_count_ = heads * config.mixer.angles();
+  ssm_count_ = heads * p * n;
+  k_count_ = config.mixer.rank * heads * n;
+  v_count_ = heads * p;
   turns_.assign(static_cast<std::size_t>(layers_ * turns_count_), 0);
   values_.assign(static_cast<std::size_t>(layers_ * (ssm_count_ + k_count_ + v_count_)), 0.0f);
+}
+
+bool SequenceState::fits(const ModelConfig& config) const {
+  const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
+  return !empty() && layers_ == config.layers && turns_count_ == heads * config.mixer.angles() &&
+         ssm_count_ == heads * p * n && k_count_ == config.mixer.rank * heads * n &&
+         v_count_ == heads * p;
 }
 
 SequenceState::Parts SequenceState::parts(std::int64_t layer) {
@@ -102,8 +110,8 @@ SequenceState::ConstParts SequenceState::parts(std::int64_t layer) const {
 }
 
 LayerState SequenceState::export_layer(std::int64_t layer) const {
-  check_input(layer >= 0 && layer < layers_, "layer ", layer, " of a state with ", layers_,
-              " layers");
+  check_input(!empty() && layer >= 0 && layer < layers_, "layer ", layer, " of a state with ",
+              empty() ? 0 : layers_, " layers");
   const ConstParts from = parts(layer);
   LayerState out;
   out.angle.resize(static_cast<std::size_t>(turns_count_));

@@ -97,7 +97,10 @@ void StatePool::Impl::settle(std::span<const std::int32_t> of_slots) {
 
 StatePool::StatePool(const ModelConfig& config, std::int64_t slots, const Context& ctx,
                      const StatePoolOptions& options) {
-  check_input(slots >= 1, "a state pool of ", slots, " slots; expected at least 1");
+  constexpr std::int64_t kMostSlots = std::int64_t{1} << 24;
+  check_input(slots >= 1 && slots <= kMostSlots, "a state pool of ", slots,
+              " slots; expected 1 to ", kMostSlots);
+  check_config(config);
   impl_ = std::make_unique<Impl>(config, slots, ctx.gpu(), options);
 }
 StatePool::~StatePool() = default;
@@ -203,8 +206,9 @@ SequenceState StatePool::export_slot(std::int32_t slot, std::uint64_t model_fing
 void StatePool::import_slot(std::int32_t slot, const SequenceState& state) {
   impl_->check_slot(slot);
   const ModelConfig& config = impl_->config;
-  check_input(state.layers() == config.layers, "a state of ", state.layers(), " layers; expected ",
-              config.layers);
+  check_input(state.fits(config),
+              "the state has the sizes of another model, or is empty; expected a state of this "
+              "model; make it with the model that reads it");
   const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
   HostSlot host(*impl_, slot);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {

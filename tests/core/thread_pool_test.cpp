@@ -1,9 +1,13 @@
 #include "core/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <numeric>
 #include <stdexcept>
+#include "mamba3/error.h"
 
 namespace mamba3 {
 namespace {
@@ -35,6 +39,27 @@ TEST(ThreadPool, RethrowsAndStaysUsable) {
     EXPECT_EQ(count.load(), 10);
   }
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
+// In a process of its own; sanitizers need more addresses than that.
+TEST(ThreadPool, ThreadsThatTheSystemDoesNotGiveAreAnError) {
+  const pid_t process = ::fork();
+  if (process == 0) {
+    const rlimit limit{rlim_t{2} << 30, RLIM_INFINITY};
+    ::setrlimit(RLIMIT_AS, &limit);
+    try {
+      const ThreadPool pool(4096);
+    } catch (const Error& error) {
+      ::_exit(static_cast<int>(error.code()));
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(process, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ErrorCode::kUnavailable));
+}
+#endif
 
 }  // namespace
 }  // namespace mamba3

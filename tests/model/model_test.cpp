@@ -211,7 +211,42 @@ TEST_P(ModelTest, RefusesWhatItCannotRead) {
     args.on_logits = [](auto, auto) {};
     EXPECT_THROW(model->prefill(args, pool, ctx), Error);
   }
+  // Logits of another shape, or none, before any state moves on.
+  const std::int32_t slots[] = {0, 1};
+  const std::int64_t v = config.padded_vocab(), both[] = {0, 1, 2};
+  for (const auto& wrong :
+       {TensorView<float, 2>(logits.data(), {1, v}),
+        TensorView<float, 2>(logits.data(), {2, v - 1}), TensorView<float, 2>(nullptr, {2, v})}) {
+    EXPECT_THROW(model->step(ids, slots, pool, wrong, ctx), Error);
+    if (wrong.data == nullptr) continue;
+    PrefillArgs args;
+    args.ids = ids;
+    args.cu_seqlens = both;
+    args.slots = slots;
+    args.last_logits = wrong;
+    EXPECT_THROW(model->prefill(args, pool, ctx), Error);
+  }
   EXPECT_EQ(pool.position(0), 0);
+}
+
+TEST_P(ModelTest, RefusesStatesOfAnotherModel) {
+  const ModelConfig other = tiny_models()[(GetParam() + 1) % 3].config;
+  StatePool pool(config, 1, ctx), others(other, 1, ctx);
+  EXPECT_THROW(last_logits(others, 0, std::vector<std::int32_t>{1}), Error);
+  const SequenceState of_other(other, 1);
+  EXPECT_THROW(pool.import_slot(0, of_other), Error);
+  EXPECT_THROW(pool.import_slot(0, SequenceState()), Error);
+  SequenceState own(config, 1);
+  EXPECT_NO_THROW(pool.import_slot(0, own));
+  const SequenceState taken = std::move(own);
+  EXPECT_TRUE(own.empty());
+  EXPECT_THROW(pool.import_slot(0, own), Error);
+  EXPECT_THROW(own.export_layer(0), Error);
+  ModelConfig nothing = config;
+  nothing.mixer.head_dim = 0;
+  EXPECT_THROW(SequenceState(nothing, 1), Error);
+  EXPECT_THROW(StatePool(nothing, 1, ctx), Error);
+  EXPECT_THROW(StatePool(config, std::int64_t{1} << 62, ctx), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, ModelTest, testing::Values(0, 1, 2),
