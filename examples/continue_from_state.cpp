@@ -3,6 +3,7 @@
 // The state has the same size whatever the length of the text, and reading it back costs no
 // computation.
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <string>

@@ -1,5 +1,6 @@
 // Text from a prompt, printed as it comes:  generate MODEL_FOLDER PROMPT [TOKENS]
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <string>
 

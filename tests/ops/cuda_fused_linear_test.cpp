@@ -364,8 +364,9 @@ TEST(CudaFusedLinear, TwoProductsShareANorm) {
     // Stages in which the residual comes to the L2: none, some, all.
     for (const std::int64_t k : {8, 1032, 2056}) expect_right({131, k, 256, 264, swiglu});
   }
-  // More tiles than a card has multiprocessors.
+  // More tiles than a card has multiprocessors, of the first product and of the second.
   expect_right({4400, 72, 1024, 8, true});
+  expect_right({4400, 72, 256, 520, true});
 }
 
 TEST(CudaFusedLinear, ASharedNormsRowsDoNotDependOnTheOthers) {
