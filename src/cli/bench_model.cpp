@@ -21,7 +21,7 @@ ModelConfig bench_preset(const std::string& name) {
     if (std::ranges::find(known, name) != known.end()) return preset(name);
     std::string list = "siso-24m, mimo-24m";
     for (const std::string& other : known) list += ", " + other;
-    fail(ErrorCode::kUsage, "--preset has ", quote(name), "; expected of ", list,
+    fail(ErrorCode::kUsage, "--preset has ", quote(name), "; expected names of ", list,
          "; correct the option");
   }
   ModelConfig config = preset(mimo ? "mimo-187m" : "siso-187m");

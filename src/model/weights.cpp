@@ -11,6 +11,7 @@
 #include "core/check.h"
 #include "core/hash.h"
 #include "core/memory.h"
+#include "core/quote.h"
 #include "core/thread_pool.h"
 
 namespace mamba3 {
@@ -136,7 +137,7 @@ std::vector<std::string> complaints(const ModelConfig& config,
   }
   for (const auto& [name, tensor] : tensors) {
     if (wanted.contains(name) || (config.tied_embeddings && name == kTiedHead)) continue;
-    out.push_back(str("unexpected ", name, " ", shape_string(tensor.shape)));
+    out.push_back(str("unexpected ", quote(name), " ", shape_string(tensor.shape)));
   }
   return out;
 }

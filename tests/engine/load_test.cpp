@@ -86,7 +86,7 @@ TEST_F(LoadTest, AllTensorsThatDoNotFitAreNamedAtOnce) {
   EXPECT_NE(error.find("backbone.layers.1.mixer.dt_bias is [2, 2], expected [4]"),
             std::string::npos)
       << error;
-  EXPECT_NE(error.find("unexpected backbone.layers.1.mixer.conv1d.weight"), std::string::npos)
+  EXPECT_NE(error.find("unexpected \"backbone.layers.1.mixer.conv1d.weight\""), std::string::npos)
       << error;
 }
 
