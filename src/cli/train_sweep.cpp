@@ -135,6 +135,7 @@ class Sweep {
     std::atomic<std::size_t> next{0};
     {
       std::vector<std::jthread> workers;
+      workers.reserve(static_cast<std::size_t>(jobs()));
       for (int job = 0; job < jobs(); ++job) {
         workers.emplace_back([&] {
           for (std::size_t i = next++; i < cells_.size() && !stop_; i = next++) {
