@@ -44,24 +44,36 @@ struct RowGradients {
         decays(memory.decays[parity]),
         cos_sin(memory.cos_sin(parity, job_in.scan.sizes.angles)) {}
 
-  // dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q
-  __device__ __forceinline__ void multiply() {
+  // Starts dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q. Rows of X E^T fade while the
+  // tensor cores are at dQ.
+  __device__ __forceinline__ void start() {
     clear<kBlocks>(grad_q);
     clear<kBlocks>(grad_k);
-    start();
-    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.grad_o),
-                                             rows_address(m.state, first_column()), grad_q);
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
+    wgmma_fence();
     start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
                                              rows_address(m.grad_state, first_column()), grad_k);
-    wait();
-    scale_rows<kBlocks>(decays.start_decay[token(0)], decays.start_decay[token(1)], grad_q);
-    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
-    start();
+    wgmma_commit();
+    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.decayed_grad_o),
+                                             rows_address(m.state, first_column()), grad_q);
     start_multiply<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
                                              columns_address(m.k, first_column()), grad_q);
+    wgmma_commit();
+    wgmma_wait<1>();
+    hold<kBlocks>(grad_k);
+    scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
+    hold<kBlocks>(grad_k);
+    wgmma_fence();
     start_multiply<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
                                              columns_address(m.q, first_column()), grad_k);
-    wait();
+    wgmma_commit();
+  }
+  // Waits for both; the group that was started behind them goes on.
+  __device__ __forceinline__ void wait() {
+    wgmma_wait<1>();
+    hold<kBlocks>(grad_q);
+    hold<kBlocks>(grad_k);
   }
 
   // Turned back, to what is summed over the sequence and over heads.
@@ -86,18 +98,6 @@ struct RowGradients {
   }
 
  private:
-  __device__ __forceinline__ void start() {
-    hold<kBlocks>(grad_q);
-    hold<kBlocks>(grad_k);
-    wgmma_fence();
-  }
-  __device__ __forceinline__ void wait() {
-    wgmma_commit();
-    wgmma_wait<0>();
-    hold<kBlocks>(grad_q);
-    hold<kBlocks>(grad_k);
-  }
-
   __device__ __forceinline__ int tile() const {
     return static_cast<int>(at.warp % kRowTiles);
   }

@@ -141,6 +141,7 @@ struct BackwardMemory : KeyMemory<S> {
   unsigned char state[S::kState * kTileRowBytes];       // [n, p] G, at the chunk's start
   unsigned char grad_state[S::kState * kTileRowBytes];  // [n, p] E, of the state at its end
   unsigned char grad_o[kTileBytes];                     // [row, p]
+  unsigned char decayed_grad_o[kTileBytes];             // the same times start_decay
   unsigned char grad_scores[kTileBytes];                // [row, row], zeros above the diagonal
   union {
     unsigned char scores[kTileBytes];                // [row, row] with their weights

@@ -175,40 +175,20 @@ struct StateTile {
     });
   }
 
-  // h = decay h + (weighted rows_n)^T rows_p, with a weight for each token, by a warpgroup.
-  __device__ __forceinline__ void fold(float decay, const unsigned char* rows_n,
-                                       const float* weights, const unsigned char* rows_p,
-                                       Sums<kBlocks>& h) const {
+  // Starts h = decay h + rows_n^T rows_p, by a warpgroup, as a group of its own.
+  __device__ __forceinline__ void start_fold(float decay, const unsigned char* rows_n,
+                                             const unsigned char* rows_p, Sums<kBlocks>& h) const {
     scale_rows<kBlocks>(decay, decay, h);
-    const Factor left(rows_n, lane);
-    const std::uint64_t right = wgmma_operand(same_of_warp(columns_address(rows_p, column)));
-    std::uint32_t a[kRowTiles][4];
-#pragma unroll
-    for (int step = 0; step < kRowTiles; ++step) {
-      left.left_transposed(16 * step, row, a[step]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const unsigned own = 16 * step + 8 * half + lane % 4 * 2;
-        const float2 weight = make_float2(weights[own / S::kRank], weights[(own + 1) / S::kRank]);
-        a[step][2 * half] = weighted(a[step][2 * half], weight);
-        a[step][2 * half + 1] = weighted(a[step][2 * half + 1], weight);
-      }
-    }
     hold<kBlocks>(h);
     wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < kRowTiles; ++step) {
-      wgmma_k16<1>(h, a[step], wgmma_further(right, step_bytes<1>(step)));
-    }
+    start_multiply<kRowTiles, 1, 1, kBlocks>(
+        columns_address(rows_n, row / kTileColumns * kTileColumns), columns_address(rows_p, column),
+        h);
     wgmma_commit();
+  }
+  __device__ __forceinline__ void finish_fold(Sums<kBlocks>& h) const {
     wgmma_wait<0>();
     hold<kBlocks>(h);
-  }
-
- private:
-  static __device__ __forceinline__ std::uint32_t weighted(std::uint32_t pair, float2 weight) {
-    const float2 v = wide_pair(pair);
-    return pack_bf16(v.x * weight.x, v.y * weight.y);
   }
 };
 

@@ -49,6 +49,22 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
   }
 }
 
+// A rank's weights of eight neighbours: two pieces of its row.
+struct RankWeights {
+  float v[8];
+
+  __device__ __forceinline__ RankWeights(const float* weights, int column) {
+#pragma unroll
+    for (int e = 0; e < 8; e += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(weights + weight_place(column + e));
+      v[e] = four.x;
+      v[e + 1] = four.y;
+      v[e + 2] = four.z;
+      v[e + 3] = four.w;
+    }
+  }
+};
+
 // Eight neighbours in bf16.
 struct Eight {
   float v[8];
@@ -59,6 +75,14 @@ struct Eight {
     unpack_bf16(bits.y, v[2], v[3]);
     unpack_bf16(bits.z, v[4], v[5]);
     unpack_bf16(bits.w, v[6], v[7]);
+  }
+  __device__ __forceinline__ void scale(float by) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] *= by;
+  }
+  __device__ __forceinline__ void scale(const RankWeights& by) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] *= by.v[e];
   }
   __device__ __forceinline__ uint4 bits() const {
     return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
@@ -84,31 +108,41 @@ __device__ __forceinline__ unsigned mingled(unsigned column) {
   return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
 }
 
-// X = x times its rank's weights; kMingled: column c has that of mingled(c).
-template <int kThreads, bool kMingled, class S>
+// Eight of x times their rank's weights.
+template <class S>
+__device__ __forceinline__ Eight ranked_x(const unsigned char* raw_x, const KeyMemory<S>& m,
+                                          int row, int column) {
+  Eight x(raw_x + row / S::kRank * kInputRow + 2 * column);
+  if constexpr (S::kRank > 1) x.scale(RankWeights(m.mimo_x[row % S::kRank], column));
+  return x;
+}
+
+// X = x times its rank's weights.
+template <int kThreads, class S>
 __device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
-    const unsigned char* from = raw_x + row / S::kRank * kInputRow + 2 * column;
-    const auto store = [&](uint4 bits) {
-      if constexpr (kMingled) {
-        const unsigned first = tile_byte(row, mingled(column));
-        const std::uint32_t words[] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          *reinterpret_cast<std::uint32_t*>(m.x + further(first, 0, i)) = words[i];
-        }
-      } else {
-        *reinterpret_cast<uint4*>(m.x + tile_byte(row, column)) = bits;
-      }
-    };
+    auto& out = *reinterpret_cast<uint4*>(m.x + tile_byte(row, column));
     if constexpr (S::kRank == 1) {
-      store(*reinterpret_cast<const uint4*>(from));
+      out = *reinterpret_cast<const uint4*>(raw_x + row * kInputRow + 2 * column);
     } else {
-      Eight x(from);
-      const float* weights = m.mimo_x[row % S::kRank];
+      out = ranked_x(raw_x, m, row, column).bits();
+    }
+  });
+}
+
+// X times what is left of it at the chunk's end; column c has that of mingled(c).
+template <int kThreads, class S>
+__device__ __forceinline__ void spread_faded_x(const unsigned char* raw_x, const float* fade,
+                                               KeyMemory<S>& m) {
+  for_eights<kThreads>([&](int row, int column) {
+    Eight x = ranked_x(raw_x, m, row, column);
+    x.scale(fade[row / S::kRank]);
+    const uint4 bits = x.bits();
+    const std::uint32_t words[] = {bits.x, bits.y, bits.z, bits.w};
+    const unsigned first = tile_byte(row, mingled(column));
 #pragma unroll
-      for (int e = 0; e < 8; ++e) x.v[e] *= weights[weight_place(column + e)];
-      store(x.bits());
+    for (int i = 0; i < 4; ++i) {
+      *reinterpret_cast<std::uint32_t*>(m.x + further(first, 0, i)) = words[i];
     }
   });
 }
@@ -125,24 +159,24 @@ struct Gate {
   }
 };
 
-// grad_o = grad_y mimo_o silu(z mimo_z): what the gate leaves of a gradient.
+// grad_o = grad_y mimo_o silu(z mimo_z): what the gate leaves of a gradient, as it is and for what
+// was read of the state before the chunk.
 template <int kThreads, class S>
-__device__ __forceinline__ void make_grad_o(BackwardMemory<S>& m) {
+__device__ __forceinline__ void make_grad_o(const ChunkDecays<S>& decays, BackwardMemory<S>& m) {
   for_eights<kThreads>([&](int row, int column) {
     const unsigned from = row / S::kRank * kInputRow + 2 * column;
-    const Eight z(m.raw_z + from);
+    Eight z(m.raw_z + from);
     Eight grad(m.raw_grad_y + from);
-    const int r = row % S::kRank;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      float v = z.v[e];
-      if constexpr (S::kRank > 1) {
-        v *= m.mimo_z[r][weight_place(column + e)];
-        grad.v[e] *= m.mimo_o[r][weight_place(column + e)];
-      }
-      grad.v[e] *= Gate(v).at;
+    if constexpr (S::kRank > 1) {
+      z.scale(RankWeights(m.mimo_z[row % S::kRank], column));
+      grad.scale(RankWeights(m.mimo_o[row % S::kRank], column));
     }
-    *reinterpret_cast<uint4*>(m.grad_o + tile_byte(row, column)) = grad.bits();
+#pragma unroll
+    for (int e = 0; e < 8; ++e) grad.v[e] *= Gate(z.v[e]).at;
+    const unsigned byte = tile_byte(row, column);
+    *reinterpret_cast<uint4*>(m.grad_o + byte) = grad.bits();
+    grad.scale(decays.start_decay[row / S::kRank]);
+    *reinterpret_cast<uint4*>(m.decayed_grad_o + byte) = grad.bits();
   });
 }
 

@@ -213,13 +213,14 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
     if (last) return;  // nobody reads the state behind it
     turns.load(job, at, next);
     const KeyInputs<S>& keys = m.keys[parity];
-    spread_x<kStatesThreads, true>(keys.x, m);
+    spread_faded_x<kStatesThreads>(keys.x, m.decays[parity].fade, m);
     __syncthreads();
     make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
                                  Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
     fence_async_proxy();
     __syncthreads();
-    tile.fold(m.decays[parity].whole, m.k, m.decays[parity].fade, m.x, h);
+    tile.start_fold(m.decays[parity].whole, m.k, m.x, h);
+    tile.finish_fold(h);
     chunk = next;
   }
 }

@@ -224,8 +224,8 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
                                  Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
-  spread_x<kBackwardThreads, false>(m.keys.x, m);
-  make_grad_o<kBackwardThreads>(m);
+  spread_x<kBackwardThreads>(m.keys.x, m);
+  make_grad_o<kBackwardThreads>(m.decays[parity], m);
 }
 
 template <class S>
@@ -274,10 +274,12 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
     RowGradients<S> rows(job, at, m, parity);
-    rows.multiply();
+    rows.start();
+    tile.start_fold(decays.whole, m.q, m.decayed_grad_o, grad);
+    rows.wait();
     rows.finish(chunk);
     rows.tell_turns();
-    tile.fold(decays.whole, m.q, decays.start_decay, m.grad_o, grad);
+    tile.finish_fold(grad);
     __pipeline_wait_prior(0);
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
     __syncthreads();
