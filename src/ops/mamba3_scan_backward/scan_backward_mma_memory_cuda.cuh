@@ -157,7 +157,7 @@ struct BackwardMemory : KeyMemory<S> {
   // Sums that gradients of a token's numbers are made of, by tiles of 16 rows.
   float row_sums[kRowTiles][kBackwardRows];     // [tile of columns, row]
   float column_sums[kRowTiles][kBackwardRows];  // [tile of rows, column]
-  float inside[kBackwardRows];
+  float inside[S::kTokens];
   float now[kBackwardRows];
   float start[kRowTiles][kBackwardRows];  // [quarter of p, row]
   float end[kRowTiles][kBackwardRows];

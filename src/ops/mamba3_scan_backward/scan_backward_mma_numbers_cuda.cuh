@@ -74,8 +74,10 @@ struct RowPairSum {
 template <class S>
 __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigned lane,
                                            BackwardMemory<S>& m) {
-  const unsigned tile = lane / 8;  // of the lane's rows
-  RowPairSum out{row_pair(lane, [&](unsigned row) { return m.inside[row]; })};
+  const unsigned tile = lane / 8;                                          // of the lane's rows
+  const auto is_first = [](unsigned row) { return row % S::kRank == 0; };  // of a token
+  RowPairSum out{row_pair(
+      lane, [&](unsigned row) { return is_first(row) ? m.inside[row / S::kRank] : 0.0f; })};
 #pragma unroll
   for (unsigned below = 1; below < kRowTiles; ++below) {
     const RowPair read = row_pair(lane, [&](unsigned row) {
@@ -84,8 +86,11 @@ __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigne
     const RowPair sums = read.before(lane);
     if (tile < below) out.add(sums);
   }
-  m.inside[2 * lane] = out.sum.v[0];
-  m.inside[2 * lane + 1] = out.sum.v[1];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const unsigned row = 2 * lane + i;
+    if (is_first(row)) m.inside[row / S::kRank] = out.sum.v[i];
+  }
   arrive_warp(&m.inside_came, lane);
 }
 
@@ -133,7 +138,7 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
   });
   RowPairSum log_decays{log_decay_gradients(m, decays, lane, ends)};
   barrier_wait(&m.inside_came, turn);
-  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[row]; }));
+  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[row / S::kRank]; }));
   float sources[2], now[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

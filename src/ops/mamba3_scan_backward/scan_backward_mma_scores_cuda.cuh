@@ -61,33 +61,37 @@ struct ScoreTile {
     tell_rows(row_sums, kDiagonal ? m.now : m.row_sums[column]);
   }
 
-  // Of a tile on the diagonal: for each row, what rows from there on read of columns before.
+  // Of a tile on the diagonal: for each token, what rows from its first on read of columns before.
   __device__ __forceinline__ void finish_inside() const {
+    constexpr int kBorders = 16 / S::kRank;
     float products[2][4];  // of T and W
     each<true>([&](int i, int j, int e, bool earlier, bool, float decay, const TokenTerms&,
                    const TokenTerms& of_column) {
       const float product = scores[j][2 * i + e] * grads[j][2 * i + e];
       products[j][2 * i + e] = earlier ? product * decay * of_column.fill : 0.0f;
     });
-    float sums[16];
+    float sums[kBorders];
 #pragma unroll
-    for (unsigned border = 0; border < 16; ++border) {
-      sums[border] = 0;
+    for (int token = 0; token < kBorders; ++token) {
+      const unsigned border = token * S::kRank;
+      sums[token] = 0;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           // A thread's upper row is one of the first eight, and so are its left columns.
           const bool upper = e < 2, left = j == 0;
-          if ((upper && border >= 8) || (!left && border <= 8)) continue;
+          if (border == 0 || (upper && border >= 8) || (!left && (upper || border <= 8))) continue;
           const bool below = (!upper && border <= 8) || lane / 4 + 8 * (e / 2) >= border;
           const bool before = (left && border >= 8) || column_of(j, e % 2) < border;
-          if (below && before) sums[border] += products[j][e];
+          if (below && before) sums[token] += products[j][e];
         }
       }
     }
-    sum_lanes<16, 1, 16>(sums, lane);
-    if (tells<16, 1, 16>(lane)) m.inside[16 * row + first_of_lane<16, 1, 16>(lane)] = sums[0];
+    sum_lanes<16, 1, kBorders>(sums, lane);
+    if (tells<16, 1, kBorders>(lane)) {
+      m.inside[kBorders * row + first_of_lane<16, 1, kBorders>(lane)] = sums[0];
+    }
   }
 
  private:
@@ -104,11 +108,15 @@ struct ScoreTile {
         const TokenTerms terms = decays.terms[token];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const bool earlier = !kDiagonal || token < row_token(i);
+          // On the diagonal, left columns are before lower rows and right ones behind upper rows.
+          const bool beside = kDiagonal && i == j;
+          const unsigned of_column = (lane % 4 * 2 + e) / S::kRank;
+          const unsigned of_row = lane / 4 / S::kRank;
+          const bool earlier = !kDiagonal || i > j || (beside && of_column < of_row);
           const float decay = earlier ? fast_exp2((rows[i].decay_high - terms.decay_high) +
                                                   (rows[i].decay_low - terms.decay_low))
                                       : 0.0f;
-          f(i, j, e, earlier, kDiagonal && token == row_token(i), decay, rows[i], terms);
+          f(i, j, e, earlier, beside && of_column == of_row, decay, rows[i], terms);
         }
       }
     }
