@@ -99,12 +99,13 @@ struct HeadOutputs {
         const unsigned p = column + 8 * j;
         const float2 x = input_pair(m.keys.x, token(i), p), z = input_pair(m.raw_z, token(i), p);
         const float2 grad_y = input_pair(m.raw_grad_y, token(i), p);
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          element(p + e, e == 0 ? x.x : x.y, e == 0 ? z.x : z.y, e == 0 ? grad_y.x : grad_y.y,
-                  from_start[j][2 * i + e], grad_x[j][2 * i + e], 2 * j + e, sums,
-                  grad_z[4 * i + 2 * j + e], to_x[4 * i + 2 * j + e]);
-        }
+        const float2 weight_x = weight_pair(m.mimo_x, p), weight_z = weight_pair(m.mimo_z, p);
+        const float2 weight_o = weight_pair(m.mimo_o, p);
+        element({x.x, z.x, grad_y.x}, {weight_x.x, weight_z.x, weight_o.x}, from_start[j][2 * i],
+                grad_x[j][2 * i], 2 * j, sums, grad_z[4 * i + 2 * j], to_x[4 * i + 2 * j]);
+        element({x.y, z.y, grad_y.y}, {weight_x.y, weight_z.y, weight_o.y},
+                from_start[j][2 * i + 1], grad_x[j][2 * i + 1], 2 * j + 1, sums,
+                grad_z[4 * i + 2 * j + 1], to_x[4 * i + 2 * j + 1]);
       }
     }
     if constexpr (S::kRank > 1) {
@@ -143,27 +144,36 @@ struct HeadOutputs {
     if (tells<2, 1, 2>(at.lane)) to[row + 8 * first_of_lane<2, 1, 2>(at.lane)] = of_rows[0];
   }
 
-  __device__ __forceinline__ void element(unsigned p, float x, float z, float grad_y, float o,
+  // Of column p and the next.
+  __device__ __forceinline__ float2 weight_pair(const float (&weights)[S::kRank][kWeightRow],
+                                                unsigned p) const {
+    if constexpr (S::kRank == 1) return make_float2(1.0f, 1.0f);
+    return float_pair(&weights[r][weight_place(static_cast<int>(p))]);
+  }
+
+  // An element's inputs, and the weights that its rank gives them.
+  struct Inputs {
+    float x;
+    float z;
+    float grad_y;
+  };
+  __device__ __forceinline__ void element(const Inputs& in, const Inputs& weights, float o,
                                           float grad_own, int number, float (&sums)[3][4],
                                           float& grad_z, float& to_x) {
-    const int place = weight_place(static_cast<int>(p));
-    const float weight_x = S::kRank > 1 ? m.mimo_x[r][place] : 1.0f;
-    const float weight_z = S::kRank > 1 ? m.mimo_z[r][place] : 1.0f;
-    const float weight_o = S::kRank > 1 ? m.mimo_o[r][place] : 1.0f;
-    const float own_x = x * weight_x;
-    const Gate gate(z * weight_z);
+    const float own_x = in.x * weights.x;
+    const Gate gate(in.z * weights.z);
     const float read_out = fmaf(skip, own_x, o);
-    const float grad = grad_y * weight_o;
+    const float grad = in.grad_y * weights.grad_y;
     const float grad_o = grad * gate.at;
     const float grad_gate = grad * read_out * gate.slope;
     const float grad_spread = fmaf(skip, grad_o, grad_own);
     skip_sum = fmaf(grad_o, own_x, skip_sum);
-    grad_z = grad_gate * weight_z;
-    to_x = grad_spread * weight_x;
+    grad_z = grad_gate * weights.z;
+    to_x = grad_spread * weights.x;
     if constexpr (S::kRank > 1) {
-      sums[0][number] = fmaf(grad_spread, x, sums[0][number]);
-      sums[1][number] = fmaf(grad_gate, z, sums[1][number]);
-      sums[2][number] = fmaf(grad_y * read_out, gate.at, sums[2][number]);
+      sums[0][number] = fmaf(grad_spread, in.x, sums[0][number]);
+      sums[1][number] = fmaf(grad_gate, in.z, sums[1][number]);
+      sums[2][number] = fmaf(in.grad_y * read_out, gate.at, sums[2][number]);
     }
   }
 

@@ -36,8 +36,9 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
 #pragma unroll
   for (int i = 0; i < kBackwardRows / kGroups; ++i) {
     const int row = first + i * kGroups;
-    const float2 by =
-        turns ? __half22float2(rotation[row / S::kRank * stride]) : make_float2(1.0f, 0.0f);
+    const __half2 rounded =
+        turns ? rotation[row / S::kRank * stride] : __floats2half2_rn(1.0f, 0.0f);
+    const float2 by = __half22float2(rounded);
     int kind = 0;
     const auto make = [&](const Rows<S>& rows) {
       const RowWeights& own = weights[kind++];
@@ -155,7 +156,7 @@ struct Gate {
   __device__ __forceinline__ explicit Gate(float z) {
     const float sigmoid = fast_inverse(1.0f + fast_exp2(kGateRate * z));
     at = z * sigmoid;
-    slope = sigmoid * fmaf(z, 1.0f - sigmoid, 1.0f);
+    slope = fmaf(at, 1.0f - sigmoid, sigmoid);
   }
 };
 
