@@ -28,11 +28,11 @@ __device__ __forceinline__ bool walks_chains(const BackwardMmaJob& job, const Mm
          length * all <= job.scan.tokens * heads * 5 / 4;
 }
 
-struct ChainPlace : MmaPlace {
+struct ChainPlace : WarpPlace {
   int first_head;  // of the chain; rows stand in its place
 
   __device__ __forceinline__ explicit ChainPlace(const MmaScanJob& job)
-      : MmaPlace(job), first_head(head) {}
+      : WarpPlace(job), first_head(head) {}
 };
 
 // Of a row of 128: in place of what is there, or added to it, by the thread that wrote it.

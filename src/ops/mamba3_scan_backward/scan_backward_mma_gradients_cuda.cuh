@@ -141,7 +141,7 @@ struct RowGradients {
 #pragma unroll
     for (int eighth = 0; eighth < kEighths; ++eighth) {
       const unsigned pair = pair_of(eighth);
-      if (pair >= job.scan.sizes.angles) continue;
+      if (pair >= job.scan.sizes.angles) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float2 rotation =

@@ -81,6 +81,14 @@ struct BackwardShape {
   static constexpr unsigned kRowsBytes = kState / kTileColumns * kTileBytes;  // of K or Q
 };
 
+// The compiler knows that a warp's number is the same in all lanes, so what follows from it needs
+// no registers of theirs.
+struct WarpPlace : MmaPlace {
+  __device__ __forceinline__ explicit WarpPlace(const MmaScanJob& job) : MmaPlace(job) {
+    warp = __shfl_sync(0xffffffffu, warp, 0);
+  }
+};
+
 // A chunk's tokens [begin, begin + tokens) as far as they are there.
 struct BackwardChunk {
   std::int64_t number;  // among those of all sequences

@@ -66,11 +66,6 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
   }
 }
 
-// What is the same in all lanes, where the compiler knows it.
-__device__ __forceinline__ std::uint32_t same_of_warp(std::uint32_t v) {
-  return __shfl_sync(0xffffffffu, v, 0);
-}
-
 // From a step of 16 to the next in tiles whose rows are summed over, or their columns.
 template <int kTrans>
 __device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
@@ -111,7 +106,7 @@ __device__ __forceinline__ void multiply(int first, int end, const Left& left, c
 // where a tile's rows are summed over, 0 where its columns are.
 template <int kSteps, int kTransA, int kTransB, int kBlocks>
 __device__ __forceinline__ void start_multiply(std::uint32_t a, std::uint32_t b, Sums<kBlocks>& d) {
-  const std::uint64_t left = wgmma_operand(same_of_warp(a)), right = wgmma_operand(same_of_warp(b));
+  const std::uint64_t left = wgmma_operand(a), right = wgmma_operand(b);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     wgmma_k16<kTransA, kTransB>(d, wgmma_further(left, step_bytes<kTransA>(step)),

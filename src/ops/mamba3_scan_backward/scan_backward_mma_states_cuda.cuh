@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<StatesMemory<S>*>(memory);
   using Tile = StateTile<kStatesThreads, S>;
-  const MmaPlace at(job.scan);
+  const WarpPlace at(job.scan);
   if (at.begin >= at.end) return;
   const TokenSizes& sizes = job.scan.sizes;
   const int chunks = (at.end - at.begin + S::kTokens - 1) / S::kTokens;
