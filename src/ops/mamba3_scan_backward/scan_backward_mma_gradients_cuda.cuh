@@ -31,18 +31,14 @@ struct RowGradients {
   const ChainPlace& at;
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
-  const __half2* cos_sin;          // [t, turn_stride]
+  unsigned parity;                 // of the chunk's number
   float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
   Sums<kBlocks> grad_q;
   Sums<kBlocks> grad_k;
 
   __device__ __forceinline__ RowGradients(const BackwardMmaJob& job_in, const ChainPlace& place,
-                                          BackwardMemory<S>& memory, int parity)
-      : job(job_in),
-        at(place),
-        m(memory),
-        decays(memory.decays[parity]),
-        cos_sin(memory.cos_sin(parity, job_in.scan.sizes.angles)) {}
+                                          BackwardMemory<S>& memory, int parity_in)
+      : job(job_in), at(place), m(memory), decays(memory.decays[parity_in]), parity(parity_in) {}
 
   // Starts dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q. Rows of X E^T fade while the
   // tensor cores are at dQ.
@@ -137,21 +133,26 @@ struct RowGradients {
 
   // Pairs of an eighth are turned all or none.
   __device__ __forceinline__ void turn_back() {
-    const unsigned byte = tile_byte(row(0), 2 * pair_of(0));
+    const int angles = job.scan.sizes.angles;
+    const __half2* cos_sin = m.cos_sin(0, angles);
+    const unsigned byte = kept(tile_byte(row(0), 2 * pair_of(0)));
+    const unsigned first[] = {kept(turn_place(0)), kept(turn_place(1))};
 #pragma unroll
     for (int eighth = 0; eighth < kEighths; ++eighth) {
-      const unsigned pair = pair_of(eighth);
-      if (pair >= job.scan.sizes.angles) break;
+      if (pair_of(eighth) >= angles) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 rotation =
-            __half22float2(cos_sin[token(i) * turn_stride(job.scan.sizes.angles) + pair]);
+        const float2 rotation = __half22float2(cos_sin[first[i] + 4 * eighth]);
         const unsigned own = further(byte, 8 * i, eighth);
         turns[i * kEighths + eighth] =
             turn_pair_back(tile_pair(m.q, own), rotation, &grad_q[eighth][2 * i]) +
             turn_pair_back(tile_pair(m.k, own), rotation, &grad_k[eighth][2 * i]);
       }
     }
+  }
+  // Among both chunks' rotations that of the first pair in row i.
+  __device__ __forceinline__ unsigned turn_place(int i) const {
+    return (parity * S::kTokens + token(i)) * turn_stride(job.scan.sizes.angles) + pair_of(0);
   }
   // `v` is what was turned. Returns the gradient of its phase.
   static __device__ __forceinline__ float turn_pair_back(float2 v, float2 rotation, float* grad) {

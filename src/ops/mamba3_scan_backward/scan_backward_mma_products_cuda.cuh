@@ -66,6 +66,12 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
   }
 }
 
+// A number that stays in its register: the compiler would compute it again in every branch.
+__device__ __forceinline__ unsigned kept(unsigned v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // From a step of 16 to the next in tiles whose rows are summed over, or their columns.
 template <int kTrans>
 __device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
