@@ -76,8 +76,11 @@ struct RowGradients {
   __device__ __forceinline__ void finish(const BackwardChunk& chunk) {
     if (chunk.begin + chunk.tokens == at.end) add_last(chunk);
     turn_back();
-    finish(chunk, grad_q, m.bias_sums[1], job.grad_c);
-    finish(chunk, grad_k, m.bias_sums[0], job.grad_b);
+    const std::int64_t first_token = at.first_head * job.scan.tokens + chunk.begin;
+    const std::int64_t own = kept(first_token * (S::kRank * S::kState) + row(0) * S::kState +
+                                  first_column() + 2 * kEighths * (at.lane % 4));
+    finish(chunk, grad_q, m.bias_sums[1], job.grad_c + own);
+    finish(chunk, grad_k, m.bias_sums[0], job.grad_b + own);
   }
 
   // The phases' gradients, summed over ranks.
@@ -164,9 +167,9 @@ struct RowGradients {
 
   __device__ __forceinline__ void finish(const BackwardChunk& chunk, const Sums<kBlocks>& d,
                                          float (*bias_sums)[S::kRank][S::kState + S::kSumPad],
-                                         __nv_bfloat16* out) const {
+                                         __nv_bfloat16* to) const {
     keep_sums(d, bias_sums[tile()][at.lane / 4 % S::kRank]);
-    write(chunk, d, out);
+    write(chunk, d, to);
   }
 
   __device__ __forceinline__ void keep_sums(const Sums<kBlocks>& d, float* to) const {
@@ -183,10 +186,7 @@ struct RowGradients {
 
   // What a thread has of a row lies together: see gradient_column().
   __device__ __forceinline__ void write(const BackwardChunk& chunk, const Sums<kBlocks>& d,
-                                        __nv_bfloat16* out) const {
-    __nv_bfloat16* to = out +
-                        (at.first_head * job.scan.tokens + chunk.begin) * (S::kRank * S::kState) +
-                        first_column() + 2 * kEighths * (at.lane % 4);
+                                        __nv_bfloat16* to) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (static_cast<int>(token(i)) >= chunk.tokens) continue;
@@ -195,7 +195,7 @@ struct RowGradients {
       for (int eighth = 0; eighth < kEighths; ++eighth) {
         words[eighth] = pack_bf16(d[eighth][2 * i], d[eighth][2 * i + 1]);
       }
-      put_words(words, at.head > at.first_head, to + row(i) * S::kState);
+      put_words(words, at.head > at.first_head, to + 8 * i * S::kState);
     }
   }
 };

@@ -66,9 +66,13 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
   }
 }
 
-// A number that stays in its register: the compiler would compute it again in every branch.
+// A number that stays in its registers: the compiler would compute it again in every branch.
 __device__ __forceinline__ unsigned kept(unsigned v) {
   asm volatile("" : "+r"(v));
+  return v;
+}
+__device__ __forceinline__ std::int64_t kept(std::int64_t v) {
+  asm volatile("" : "+l"(v));
   return v;
 }
 
