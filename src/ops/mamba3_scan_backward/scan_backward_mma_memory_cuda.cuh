@@ -69,6 +69,8 @@ constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
 constexpr unsigned kTileBytes = kBackwardRows * kTileRowBytes;
 static_assert(kBackwardHeadDim == kTileColumns);
 
+constexpr unsigned kPhaseWarps = 8;  // that tell the gradients of phases
+
 template <int kStateIn, int kRankIn>
 struct BackwardShape {
   static constexpr int kState = kStateIn;
@@ -78,6 +80,8 @@ struct BackwardShape {
   static constexpr int kStateSteps = kState / 16;
   // Behind a rank's sums, so that those of every rank lie in different banks.
   static constexpr int kSumPad = kRank == 1 ? 0 : 32 / kRank;
+  // Of a chunk's tokens, where each of those warps' lanes has one angle.
+  static constexpr unsigned kPhaseGroups = kPhaseWarps * kWarpLanes / kPairs;
   static constexpr unsigned kRowsBytes = kState / kTileColumns * kTileBytes;  // of K or Q
 };
 
@@ -171,7 +175,7 @@ struct BackwardMemory : KeyMemory<S> {
   float end[kRowTiles][kBackwardRows];
   float state_sums[16];  // by warp
   float phase[2][S::kPairs];
-  float group_phase[8][S::kPairs];
+  float group_phase[S::kPhaseGroups][S::kPairs];
   Barrier inside_came;  // all of `inside`
   Barrier phases_came;  // group_phase of every group
   // Sums over the sequence.

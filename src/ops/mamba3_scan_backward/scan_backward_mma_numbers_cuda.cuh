@@ -11,8 +11,6 @@
 namespace mamba3 {
 namespace {
 
-constexpr unsigned kPhaseWarps = 8;
-
 // By one thread, when the memory is open.
 template <class S>
 __device__ __forceinline__ void open_numbers(BackwardMemory<S>& m) {
@@ -171,45 +169,41 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
   }
 }
 
-// kPhaseWarps warps: a group of tokens each, a lane has one angle or two. From what a token's phase
+// kPhaseWarps warps: each has a group of tokens, and a lane one angle. From what a token's phase
 // gets of its own rows to what it gets of all behind it.
 template <class S>
 __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const MmaPlace& at,
                                             const BackwardChunk& chunk, int parity, unsigned turn,
                                             BackwardMemory<S>& m) {
-  constexpr int kOwn = S::kTokens / static_cast<int>(kPhaseWarps);
-  constexpr int kAngles = (S::kPairs + kWarpLanes - 1) / kWarpLanes;
+  constexpr int kOwn = S::kTokens / static_cast<int>(S::kPhaseGroups);
+  const unsigned own_group = at.warp % S::kPhaseGroups;
+  const auto angle = static_cast<int>(at.warp / S::kPhaseGroups * kWarpLanes + at.lane);
+  const auto first = static_cast<int>(own_group) * kOwn;
   const int angles = job.scan.sizes.angles;
-  const int first = static_cast<int>(at.warp) * kOwn;
-  float own[kAngles][kOwn];
-#pragma unroll
-  for (int i = 0; i < kAngles; ++i) {
-    const int angle = i * kWarpLanes + static_cast<int>(at.lane);
-    if (angle >= angles) break;
+  const bool turns = angle < angles;
+  float own[kOwn] = {};
+  if (turns) {
     float sum = 0;
 #pragma unroll
     for (int t = kOwn - 1; t >= 0; --t) {
-      own[i][t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
+      own[t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
     }
-    m.group_phase[at.warp][angle] = sum;
+    m.group_phase[own_group][angle] = sum;
   }
   arrive_warp(&m.phases_came, at.lane);
   barrier_wait(&m.phases_came, turn);
-  float* to = job.grad_phase + (at.head * job.scan.tokens + chunk.begin + first) * angles;
+  if (!turns) return;
+  float behind = m.phase[parity][angle];
 #pragma unroll
-  for (int i = 0; i < kAngles; ++i) {
-    const int angle = i * kWarpLanes + static_cast<int>(at.lane);
-    if (angle >= angles) break;
-    float behind = m.phase[parity][angle];
-    for (unsigned group = kPhaseWarps - 1; group > at.warp; --group) {
-      behind += m.group_phase[group][angle];
-    }
-#pragma unroll
-    for (int t = 0; t < kOwn; ++t) {
-      if (first + t < chunk.tokens) to[t * angles + angle] = own[i][t] + behind;
-    }
-    if (at.warp == 0) m.phase[parity ^ 1][angle] = own[i][0] + behind;
+  for (unsigned group = S::kPhaseGroups - 1; group > 0; --group) {
+    if (group > own_group) behind += m.group_phase[group][angle];
   }
+  float* to = job.grad_phase + (at.head * job.scan.tokens + chunk.begin + first) * angles + angle;
+#pragma unroll
+  for (int t = 0; t < kOwn; ++t) {
+    if (first + t < chunk.tokens) to[t * angles] = own[t] + behind;
+  }
+  if (own_group == 0) m.phase[parity ^ 1][angle] = own[0] + behind;
 }
 
 }  // namespace
