@@ -59,8 +59,8 @@ constexpr int kRowTiles = kBackwardRows / 16;
 // that eight threads with eight columns each, and four ranks' quads, find theirs in different
 // banks.
 constexpr int kWeightRow = kBackwardHeadDim + 8;
-constexpr int kLastFour = kBackwardHeadDim / 2 + 4;
-__host__ __device__ constexpr int weight_place(int column) {
+constexpr unsigned kLastFour = kBackwardHeadDim / 2 + 4;
+__host__ __device__ constexpr unsigned weight_place(unsigned column) {
   return column / 8 * 4 + column % 8 / 4 * kLastFour + column % 4;
 }
 // Of the head's columns as they were asked for.

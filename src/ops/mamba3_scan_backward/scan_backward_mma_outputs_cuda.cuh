@@ -148,7 +148,7 @@ struct HeadOutputs {
   __device__ __forceinline__ float2 weight_pair(const float (&weights)[S::kRank][kWeightRow],
                                                 unsigned p) const {
     if constexpr (S::kRank == 1) return make_float2(1.0f, 1.0f);
-    return float_pair(&weights[r][weight_place(static_cast<int>(p))]);
+    return float_pair(&weights[r][weight_place(p)]);
   }
 
   // An element's inputs, and the weights that its rank gives them.

@@ -27,12 +27,7 @@ struct Factor {
   }
   __device__ __forceinline__ void left_transposed(unsigned row, unsigned column,
                                                   std::uint32_t (&out)[4]) const {
-    std::uint32_t blocks[4];
-    load_transposed(from(by_rows, row, column), blocks);
-    out[0] = blocks[0];
-    out[1] = blocks[2];
-    out[2] = blocks[1];
-    out[3] = blocks[3];
+    load_transposed(from(by_columns, row, column), out);
   }
   // The second factor: what is summed over are the tile's rows, or its columns.
   __device__ __forceinline__ void right(unsigned row, unsigned column,

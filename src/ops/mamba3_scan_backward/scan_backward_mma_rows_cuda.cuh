@@ -26,24 +26,24 @@ struct RowWeights {
 template <int kThreads, class S, class... Kinds>
 __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, int angles,
                                           const Kinds&... kinds) {
-  constexpr int kGroups = kThreads / S::kPairs;  // a multiple of the rank
+  constexpr int kGroups = kThreads / S::kPairs;
+  static_assert(kGroups % S::kRank == 0);
   const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
-  const int first = static_cast<int>(threadIdx.x) / S::kPairs;
+  const unsigned first = threadIdx.x / S::kPairs;
   const bool turns = pair < angles;
   const unsigned byte = tile_byte(first, 2 * pair);
-  const auto* rotation = cos_sin + pair;
+  const auto* rotation = cos_sin + static_cast<int>(first / S::kRank) * stride + pair;
   const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
 #pragma unroll
   for (int i = 0; i < kBackwardRows / kGroups; ++i) {
-    const int row = first + i * kGroups;
     const __half2 rounded =
-        turns ? rotation[row / S::kRank * stride] : __floats2half2_rn(1.0f, 0.0f);
+        turns ? rotation[i * (kGroups / S::kRank) * stride] : __floats2half2_rn(1.0f, 0.0f);
     const float2 by = __half22float2(rounded);
     int kind = 0;
     const auto make = [&](const Rows<S>& rows) {
       const RowWeights& own = weights[kind++];
-      const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + pair;
-      const float2 v = turned(biased(raw[row * S::kPairs], own.norm, own.bias), by);
+      const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + threadIdx.x;
+      const float2 v = turned(biased(raw[i * kThreads], own.norm, own.bias), by);
       put_tile_pair(rows.out, further(byte, i * kGroups, 0), v.x, v.y);
     };
     (make(kinds), ...);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, in
 struct RankWeights {
   float v[8];
 
-  __device__ __forceinline__ RankWeights(const float* weights, int column) {
+  __device__ __forceinline__ RankWeights(const float* weights, unsigned column) {
 #pragma unroll
     for (int e = 0; e < 8; e += 4) {
       const float4 four = *reinterpret_cast<const float4*>(weights + weight_place(column + e));
@@ -97,8 +97,8 @@ constexpr int kRowEights = kBackwardHeadDim / 8;
 template <int kThreads, class F>
 __device__ __forceinline__ void for_eights(const F& f) {
   static_assert(kBackwardRows * kRowEights % kThreads == 0);
-  const int row = static_cast<int>(threadIdx.x) / kRowEights;
-  const int column = static_cast<int>(threadIdx.x) % kRowEights * 8;
+  const unsigned row = threadIdx.x / kRowEights;
+  const unsigned column = threadIdx.x % kRowEights * 8;
 #pragma unroll
   for (int i = 0; i < kBackwardRows; i += kThreads / kRowEights) f(row + i, column);
 }
@@ -112,7 +112,7 @@ __device__ __forceinline__ unsigned mingled(unsigned column) {
 // Eight of x times their rank's weights.
 template <class S>
 __device__ __forceinline__ Eight ranked_x(const unsigned char* raw_x, const KeyMemory<S>& m,
-                                          int row, int column) {
+                                          unsigned row, unsigned column) {
   Eight x(raw_x + row / S::kRank * kInputRow + 2 * column);
   if constexpr (S::kRank > 1) x.scale(RankWeights(m.mimo_x[row % S::kRank], column));
   return x;
@@ -121,7 +121,7 @@ __device__ __forceinline__ Eight ranked_x(const unsigned char* raw_x, const KeyM
 // X = x times its rank's weights.
 template <int kThreads, class S>
 __device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
-  for_eights<kThreads>([&](int row, int column) {
+  for_eights<kThreads>([&](unsigned row, unsigned column) {
     auto& out = *reinterpret_cast<uint4*>(m.x + tile_byte(row, column));
     if constexpr (S::kRank == 1) {
       out = *reinterpret_cast<const uint4*>(raw_x + row * kInputRow + 2 * column);
@@ -135,7 +135,7 @@ __device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S
 template <int kThreads, class S>
 __device__ __forceinline__ void spread_faded_x(const unsigned char* raw_x, const float* fade,
                                                KeyMemory<S>& m) {
-  for_eights<kThreads>([&](int row, int column) {
+  for_eights<kThreads>([&](unsigned row, unsigned column) {
     Eight x = ranked_x(raw_x, m, row, column);
     x.scale(fade[row / S::kRank]);
     const uint4 bits = x.bits();
@@ -164,7 +164,7 @@ struct Gate {
 // was read of the state before the chunk.
 template <int kThreads, class S>
 __device__ __forceinline__ void make_grad_o(const ChunkDecays<S>& decays, BackwardMemory<S>& m) {
-  for_eights<kThreads>([&](int row, int column) {
+  for_eights<kThreads>([&](unsigned row, unsigned column) {
     const unsigned from = row / S::kRank * kInputRow + 2 * column;
     Eight z(m.raw_z + from);
     Eight grad(m.raw_grad_y + from);
