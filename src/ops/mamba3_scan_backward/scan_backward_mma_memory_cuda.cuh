@@ -223,6 +223,7 @@ __device__ __forceinline__ void request_columns(const MmaPlace& at, const Backwa
   constexpr int kAtOnce = kThreads / kPieces;
   const int row = static_cast<int>(threadIdx.x) / kPieces;
   const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  if (row >= chunk.tokens) return;
   const std::uint32_t own_to = shared_address(to) + row * kInputRow + 16 * piece;
   const __nv_bfloat16* own =
       from + (chunk.begin + row) * stride + std::int64_t{at.head} * kBackwardHeadDim + 8 * piece;

@@ -263,9 +263,9 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
     outputs.start_states();
+    make_scores(at, decays, m);
     outputs.finish_states(decays);
     multiply_states(at, tile, grad, m);
-    make_scores(at, decays, m);
     fence_async_proxy();
     __syncthreads();
     outputs.add_scores();
