@@ -40,29 +40,27 @@ struct RowGradients {
                                           BackwardMemory<S>& memory, int parity_in)
       : job(job_in), at(place), m(memory), decays(memory.decays[parity_in]), parity(parity_in) {}
 
-  // Starts dQ = decayed dO G^T + dS K, dK = faded X E^T + dS^T Q. Rows of X E^T fade while the
-  // tensor cores are at dQ.
+  // Starts X E^T, which is to fade, and dQ = decayed dO G^T + dS K.
   __device__ __forceinline__ void start() {
-    clear<kBlocks>(grad_q);
-    clear<kBlocks>(grad_k);
-    hold<kBlocks>(grad_q);
-    hold<kBlocks>(grad_k);
     wgmma_fence();
-    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.x),
-                                             rows_address(m.grad_state, first_column()), grad_k);
+    start_multiply<false, kRowTiles, 0, 0, kBlocks>(
+        shared_address(m.x), rows_address(m.grad_state, first_column()), grad_k);
     wgmma_commit();
-    start_multiply<kRowTiles, 0, 0, kBlocks>(shared_address(m.decayed_grad_o),
-                                             rows_address(m.state, first_column()), grad_q);
-    start_multiply<kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
-                                             columns_address(m.k, first_column()), grad_q);
+    start_multiply<false, kRowTiles, 0, 0, kBlocks>(shared_address(m.decayed_grad_o),
+                                                    rows_address(m.state, first_column()), grad_q);
+    start_multiply<true, kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
+                                                   columns_address(m.k, first_column()), grad_q);
     wgmma_commit();
+  }
+  // Goes on to dK = faded X E^T + dS^T Q.
+  __device__ __forceinline__ void fade() {
     wgmma_wait<1>();
     hold<kBlocks>(grad_k);
     scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
     hold<kBlocks>(grad_k);
     wgmma_fence();
-    start_multiply<kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
-                                             columns_address(m.q, first_column()), grad_k);
+    start_multiply<true, kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
+                                                   columns_address(m.q, first_column()), grad_k);
     wgmma_commit();
   }
   // Waits for both; the group that was started behind them goes on.

@@ -53,15 +53,11 @@ struct HeadOutputs {
 
   // Starts the products with the states at both ends of the chunk.
   __device__ __forceinline__ void start_states() {
-    clear<1>(from_start);
-    clear<1>(grad_x);
-    hold<1>(from_start);
-    hold<1>(grad_x);
     wgmma_fence();
-    start_multiply<S::kStateSteps, 0, 1, 1>(shared_address(m.q),
-                                            columns_address(m.state, first_column()), from_start);
-    start_multiply<S::kStateSteps, 0, 1, 1>(shared_address(m.k),
-                                            columns_address(m.grad_state, first_column()), grad_x);
+    start_multiply<false, S::kStateSteps, 0, 1, 1>(
+        shared_address(m.q), columns_address(m.state, first_column()), from_start);
+    start_multiply<false, S::kStateSteps, 0, 1, 1>(
+        shared_address(m.k), columns_address(m.grad_state, first_column()), grad_x);
     wgmma_commit();
   }
 

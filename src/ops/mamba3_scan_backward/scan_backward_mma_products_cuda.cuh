@@ -106,14 +106,15 @@ __device__ __forceinline__ void multiply(int first, int end, const Left& left, c
   }
 }
 
-// d += A B by the four warps of a warpgroup, each of which has 16 of 64 rows. Starts; the sums are
-// there after wgmma_wait, and factors are what was written before a fence_async_proxy(). kTrans: 1
-// where a tile's rows are summed over, 0 where its columns are.
-template <int kSteps, int kTransA, int kTransB, int kBlocks>
+// d += A B, or without kAdds d = A B, by the four warps of a warpgroup, each of which has 16 of 64
+// rows. Starts; the sums are there after wgmma_wait, and factors are what was written before a
+// fence_async_proxy(). kTrans: 1 where a tile's rows are summed over, 0 where its columns are.
+template <bool kAdds, int kSteps, int kTransA, int kTransB, int kBlocks>
 __device__ __forceinline__ void start_multiply(std::uint32_t a, std::uint32_t b, Sums<kBlocks>& d) {
   const std::uint64_t left = wgmma_operand(a), right = wgmma_operand(b);
+  if constexpr (!kAdds) wgmma_first_k16<kTransA, kTransB>(d, left, right);
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = kAdds ? 0 : 1; step < kSteps; ++step) {
     wgmma_k16<kTransA, kTransB>(d, wgmma_further(left, step_bytes<kTransA>(step)),
                                 wgmma_further(right, step_bytes<kTransB>(step)));
   }
@@ -181,7 +182,7 @@ struct StateTile {
     scale_rows<kBlocks>(decay, decay, h);
     hold<kBlocks>(h);
     wgmma_fence();
-    start_multiply<kRowTiles, 1, 1, kBlocks>(
+    start_multiply<true, kRowTiles, 1, 1, kBlocks>(
         columns_address(rows_n, row / kTileColumns * kTileColumns), columns_address(rows_p, column),
         h);
     wgmma_commit();

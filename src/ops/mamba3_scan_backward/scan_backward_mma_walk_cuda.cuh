@@ -268,13 +268,14 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     multiply_states(at, tile, grad, m);
     fence_async_proxy();
     __syncthreads();
+    RowGradients<S> rows(job, at, m, parity);
+    rows.start();
     outputs.add_scores();
     outputs.finish(chunk);
     __syncthreads();
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
-    RowGradients<S> rows(job, at, m, parity);
-    rows.start();
+    rows.fade();
     tile.start_fold(decays.whole, m.q, m.decayed_grad_o, grad);
     rows.wait();
     rows.finish(chunk);
