@@ -268,15 +268,16 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     multiply_states(at, tile, grad, m);
     fence_async_proxy();
     __syncthreads();
+    // What is started here the tensor cores do while read-outs are finished.
     RowGradients<S> rows(job, at, m, parity);
     rows.start();
     outputs.add_scores();
+    rows.fade();
+    tile.start_fold(decays.whole, m.q, m.decayed_grad_o, grad);
     outputs.finish(chunk);
     __syncthreads();
     if (index > 0) request_columns_of(job, at, next, m);
     __pipeline_commit();
-    rows.fade();
-    tile.start_fold(decays.whole, m.q, m.decayed_grad_o, grad);
     rows.wait();
     rows.finish(chunk);
     rows.tell_turns();
