@@ -135,14 +135,14 @@ struct alignas(16) KeyInputs {
 template <class S>
 struct alignas(1024) KeyMemory {
   unsigned char k[S::kRowsBytes];  // [row, n]
-  unsigned char x[kTileBytes];     // [row, p] X of every rank
+  unsigned char x[kTileBytes];     // [row, p] X of every rank, forward as it fades
   // Of the head.
   float2 b_norm[S::kPairs];
   float2 b_bias[S::kRank][S::kPairs];
-  float mimo_x[S::kRank][kWeightRow];  // SISO: ones
-  ChunkDecays<S> decays[2];            // by the parity of a chunk's number
-  Barrier rows_came;                   // raw ones
-  Barrier state_came;                  // in the walk
+  alignas(16) float mimo_x[S::kRank][kWeightRow];  // SISO: ones
+  ChunkDecays<S> decays[2];                        // by the parity of a chunk's number
+  Barrier rows_came;                               // raw ones
+  Barrier state_came;                              // in the walk
 };
 
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
@@ -164,8 +164,8 @@ struct BackwardMemory : KeyMemory<S> {
   unsigned char raw_grad_y[S::kTokens * kInputRow];
   float2 c_norm[S::kPairs];
   float2 c_bias[S::kRank][S::kPairs];
-  float mimo_z[S::kRank][kWeightRow];
-  float mimo_o[S::kRank][kWeightRow];
+  alignas(16) float mimo_z[S::kRank][kWeightRow];
+  alignas(16) float mimo_o[S::kRank][kWeightRow];
   // Sums that gradients of a token's numbers are made of, by tiles of 16 rows.
   float row_sums[kRowTiles][kBackwardRows];     // [tile of columns, row]
   float column_sums[kRowTiles][kBackwardRows];  // [tile of rows, column]
