@@ -83,7 +83,7 @@ class PlotBench(unittest.TestCase):
     def test_state_tracking_shows_the_best_and_every_run(self):
         self.write(state_tracking_parity=STATES)
         plot = self.draw()['state-tracking.svg']
-        for value in ('99.5', '0.8', '2 runs', 'Parity'):
+        for value in ('99.5', '0.8', '2', 'Parity'):
             self.assertIn(value, self.texts(plot))
         self.assertEqual(plot.count(b'<circle'), 4)
 
