@@ -1,8 +1,12 @@
 // mamba3 COMMAND [options]: finds the command, runs it, and turns whatever it throws into one
 // paragraph on stderr and an exit code.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <exception>
 #include <new>
+#include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -47,20 +51,49 @@ int report(ErrorCode code, const std::string& text) {
   return static_cast<int>(code);
 }
 
-int report_usage(const CLI::App& app, const CLI::ParseError& error) {
+bool mentions(std::string_view text, std::string_view option) {
+  for (std::size_t at = text.find(option); at != text.npos; at = text.find(option, at + 1)) {
+    const char next = at + option.size() < text.size() ? text[at + option.size()] : ' ';
+    if (next != '-' && std::isalnum(static_cast<unsigned char>(next)) == 0) return true;
+  }
+  return false;
+}
+
+bool is_on_command_line(const CLI::Option& option, int argc, char** argv) {
+  return std::any_of(argv + 1, argv + argc, [&](std::string_view word) {
+    return word.starts_with('-') && option.check_name(std::string(word.substr(0, word.find('='))));
+  });
+}
+
+// An error about options, with those of them that the command line does not show.
+std::string with_environment(std::string error, const CLI::App& command, int argc, char** argv) {
+  std::string variables;
+  for (const CLI::Option* option : command.get_options()) {
+    const std::string& variable = option->get_envname();
+    if (variable.empty() || std::getenv(variable.c_str()) == nullptr ||
+        is_on_command_line(*option, argc, argv) ||
+        !mentions(error, "--" + option->get_lnames().front())) {
+      continue;
+    }
+    variables += str(variables.empty() ? "; the environment has " : ", ", variable);
+  }
+  return error + variables;
+}
+
+int report_usage(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
   if (app.get_subcommands().empty()) {
     std::string names;
     for (const Command& command : kCommands) names += str(names.empty() ? "" : ", ", command.name);
     return report(ErrorCode::kUsage, str("no command: ", error.what(), "; expected one of ", names,
                                          "; see mamba3 --help"));
   }
-  std::string command = "mamba3";
-  for (const CLI::App* sub : app.get_subcommands()) command += " " + sub->get_name();
+  const CLI::App& command = *app.get_subcommands().front();
   std::string found = error.what();
   if (found.find("; expected") == std::string::npos) {
     found += "; expected the options that the help lists";
   }
-  return report(ErrorCode::kUsage, found + "; see " + command + " --help");
+  return report(ErrorCode::kUsage, str(with_environment(found, command, argc, argv),
+                                       "; see mamba3 ", command.get_name(), " --help"));
 }
 
 int guarded(const Run& run) {
@@ -120,10 +153,16 @@ int parse_and_run(int argc, char** argv) {
     write_out(kVersionText + "\n");
     return 0;
   } catch (const CLI::ParseError& error) {
-    return report_usage(app, error);
+    return report_usage(app, error, argc, argv);
   }
   for (const auto& [sub, run] : runs) {
-    if (sub->parsed()) return run();
+    if (!sub->parsed()) continue;
+    try {
+      return run();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kUsage) throw;
+      throw Error(error.code(), with_environment(error.what(), *sub, argc, argv));
+    }
   }
   return static_cast<int>(ErrorCode::kUsage);
 }

@@ -132,6 +132,19 @@ TEST(Usage, OnlyTheCommandsOwnVariablesAreRead) {
   EXPECT_EQ(run_mamba3(given, options).code, 0);  // the flag wins
 }
 
+TEST(Usage, ErrorsNameTheVariablesThatTheySpeakOf) {
+  RunOptions options;
+  options.environment = {{"MAMBA3_BATCH", "4"}, {"MAMBA3_SEED", "1"}};
+  const Outcome apart = run_mamba3(generate({"-p", "a"}), options);
+  expect_error(apart, 2, "--batch is given without --requests");
+  EXPECT_NE(apart.err.find("; the environment has MAMBA3_BATCH\n"), std::string::npos) << apart.err;
+  options.environment["MAMBA3_BATCH"] = "x";
+  expect_error(run_mamba3(generate({"-p", "a"}), options), 2, "the environment has MAMBA3_BATCH;");
+  const Outcome given = run_mamba3(generate({"-p", "a", "--batch=y"}), options);
+  expect_error(given, 2, "--batch: found 'y'");
+  EXPECT_EQ(given.err.find("environment"), std::string::npos) << given.err;
+}
+
 TEST(Usage, NamesAndNumbersThatMeanNothing) {
   expect_error(run_mamba3(generate({"-p", "a", "--load-state", ""})), 2, "found an empty name");
   expect_error(run_mamba3({"inspect", "-m", ""}), 2, "--model: found an empty name");
