@@ -61,7 +61,9 @@ bool mentions(std::string_view text, std::string_view option) {
 
 bool is_on_command_line(const CLI::Option& option, int argc, char** argv) {
   return std::any_of(argv + 1, argv + argc, [&](std::string_view word) {
-    return word.starts_with('-') && option.check_name(std::string(word.substr(0, word.find('='))));
+    if (!word.starts_with('-')) return false;
+    const std::size_t end = word.starts_with("--") ? word.find('=') : 2;  // "--n=1", "-n1"
+    return option.check_name(std::string(word.substr(0, end)));
   });
 }
 

@@ -176,7 +176,8 @@ struct StateTile {
     });
   }
 
-  // Starts h = decay h + rows_n^T rows_p, by a warpgroup, as a group of its own.
+  // Starts h = decay h + rows_n^T rows_p as a group of its own. A warpgroup's 64 rows of h are a
+  // tile's columns in rows_n.
   __device__ __forceinline__ void start_fold(float decay, const unsigned char* rows_n,
                                              const unsigned char* rows_p, Sums<kBlocks>& h) const {
     scale_rows<kBlocks>(decay, decay, h);
@@ -187,6 +188,7 @@ struct StateTile {
         h);
     wgmma_commit();
   }
+  // Waits for it, and for all that was started before.
   __device__ __forceinline__ void finish_fold(Sums<kBlocks>& h) const {
     wgmma_wait<0>();
     hold<kBlocks>(h);
