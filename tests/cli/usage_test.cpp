@@ -144,7 +144,7 @@ TEST(Usage, ErrorsNameTheVariablesThatTheySpeakOf) {
   expect_error(given, 2, "--batch: found 'y'");
   EXPECT_EQ(given.err.find("environment"), std::string::npos) << given.err;
   options.environment = {{"MAMBA3_MAX_TOKENS", "4"}};
-  const Outcome attached = run_mamba3(generate({"-p", "a", "-nz"}), options);
+  const Outcome attached = run_mamba3({"generate", "-p", "a", "-nz"}, options);
   expect_error(attached, 2, "--max-tokens: found 'z'");
   EXPECT_EQ(attached.err.find("environment"), std::string::npos) << attached.err;
 }
