@@ -42,14 +42,15 @@ struct RowGradients {
 
   // Starts X E^T, which is to fade, and dQ = decayed dO G^T + dS K.
   __device__ __forceinline__ void start() {
+    const Operands in(m);
     wgmma_fence();
-    start_multiply<false, kRowTiles, 0, 0, kBlocks>(
-        shared_address(m.x), rows_address(m.grad_state, first_column()), grad_k);
+    start_multiply<false, kRowTiles, 0, 0, kBlocks>(in.tile(m.x),
+                                                    in.rows(m.grad_state, first_column()), grad_k);
     wgmma_commit();
-    start_multiply<false, kRowTiles, 0, 0, kBlocks>(shared_address(m.decayed_grad_o),
-                                                    rows_address(m.state, first_column()), grad_q);
-    start_multiply<true, kRowTiles, 0, 1, kBlocks>(shared_address(m.grad_scores),
-                                                   columns_address(m.k, first_column()), grad_q);
+    start_multiply<false, kRowTiles, 0, 0, kBlocks>(in.tile(m.decayed_grad_o),
+                                                    in.rows(m.state, first_column()), grad_q);
+    start_multiply<true, kRowTiles, 0, 1, kBlocks>(in.tile(m.grad_scores),
+                                                   in.columns(m.k, first_column()), grad_q);
     wgmma_commit();
   }
   // Goes on to dK = faded X E^T + dS^T Q.
@@ -59,8 +60,9 @@ struct RowGradients {
     scale_rows<kBlocks>(decays.fade[token(0)], decays.fade[token(1)], grad_k);
     hold<kBlocks>(grad_k);
     wgmma_fence();
-    start_multiply<true, kRowTiles, 1, 1, kBlocks>(shared_address(m.grad_scores),
-                                                   columns_address(m.q, first_column()), grad_k);
+    const Operands in(m);
+    start_multiply<true, kRowTiles, 1, 1, kBlocks>(in.tile(m.grad_scores),
+                                                   in.columns(m.q, first_column()), grad_k);
     wgmma_commit();
   }
   // Waits for both; the group that was started behind them goes on.

@@ -53,11 +53,12 @@ struct HeadOutputs {
 
   // Starts the products with the states at both ends of the chunk.
   __device__ __forceinline__ void start_states() {
+    const Operands in(m);
     wgmma_fence();
+    start_multiply<false, S::kStateSteps, 0, 1, 1>(in.tile(m.q),
+                                                   in.columns(m.state, first_column()), from_start);
     start_multiply<false, S::kStateSteps, 0, 1, 1>(
-        shared_address(m.q), columns_address(m.state, first_column()), from_start);
-    start_multiply<false, S::kStateSteps, 0, 1, 1>(
-        shared_address(m.k), columns_address(m.grad_state, first_column()), grad_x);
+        in.tile(m.k), in.columns(m.grad_state, first_column()), grad_x);
     wgmma_commit();
   }
 

@@ -77,15 +77,31 @@ __device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
   return static_cast<std::uint32_t>(kTrans == 1 ? step * 16 * kTileRowBytes
                                                 : step / 4 * kTileBytes + step % 4 * 32);
 }
-// Where a tile's columns from a multiple of 16 on begin.
-__device__ __forceinline__ std::uint32_t columns_address(const unsigned char* tile,
-                                                         unsigned column) {
-  return shared_address(tile) + tile_byte(0, column);
-}
-// Where its rows from a multiple of eight on begin.
-__device__ __forceinline__ std::uint32_t rows_address(const unsigned char* tile, unsigned row) {
-  return shared_address(tile) + row * kTileRowBytes;
-}
+
+// Operands of wgmma in the block's memory: an addition leads from that of its begin to each, where
+// it would take masks and shifts to make each of its own address.
+struct Operands {
+  const unsigned char* begin;
+  std::uint64_t first;
+
+  template <class Memory>
+  __device__ __forceinline__ explicit Operands(const Memory& memory)
+      : begin(reinterpret_cast<const unsigned char*>(&memory)),
+        first(wgmma_operand(shared_address(begin))) {}
+
+  __device__ __forceinline__ std::uint64_t tile(const unsigned char* own) const {
+    return wgmma_further(first, static_cast<std::uint32_t>(own - begin));
+  }
+  // A tile's rows from a multiple of eight on.
+  __device__ __forceinline__ std::uint64_t rows(const unsigned char* own, unsigned row) const {
+    return wgmma_further(tile(own), row * kTileRowBytes);
+  }
+  // Its columns from a multiple of 16 on.
+  __device__ __forceinline__ std::uint64_t columns(const unsigned char* own,
+                                                   unsigned column) const {
+    return wgmma_further(tile(own), tile_byte(0, column));
+  }
+};
 
 // d += sum over steps in [first, end) of left(step) right(step, block); steps go up to kSteps.
 template <int kSteps, int kBlocks, class Left, class Right>
@@ -110,13 +126,12 @@ __device__ __forceinline__ void multiply(int first, int end, const Left& left, c
 // rows. Starts; the sums are there after wgmma_wait, and factors are what was written before a
 // fence_async_proxy(). kTrans: 1 where a tile's rows are summed over, 0 where its columns are.
 template <bool kAdds, int kSteps, int kTransA, int kTransB, int kBlocks>
-__device__ __forceinline__ void start_multiply(std::uint32_t a, std::uint32_t b, Sums<kBlocks>& d) {
-  const std::uint64_t left = wgmma_operand(a), right = wgmma_operand(b);
-  if constexpr (!kAdds) wgmma_first_k16<kTransA, kTransB>(d, left, right);
+__device__ __forceinline__ void start_multiply(std::uint64_t a, std::uint64_t b, Sums<kBlocks>& d) {
+  if constexpr (!kAdds) wgmma_first_k16<kTransA, kTransB>(d, a, b);
 #pragma unroll
   for (int step = kAdds ? 0 : 1; step < kSteps; ++step) {
-    wgmma_k16<kTransA, kTransB>(d, wgmma_further(left, step_bytes<kTransA>(step)),
-                                wgmma_further(right, step_bytes<kTransB>(step)));
+    wgmma_k16<kTransA, kTransB>(d, wgmma_further(a, step_bytes<kTransA>(step)),
+                                wgmma_further(b, step_bytes<kTransB>(step)));
   }
 }
 
@@ -178,14 +193,14 @@ struct StateTile {
 
   // Starts h = decay h + rows_n^T rows_p as a group of its own. A warpgroup's 64 rows of h are a
   // tile's columns in rows_n.
-  __device__ __forceinline__ void start_fold(float decay, const unsigned char* rows_n,
+  __device__ __forceinline__ void start_fold(float decay, const Operands& in,
+                                             const unsigned char* rows_n,
                                              const unsigned char* rows_p, Sums<kBlocks>& h) const {
     scale_rows<kBlocks>(decay, decay, h);
     hold<kBlocks>(h);
     wgmma_fence();
     start_multiply<true, kRowTiles, 1, 1, kBlocks>(
-        columns_address(rows_n, row / kTileColumns * kTileColumns), columns_address(rows_p, column),
-        h);
+        in.columns(rows_n, row / kTileColumns * kTileColumns), in.columns(rows_p, column), h);
     wgmma_commit();
   }
   // Waits for it, and for all that was started before.

@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
                                  Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
     fence_async_proxy();
     __syncthreads();
-    tile.start_fold(m.decays[parity].whole, m.k, m.x, h);
+    tile.start_fold(m.decays[parity].whole, Operands(m), m.k, m.x, h);
     tile.finish_fold(h);
     chunk = next;
   }

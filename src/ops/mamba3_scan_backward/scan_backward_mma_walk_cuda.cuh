@@ -273,7 +273,7 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     rows.start();
     outputs.add_scores();
     rows.fade();
-    tile.start_fold(decays.whole, m.q, m.decayed_grad_o, grad);
+    tile.start_fold(decays.whole, Operands(m), m.q, m.decayed_grad_o, grad);
     outputs.finish(chunk);
     __syncthreads();
     if (index > 0) request_columns_of(job, at, next, m);
