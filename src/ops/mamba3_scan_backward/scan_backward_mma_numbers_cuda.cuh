@@ -181,15 +181,13 @@ __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const Mma
   const auto first = static_cast<int>(own_group) * kOwn;
   const int angles = job.scan.sizes.angles;
   const bool turns = angle < angles;
-  float own[kOwn] = {};
-  if (turns) {
-    float sum = 0;
+  float own[kOwn];
+  float sum = 0;
 #pragma unroll
-    for (int t = kOwn - 1; t >= 0; --t) {
-      own[t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
-    }
-    m.group_phase[own_group][angle] = sum;
+  for (int t = kOwn - 1; t >= 0; --t) {
+    own[t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
   }
+  if (turns) m.group_phase[own_group][angle] = sum;
   arrive_warp(&m.phases_came, at.lane);
   barrier_wait(&m.phases_came, turn);
   if (!turns) return;
@@ -199,9 +197,10 @@ __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const Mma
     if (group > own_group) behind += m.group_phase[group][angle];
   }
   float* to = job.grad_phase + (at.head * job.scan.tokens + chunk.begin + first) * angles + angle;
+  const int there = chunk.tokens - first;
 #pragma unroll
-  for (int t = 0; t < kOwn; ++t) {
-    if (first + t < chunk.tokens) to[t * angles] = own[t] + behind;
+  for (int t = 0; t < kOwn; ++t, to += angles) {
+    if (t < there) *to = own[t] + behind;
   }
   if (own_group == 0) m.phase[parity ^ 1][angle] = own[0] + behind;
 }
