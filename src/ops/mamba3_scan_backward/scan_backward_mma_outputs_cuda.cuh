@@ -14,14 +14,24 @@ constexpr int kBackwardThreads = 512;
 constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
 static_assert(kBackwardWarps == kRowTiles * kRowTiles);
 
-__device__ __forceinline__ void put_pair(const GradientColumn& column, std::int64_t token,
-                                         std::int64_t j, float a, float b) {
-  const std::int64_t i = token * column.stride + j;
+// Pairs of a row, the first of them at j and each eight columns behind the one before.
+template <int kPairs>
+__device__ __forceinline__ void put_pairs(const GradientColumn& column, std::int64_t token,
+                                          std::int64_t j, const float* pairs) {
+  const std::int64_t first = token * column.stride + j;
   if (column.bf16 == nullptr) {
-    column.fp32[i] = a;
-    column.fp32[i + 1] = b;
+    float* to = column.fp32 + first;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      to[8 * i] = pairs[2 * i];
+      to[8 * i + 1] = pairs[2 * i + 1];
+    }
   } else {
-    *reinterpret_cast<std::uint32_t*>(column.bf16 + i) = pack_bf16(a, b);
+    __nv_bfloat16* to = column.bf16 + first;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      *reinterpret_cast<std::uint32_t*>(to + 8 * i) = pack_bf16(pairs[2 * i], pairs[2 * i + 1]);
+    }
   }
 }
 
@@ -182,30 +192,33 @@ struct HeadOutputs {
     add_sums<LaneSums<16, kSameRank, 4>::kLeft>(sums, first, &to[r][column]);
   }
 
-  // Sums over ranks, which leave a lane with some of the pairs.
+  // Sums over ranks, which leave a lane with some of the pairs: of both rows, of one, or one of
+  // these.
   __device__ __forceinline__ void write(const BackwardChunk& chunk, float (&grad_z)[8],
                                         float (&to_x)[8]) const {
     sum_lanes<kRankBit, 4, 8>(grad_z, at.lane);
     sum_lanes<kRankBit, 4, 8>(to_x, at.lane);
     const int first = first_of_lane<kRankBit, 4, 8>(at.lane);
+    const std::int64_t place =
+        std::int64_t{at.head} * kBackwardHeadDim + column + first / 2 % 2 * 8;
+    constexpr int kOwn = 8 / S::kRank;
+    constexpr int kPairs = kOwn < 4 ? 1 : 2;  // of a row
 #pragma unroll
-    for (int left = 0; left < 8 / S::kRank; left += 2) {
-      const int i = (first + left) / 4, j = (first + left) / 2 % 2;
-      const auto own = static_cast<int>(token(i));
+    for (int left = 0; left < kOwn; left += 4) {
+      const auto own = static_cast<int>(token((first + left) / 4));
       if (own >= chunk.tokens) continue;
-      const std::int64_t place = std::int64_t{at.head} * kBackwardHeadDim + column + 8 * j;
-      const int last = at.end - 1 - chunk.begin;
-      if (own == last) add_last(place, to_x[left], to_x[left + 1]);
-      put_pair(job.grads.z, chunk.begin + own, place, grad_z[left], grad_z[left + 1]);
-      put_pair(job.grads.x, chunk.begin + own, place, to_x[left], to_x[left + 1]);
+      if (own == at.end - 1 - chunk.begin) add_last<kPairs>(place, to_x + left);
+      put_pairs<kPairs>(job.grads.z, chunk.begin + own, place, grad_z + left);
+      put_pairs<kPairs>(job.grads.x, chunk.begin + own, place, to_x + left);
     }
   }
 
   // The state's x is that of the last token.
-  __device__ __forceinline__ void add_last(std::int64_t place, float& a, float& b) const {
+  template <int kPairs>
+  __device__ __forceinline__ void add_last(std::int64_t place, float* pairs) const {
     const float* v = job.grad_states.v + at.slot * job.grad_states.v_stride + place;
-    a += v[0];
-    b += v[1];
+#pragma unroll
+    for (int i = 0; i < 2 * kPairs; ++i) pairs[i] += v[i / 2 * 8 + i % 2];
   }
 };
 
