@@ -315,6 +315,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<BackwardMemory<S>*>(memory);
   ChainPlace at(job.scan);
+  __builtin_assume(at.warp < kBackwardWarps);  // a warp's columns are then known to be of one tile
   if (at.begin >= at.end) return;
   const int heads = !walks_chains(job, at) ? 1 : at.head % job.chain == 0 ? job.chain : 0;
 #pragma unroll 1
