@@ -84,7 +84,7 @@ struct HeadOutputs {
 
   // What tokens of the chunk gave each other; when the scores are there.
   __device__ __forceinline__ void add_scores() {
-    const Factor scores(m.scores, at.lane), x(m.x, at.lane), grad_o(m.grad_o, at.lane);
+    const Factor scores(m, m.scores, at.lane), x(m, m.x, at.lane), grad_o(m, m.grad_o, at.lane);
     const auto tile = static_cast<int>(at.warp % kRowTiles);
     multiply<kRowTiles, 1>(
         0, tile + 1, [&](int step, auto& a) { scores.left(first_row(), 16 * step, a); },

@@ -11,39 +11,54 @@
 namespace mamba3 {
 namespace {
 
-// A tile in bf16, as factors of 16 by 16 from a row and a column on, both multiples of 16.
+// A tile in bf16, as factors of 16 by 16 from a row and a column on, both multiples of 16. Factors
+// of one memory have a lane's places in common, which are those in a tile where it begins.
 struct Factor {
   std::uint32_t by_rows;     // where rows_first() of device/mma.cuh has a lane's row
   std::uint32_t by_columns;  // and columns_first()
+  std::uint32_t tile;        // of the memory
 
-  __device__ __forceinline__ Factor(const unsigned char* tile, unsigned lane)
-      : by_rows(shared_address(tile) + swizzled(lane % 16, lane / 16 * 8)),
-        by_columns(shared_address(tile) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)) {}
+  template <class Memory>
+  __device__ __forceinline__ Factor(const Memory& memory, const unsigned char* own, unsigned lane)
+      : by_rows(shared_address(&memory) + swizzled(lane % 16, lane / 16 * 8)),
+        by_columns(shared_address(&memory) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)),
+        tile(static_cast<std::uint32_t>(own - reinterpret_cast<const unsigned char*>(&memory))) {}
 
   // The first factor: its rows are the tile's, or the tile's columns.
   __device__ __forceinline__ void left(unsigned row, unsigned column,
                                        std::uint32_t (&out)[4]) const {
-    load_blocks(from(by_rows, row, column), out);
+    load_blocks(along_columns(by_rows, row, column), out);
   }
   __device__ __forceinline__ void left_transposed(unsigned row, unsigned column,
                                                   std::uint32_t (&out)[4]) const {
-    load_transposed(from(by_columns, row, column), out);
+    load_transposed(along_rows(by_columns, row, column), out);
   }
   // The second factor: what is summed over are the tile's rows, or its columns.
   __device__ __forceinline__ void right(unsigned row, unsigned column,
                                         std::uint32_t (&out)[4]) const {
-    load_transposed(from(by_rows, row, column), out);
+    load_transposed(along_rows(by_rows, row, column), out);
   }
   __device__ __forceinline__ void right_transposed(unsigned row, unsigned column,
                                                    std::uint32_t (&out)[4]) const {
-    load_blocks(from(by_columns, row, column), out);
+    load_blocks(along_columns(by_columns, row, column), out);
   }
 
  private:
-  static __device__ __forceinline__ std::uint32_t from(std::uint32_t address, unsigned row,
-                                                       unsigned column) {
-    return at_piece(address + row * kTileRowBytes, static_cast<int>(column % kTileColumns / 8)) +
-           column / kTileColumns * kTileBytes;
+  // A row adds to a place without a carry into the piece, so either may be first. What comes last
+  // should be a constant: that of steps along the columns, or along the rows.
+  __device__ __forceinline__ std::uint32_t along_columns(std::uint32_t place, unsigned row,
+                                                         unsigned column) const {
+    return at_piece(place + row * kTileRowBytes, piece(column)) + of_tile(column);
+  }
+  __device__ __forceinline__ std::uint32_t along_rows(std::uint32_t place, unsigned row,
+                                                      unsigned column) const {
+    return at_piece(place, piece(column)) + (of_tile(column) + row * kTileRowBytes);
+  }
+  static __device__ __forceinline__ int piece(unsigned column) {
+    return static_cast<int>(column % kTileColumns / 8);
+  }
+  __device__ __forceinline__ std::uint32_t of_tile(unsigned column) const {
+    return tile + column / kTileColumns * kTileBytes;
   }
 };
 

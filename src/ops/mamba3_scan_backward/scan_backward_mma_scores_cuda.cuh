@@ -28,7 +28,7 @@ struct ScoreTile {
       : m(memory), decays(own_decays), row(row_in), column(column_in), lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
-    const Factor q(m.q, lane), k(m.k, lane), grad_o(m.grad_o, lane), x(m.x, lane);
+    const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
     const unsigned from = 16 * row, to = 16 * column;
     multiply<S::kStateSteps, 1>(
         0, S::kStateSteps, [&](int step, auto& a) { q.left(from, 16 * step, a); },
