@@ -169,7 +169,7 @@ struct BackwardMemory : KeyMemory<S> {
   // Sums that gradients of a token's numbers are made of, by tiles of 16 rows.
   float row_sums[kRowTiles][kBackwardRows];     // [tile of columns, row]
   float column_sums[kRowTiles][kBackwardRows];  // [tile of rows, column]
-  float inside[S::kTokens];
+  float inside[2][S::kTokens];  // of left columns of tiles on the diagonal, and of right ones
   float now[kBackwardRows];
   float start[kRowTiles][kBackwardRows];  // [quarter of p, row]
   float end[kRowTiles][kBackwardRows];

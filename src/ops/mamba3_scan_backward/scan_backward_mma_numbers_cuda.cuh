@@ -74,8 +74,10 @@ __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigne
                                            BackwardMemory<S>& m) {
   const unsigned tile = lane / 8;                                          // of the lane's rows
   const auto is_first = [](unsigned row) { return row % S::kRank == 0; };  // of a token
-  RowPairSum out{row_pair(
-      lane, [&](unsigned row) { return is_first(row) ? m.inside[row / S::kRank] : 0.0f; })};
+  RowPairSum out{row_pair(lane, [&](unsigned row) {
+    const unsigned token = row / S::kRank;
+    return is_first(row) ? m.inside[0][token] + m.inside[1][token] : 0.0f;
+  })};
 #pragma unroll
   for (unsigned below = 1; below < kRowTiles; ++below) {
     const RowPair read = row_pair(lane, [&](unsigned row) {
@@ -87,7 +89,7 @@ __device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigne
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const unsigned row = 2 * lane + i;
-    if (is_first(row)) m.inside[row / S::kRank] = out.sum.v[i];
+    if (is_first(row)) m.inside[0][row / S::kRank] = out.sum.v[i];
   }
   arrive_warp(&m.inside_came, lane);
 }
@@ -136,7 +138,7 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
   });
   RowPairSum log_decays{log_decay_gradients(m, decays, lane, ends)};
   barrier_wait(&m.inside_came, turn);
-  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[row / S::kRank]; }));
+  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[0][row / S::kRank]; }));
   float sources[2], now[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

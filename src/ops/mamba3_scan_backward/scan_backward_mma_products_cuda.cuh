@@ -16,12 +16,14 @@ namespace {
 struct Factor {
   std::uint32_t by_rows;     // where rows_first() of device/mma.cuh has a lane's row
   std::uint32_t by_columns;  // and columns_first()
+  std::uint32_t by_eight;    // of eight rows and 32 columns
   std::uint32_t tile;        // of the memory
 
   template <class Memory>
   __device__ __forceinline__ Factor(const Memory& memory, const unsigned char* own, unsigned lane)
       : by_rows(shared_address(&memory) + swizzled(lane % 16, lane / 16 * 8)),
         by_columns(shared_address(&memory) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)),
+        by_eight(shared_address(&memory) + swizzled(lane % 8, lane / 8 * 8)),
         tile(static_cast<std::uint32_t>(own - reinterpret_cast<const unsigned char*>(&memory))) {}
 
   // The first factor: its rows are the tile's, or the tile's columns.
@@ -41,6 +43,11 @@ struct Factor {
   __device__ __forceinline__ void right_transposed(unsigned row, unsigned column,
                                                    std::uint32_t (&out)[4]) const {
     load_blocks(along_columns(by_columns, row, column), out);
+  }
+  // Of only eight rows, for two steps along the columns.
+  __device__ __forceinline__ void right_eight(unsigned row, unsigned column,
+                                              std::uint32_t (&out)[4]) const {
+    load_blocks(along_columns(by_eight, row, column), out);
   }
 
  private:
@@ -137,6 +144,22 @@ __device__ __forceinline__ void multiply(int first, int end, const Left& left, c
   }
 }
 
+// d += 16 rows of `left` times eight rows of `right`, summed over their columns.
+template <int kSteps>
+__device__ __forceinline__ void multiply_eight(const Factor& left, unsigned left_row,
+                                               const Factor& right, unsigned right_row,
+                                               float (&d)[4]) {
+#pragma unroll
+  for (int step = 0; step < kSteps; step += 2) {
+    std::uint32_t a[2][4], b[4];
+    right.right_eight(right_row, 16 * step, b);
+    left.left(left_row, 16 * step, a[0]);
+    left.left(left_row, 16 * step + 16, a[1]);
+    mma_k16(d, a[0], b[0], b[1]);
+    mma_k16(d, a[1], b[2], b[3]);
+  }
+}
+
 // d += A B, or without kAdds d = A B, by the four warps of a warpgroup, each of which has 16 of 64
 // rows. Starts; the sums are there after wgmma_wait, and factors are what was written before a
 // fence_async_proxy(). kTrans: 1 where a tile's rows are summed over, 0 where its columns are.
@@ -155,6 +178,11 @@ template <int kBlocks>
 __device__ __forceinline__ void hold(Sums<kBlocks>& d) {
 #pragma unroll
   for (int i = 0; i < 2 * kBlocks; ++i) wgmma_hold(d[i]);
+}
+
+// What is left at the row's token of what an earlier one wrote.
+__device__ __forceinline__ float decay_between(const TokenTerms& row, const TokenTerms& column) {
+  return fast_exp2((row.decay_high - column.decay_high) + (row.decay_low - column.decay_low));
 }
 
 template <int kBlocks>

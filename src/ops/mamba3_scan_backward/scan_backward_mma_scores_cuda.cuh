@@ -4,15 +4,14 @@
 
 #include <cstdint>
 
+#include "ops/mamba3_scan_backward/scan_backward_mma_diagonal_cuda.cuh"
 #include "ops/mamba3_scan_backward/scan_backward_mma_products_cuda.cuh"
 
 namespace mamba3 {
 namespace {
 
-constexpr unsigned kScoreTiles = kRowTiles * (kRowTiles + 1) / 2;  // on and below the diagonal
-
-// A tile of 16 by 16: a thread has rows lane / 4 and 8 further, of columns lane % 4 * 2 and the
-// next, and 8 further.
+// A tile of 16 by 16 below the diagonal: a thread has rows lane / 4 and 8 further, of columns
+// lane % 4 * 2 and the next, and 8 further.
 template <class S>
 struct ScoreTile {
   BackwardMemory<S>& m;
@@ -39,89 +38,35 @@ struct ScoreTile {
   }
 
   // To sums over rows and columns, and to the weighted matrices.
-  template <bool kDiagonal>
   __device__ __forceinline__ void finish() {
-    float row_sums[2] = {}, column_sums[4] = {};
-    each<kDiagonal>([&](int i, int j, int e, bool earlier, bool own, float decay,
-                        const TokenTerms& of_row, const TokenTerms& of_column) {
-      float& score = scores[j][2 * i + e];
-      float& grad = grads[j][2 * i + e];
-      const float product = score * grad;  // of T
-      const float decayed = earlier ? product * decay : 0.0f;
-      column_sums[2 * j + e] += decayed;
-      // On the diagonal, of the token itself.
-      row_sums[i] += kDiagonal ? (own ? product : 0.0f) : decayed * of_column.fill;
-      const float weight = earlier ? decay * of_column.fill : of_row.now;
-      score = earlier || own ? score * weight : 0.0f;
-      grad = earlier || own ? grad * weight : 0.0f;
-    });
-    store(m.scores, scores);
-    store(m.grad_scores, grads);
-    tell_columns(column_sums);
-    tell_rows(row_sums, kDiagonal ? m.now : m.row_sums[column]);
-  }
-
-  // Of a tile on the diagonal: for each token, what rows from its first on read of columns before.
-  __device__ __forceinline__ void finish_inside() const {
-    constexpr int kBorders = 16 / S::kRank;
-    float products[2][4];  // of T and W
-    each<true>([&](int i, int j, int e, bool earlier, bool, float decay, const TokenTerms&,
-                   const TokenTerms& of_column) {
-      const float product = scores[j][2 * i + e] * grads[j][2 * i + e];
-      products[j][2 * i + e] = earlier ? product * decay * of_column.fill : 0.0f;
-    });
-    float sums[kBorders];
-#pragma unroll
-    for (int token = 0; token < kBorders; ++token) {
-      const unsigned border = token * S::kRank;
-      sums[token] = 0;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          // A thread's upper row is one of the first eight, and so are its left columns.
-          const bool upper = e < 2, left = j == 0;
-          if (border == 0 || (upper && border >= 8) || (!left && (upper || border <= 8))) continue;
-          const bool below = (!upper && border <= 8) || lane / 4 + 8 * (e / 2) >= border;
-          const bool before = (left && border >= 8) || column_of(j, e % 2) < border;
-          if (below && before) sums[token] += products[j][e];
-        }
-      }
-    }
-    sum_lanes<16, 1, kBorders>(sums, lane);
-    if (tells<16, 1, kBorders>(lane)) {
-      m.inside[kBorders * row + first_of_lane<16, 1, kBorders>(lane)] = sums[0];
-    }
-  }
-
- private:
-  // Calls f(row, eighth and neighbour among the columns, whether the column's token is earlier or
-  // the row's own, the decay between them, both tokens' terms).
-  template <bool kDiagonal, class F>
-  __device__ __forceinline__ void each(const F& f) const {
     const TokenTerms rows[2] = {decays.terms[row_token(0)], decays.terms[row_token(1)]};
+    float row_sums[2] = {}, column_sums[4] = {};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const unsigned token = (16 * column + column_of(j, e)) / S::kRank;
-        const TokenTerms terms = decays.terms[token];
+        const TokenTerms of_column = decays.terms[(16 * column + column_of(j, e)) / S::kRank];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          // On the diagonal, left columns are before lower rows and right ones behind upper rows.
-          const bool beside = kDiagonal && i == j;
-          const unsigned of_column = (lane % 4 * 2 + e) / S::kRank;
-          const unsigned of_row = lane / 4 / S::kRank;
-          const bool earlier = !kDiagonal || i > j || (beside && of_column < of_row);
-          const float decay = earlier ? fast_exp2((rows[i].decay_high - terms.decay_high) +
-                                                  (rows[i].decay_low - terms.decay_low))
-                                      : 0.0f;
-          f(i, j, e, earlier, beside && of_column == of_row, decay, rows[i], terms);
+          float& score = scores[j][2 * i + e];
+          float& grad = grads[j][2 * i + e];
+          const float decay = decay_between(rows[i], of_column);
+          const float decayed = score * grad * decay;
+          column_sums[2 * j + e] += decayed;
+          row_sums[i] += decayed * of_column.fill;
+          const float weight = decay * of_column.fill;
+          score *= weight;
+          grad *= weight;
         }
       }
     }
+    store(m.scores, scores);
+    store(m.grad_scores, grads);
+    tell_columns(column_sums);
+    tell_rows(row_sums, m.row_sums[column]);
   }
 
+ private:
   __device__ __forceinline__ unsigned row_token(int i) const {
     return (16 * row + lane / 4 + 8 * i) / S::kRank;
   }
@@ -151,19 +96,24 @@ struct ScoreTile {
   }
 };
 
-// A warp takes a tile on or below the diagonal, or what else comes of one on it.
+constexpr unsigned kBelowTiles = kRowTiles * (kRowTiles - 1) / 2;
+constexpr unsigned kScoreWarps = kBelowTiles + kRowTiles + kRowTiles / 2;
+
+// A warp takes a tile below the diagonal, or some of those on it. The multiprocessor deals its
+// warps out by fours: two of its schedulers have two tiles below and right columns, and two have
+// one and left columns of two tiles.
 template <class S>
 __device__ __forceinline__ void make_scores(const MmaPlace& at, const ChunkDecays<S>& decays,
                                             BackwardMemory<S>& m) {
-  if (at.warp < kRowTiles) {
-    ScoreTile<S>(m, decays, at.warp, at.warp, at.lane).template finish<true>();
-  } else if (at.warp < kScoreTiles) {
-    unsigned row = 1, first = kRowTiles;
+  const unsigned of_four = at.warp % 4;
+  if (at.warp < kBelowTiles) {
+    unsigned row = 1, first = 0;
     while (first + row <= at.warp) first += row++;
-    ScoreTile<S>(m, decays, row, at.warp - first, at.lane).template finish<false>();
-  } else if (at.warp < kScoreTiles + kRowTiles) {
-    const unsigned row = at.warp - kScoreTiles;
-    ScoreTile<S>(m, decays, row, row, at.lane).finish_inside();
+    ScoreTile<S>(m, decays, row, at.warp - first, at.lane).finish();
+  } else if (at.warp < kScoreWarps && of_four < 2) {
+    DiagonalRights<S>(m, decays, 2 * of_four, at.lane).finish();
+  } else if (at.warp < kScoreWarps) {
+    DiagonalLeft<S>(m, decays, at.warp / 8 * 2 + of_four - 2, at.lane).finish();
   }
 }
 

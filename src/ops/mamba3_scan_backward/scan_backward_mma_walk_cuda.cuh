@@ -15,6 +15,7 @@ namespace {
 constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
 constexpr unsigned kInsideWarp = kNumbersWarp - 1;
 constexpr unsigned kRequestingWarp = kNumbersWarp;
+static_assert(kRequestingWarp >= kScoreWarps);
 
 template <class S>
 using GradStateTile = StateTile<kBackwardThreads, S>;
