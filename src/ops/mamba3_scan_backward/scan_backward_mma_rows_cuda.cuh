@@ -22,31 +22,44 @@ struct RowWeights {
   float2 bias;
 };
 
-// Normed rows with their bias, turned by cos_sin [t, stride]. A thread has a pair of columns.
+// Normed rows with their bias, turned by cos_sin [t, stride]. A thread has a pair of columns. Some
+// rows are loaded before any is stored: the compiler moves no load over a store that might be to
+// the same place, and would wait for each.
 template <int kThreads, class S, class... Kinds>
 __device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, int angles,
                                           const Kinds&... kinds) {
   constexpr int kGroups = kThreads / S::kPairs;
+  constexpr int kAtOnce = 4, kKinds = sizeof...(kinds);
   static_assert(kGroups % S::kRank == 0);
   const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
   const unsigned first = threadIdx.x / S::kPairs;
   const bool turns = pair < angles;
   const unsigned byte = tile_byte(first, 2 * pair);
-  const auto* rotation = cos_sin + static_cast<int>(first / S::kRank) * stride + pair;
+  const auto* rotation = cos_sin + static_cast<int>(first / S::kRank) * stride + (turns ? pair : 0);
+  const Rows<S> rows[] = {kinds...};
   const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
 #pragma unroll
-  for (int i = 0; i < kBackwardRows / kGroups; ++i) {
-    const __half2 rounded =
-        turns ? rotation[i * (kGroups / S::kRank) * stride] : __floats2half2_rn(1.0f, 0.0f);
-    const float2 by = __half22float2(rounded);
-    int kind = 0;
-    const auto make = [&](const Rows<S>& rows) {
-      const RowWeights& own = weights[kind++];
-      const auto* raw = reinterpret_cast<const __half2*>(rows.raw) + threadIdx.x;
-      const float2 v = turned(biased(raw[i * kThreads], own.norm, own.bias), by);
-      put_tile_pair(rows.out, further(byte, i * kGroups, 0), v.x, v.y);
-    };
-    (make(kinds), ...);
+  for (int begin = 0; begin < kBackwardRows / kGroups; begin += kAtOnce) {
+    __half2 raw[kAtOnce][kKinds], rotations[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, rotation += kGroups / S::kRank * stride) {
+      rotations[i] = *rotation;
+#pragma unroll
+      for (int kind = 0; kind < kKinds; ++kind) {
+        const auto* from = reinterpret_cast<const __half2*>(rows[kind].raw) + threadIdx.x;
+        raw[i][kind] = from[(begin + i) * kThreads];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float2 by = __half22float2(turns ? rotations[i] : __floats2half2_rn(1.0f, 0.0f));
+#pragma unroll
+      for (int kind = 0; kind < kKinds; ++kind) {
+        const RowWeights& own = weights[kind];
+        const float2 v = turned(biased(raw[i][kind], own.norm, own.bias), by);
+        put_tile_pair(rows[kind].out, further(byte, (begin + i) * kGroups, 0), v.x, v.y);
+      }
+    }
   }
 }
 
