@@ -48,6 +48,7 @@ struct HeadOutputs {
   int r;
   float skip;
   float skip_sum = 0;
+  float end, start;    // of a row, with the states at the chunk's end and start
   Sums<1> from_start;  // Q G, then O
   Sums<1> grad_x;      // K E, then the gradient of X
 
@@ -76,10 +77,18 @@ struct HeadOutputs {
     wgmma_wait<0>();
     hold<1>(from_start);
     hold<1>(grad_x);
-    tell_rows(m.x, grad_x, m.end[at.warp / kRowTiles]);
+    end = row_sum(m.x, grad_x);
     scale_rows<1>(decays.start_decay[token(0)], decays.start_decay[token(1)], from_start);
-    tell_rows(m.grad_o, from_start, m.start[at.warp / kRowTiles]);
+    start = row_sum(m.grad_o, from_start);
     scale_rows<1>(decays.fade[token(0)], decays.fade[token(1)], grad_x);
+  }
+  // What rows have in common with them. Apart from finish_states(), for what is loaded behind a
+  // store waits.
+  __device__ __forceinline__ void tell_states() const {
+    if (!tells<2, 1, 2>(at.lane)) return;
+    const unsigned own = row + 8 * first_of_lane<2, 1, 2>(at.lane);
+    m.end[at.warp / kRowTiles][own] = end;
+    m.start[at.warp / kRowTiles][own] = start;
   }
 
   // What tokens of the chunk gave each other; when the scores are there.
@@ -135,9 +144,8 @@ struct HeadOutputs {
     return (row + 8 * i) / S::kRank;
   }
 
-  // For each row the sum of tile * sums over the warp's columns.
-  __device__ __forceinline__ void tell_rows(const unsigned char* tile, const Sums<1>& sums,
-                                            float* to) const {
+  // For each row the sum of tile * sums over the warp's columns; a lane is left with one row's.
+  __device__ __forceinline__ float row_sum(const unsigned char* tile, const Sums<1>& sums) const {
     float of_rows[2];
     const unsigned byte = tile_byte(row, column);
 #pragma unroll
@@ -148,7 +156,7 @@ struct HeadOutputs {
                    right.x * sums[1][2 * i] + right.y * sums[1][2 * i + 1];
     }
     sum_lanes<2, 1, 2>(of_rows, at.lane);
-    if (tells<2, 1, 2>(at.lane)) to[row + 8 * first_of_lane<2, 1, 2>(at.lane)] = of_rows[0];
+    return of_rows[0];
   }
 
   // Of column p and the next.

@@ -267,6 +267,7 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     make_scores(at, decays, m);
     outputs.finish_states(decays);
     multiply_states(at, tile, grad, m);
+    outputs.tell_states();
     fence_async_proxy();
     __syncthreads();
     // What is started here the tensor cores do while read-outs are finished.
