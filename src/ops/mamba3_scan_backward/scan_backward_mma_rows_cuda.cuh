@@ -131,17 +131,12 @@ __device__ __forceinline__ Eight ranked_x(const unsigned char* raw_x, const KeyM
   return x;
 }
 
-// X = x times its rank's weights.
-template <int kThreads, class S>
-__device__ __forceinline__ void spread_x(const unsigned char* raw_x, KeyMemory<S>& m) {
-  for_eights<kThreads>([&](unsigned row, unsigned column) {
-    auto& out = *reinterpret_cast<uint4*>(m.x + tile_byte(row, column));
-    if constexpr (S::kRank == 1) {
-      out = *reinterpret_cast<const uint4*>(raw_x + row * kInputRow + 2 * column);
-    } else {
-      out = ranked_x(raw_x, m, row, column).bits();
-    }
-  });
+// The same in bf16, as X has them.
+template <class S>
+__device__ __forceinline__ uint4 spread_x(const unsigned char* raw_x, const KeyMemory<S>& m,
+                                          unsigned row, unsigned column) {
+  if constexpr (S::kRank > 1) return ranked_x(raw_x, m, row, column).bits();
+  return *reinterpret_cast<const uint4*>(raw_x + row * kInputRow + 2 * column);
 }
 
 // X times what is left of it at the chunk's end; column c has that of mingled(c).
@@ -173,14 +168,16 @@ struct Gate {
   }
 };
 
-// grad_o = grad_y mimo_o silu(z mimo_z): what the gate leaves of a gradient, as it is and for what
-// was read of the state before the chunk.
+// X and grad_o = grad_y mimo_o silu(z mimo_z): what the gate leaves of a gradient, as it is and for
+// what was read of the state before the chunk. All is loaded before anything is stored.
 template <int kThreads, class S>
-__device__ __forceinline__ void make_grad_o(const ChunkDecays<S>& decays, BackwardMemory<S>& m) {
+__device__ __forceinline__ void make_columns(const ChunkDecays<S>& decays, BackwardMemory<S>& m) {
   for_eights<kThreads>([&](unsigned row, unsigned column) {
     const unsigned from = row / S::kRank * kInputRow + 2 * column;
+    const uint4 x = spread_x(m.keys.x, m, row, column);
     Eight z(m.raw_z + from);
     Eight grad(m.raw_grad_y + from);
+    const float start_decay = decays.start_decay[row / S::kRank];
     if constexpr (S::kRank > 1) {
       z.scale(RankWeights(m.mimo_z[row % S::kRank], column));
       grad.scale(RankWeights(m.mimo_o[row % S::kRank], column));
@@ -188,8 +185,9 @@ __device__ __forceinline__ void make_grad_o(const ChunkDecays<S>& decays, Backwa
 #pragma unroll
     for (int e = 0; e < 8; ++e) grad.v[e] *= Gate(z.v[e]).at;
     const unsigned byte = tile_byte(row, column);
+    *reinterpret_cast<uint4*>(m.x + byte) = x;
     *reinterpret_cast<uint4*>(m.grad_o + byte) = grad.bits();
-    grad.scale(decays.start_decay[row / S::kRank]);
+    grad.scale(start_decay);
     *reinterpret_cast<uint4*>(m.decayed_grad_o + byte) = grad.bits();
   });
 }

@@ -225,8 +225,7 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
                                  Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
-  spread_x<kBackwardThreads>(m.keys.x, m);
-  make_grad_o<kBackwardThreads>(m.decays[parity], m);
+  make_columns<kBackwardThreads>(m.decays[parity], m);
 }
 
 template <class S>
