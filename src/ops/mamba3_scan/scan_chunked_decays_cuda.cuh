@@ -91,6 +91,7 @@ struct Decays {
       const std::int64_t decay = start + own[i];
       to.start_decay[token] = fast_exp2(in_units(decay));
       to.fade[token] = fast_exp2(in_units(base - decay)) * fill(i, token, last_joins);
+      if (token + 1 == S::kTokens) to.carry = carry[i];
     }
   }
 

@@ -114,6 +114,7 @@ struct alignas(16) ChunkWeights {
   float start_decay[S::kTokens];  // of the state before the chunk
   float fade[S::kTokens];         // the weight of an outer product in the state behind it
   float chunk_decay;              // what that state is multiplied with
+  float carry;                    // (1 - lam) dt of the token behind the chunk
 };
 constexpr int kWeightStages = 2 * kStages;
 

@@ -72,6 +72,13 @@ struct RowsInMemory {
     return load<offsetof(SharedRows<S>, c) + kRow * S::kRowBytes>();
   }
 
+  // The lane's share of the first row of B of token number `own` of the warp's.
+  __device__ __forceinline__ const LanePairs<S>* token_b(const ChunkedScanJob&,
+                                                         const ChunkPlace& at, int /*token*/,
+                                                         int own) const {
+    return reinterpret_cast<const LanePairs<S>*>(rows.b + own * kTokenBytes) + at.lane;
+  }
+
  private:
   template <int kBytes>
   __device__ __forceinline__ void copy(const ChunkedScanJob& job, const ChunkPlace& at, int token,
@@ -123,6 +130,14 @@ struct RowsInRegisters {
   template <int kRow>
   __device__ __forceinline__ LanePairs<S> c() const {
     return out_c[kRow];
+  }
+
+  // From memory: registers have no numbers. `token`: the warp's first.
+  __device__ __forceinline__ const LanePairs<S>* token_b(const ChunkedScanJob& job,
+                                                         const ChunkPlace& at, int token,
+                                                         int own) const {
+    return reinterpret_cast<const LanePairs<S>*>(job.in_b) +
+           (at.group * job.tokens + token + own) * S::kRank * kWarpLanes + at.lane;
   }
 };
 
@@ -293,6 +308,23 @@ __device__ __forceinline__ void keep_k(const LanePairs<S>* from, const ChunkTurn
   }
 }
 
+// x of the chunk's token `kept`, in fp32, as the op was given it, by a warp that has all of its
+// row.
+template <class S>
+__device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
+                                       const ChunkStage<S>& stage, int kept, TokenBefore<S>& to) {
+  const unsigned column = 2 * at.lane;
+  float2 x;
+  if (job.y_bf16) {
+    unpack_bf16(load_shared(shared_address(stage.x) + place_in_x<S>(kept, column)), x.x, x.y);
+  } else {
+    const float* const from =
+        job.columns.x + (begin + kept) * job.columns.row_stride + at.head * kChunkHeadDim + column;
+    x = make_float2(from[0], from[1]);
+  }
+  *reinterpret_cast<float2*>(&to.x[column]) = x;
+}
+
 // Two warpgroups' way through the chunks of a sequence.
 template <class S>
 struct ChunkRotator {
@@ -342,15 +374,17 @@ struct ChunkRotator {
     if (S::kRank > 1 && !job.sizes.out_norm) Gates<S>::put_skips(x + places.skip, skips);
   }
 
-  // Where a stretch of the grid or the sequence ends with the chunk.
-  __device__ __forceinline__ void keep_last(int begin, const ChunkTurns<S>& turns,
-                                            TokenBefore<S>& to) {
+  // K and x of the last token, where a stretch of the grid or the sequence ends with the chunk. Its
+  // rows are still there, and the whole warp waits for its columns.
+  __device__ __forceinline__ void keep_last(int begin, const ChunkStage<S>& stage,
+                                            const ChunkTurns<S>& turns, TokenBefore<S>& to) {
     const int kept = min(begin + S::kTokens, at.end) - 1 - begin;
     const int own = kept - first;
     if (own < 0 || own >= S::kWarpTokens) return;
-    const auto* from = reinterpret_cast<const LanePairs<S>*>(job.in_b) +
-                       (at.group * job.tokens + begin + kept) * S::kRank * kWarpLanes + places.lane;
-    keep_k(from, turns, parameters, places.lane, kept, to);
+    keep_k(rows.token_b(job, at, begin + first, own), turns, parameters, places.lane, kept, to);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    keep_x(job, at, begin, stage, kept, to);
   }
 
   __device__ __forceinline__ void run() {
@@ -372,7 +406,7 @@ struct ChunkRotator {
       const int next = begin + S::kTokens;
       if (begin == stretch_end) stretch_end += kGridTokens;
       if (__builtin_expect(next >= min(stretch_end, at.end), 0)) {
-        keep_last(begin, m.turns[s], m.kept[s]);
+        keep_last(begin, stage, m.turns[s], m.kept[s]);
       }
       if (next < at.end) rows.request(job, at, next + first);
       __pipeline_wait_prior(0);

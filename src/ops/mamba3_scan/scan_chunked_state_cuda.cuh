@@ -99,21 +99,8 @@ __device__ __forceinline__ void update_state(const Fragment& own, const ChunkSta
   for (int tile = 0; tile < S::kTiles; ++tile) wgmma_hold(h[tile]);
 }
 
-// x of the chunk's token `kept`, in fp32, as the op was given it.
-template <class S>
-__device__ __forceinline__ void keep_x(const ChunkedScanJob& job, const ChunkPlace& at, int begin,
-                                       int kept, TokenBefore<S>& to) {
-  for (int p = static_cast<int>(at.lane); p < kChunkHeadDim; p += kWarpLanes) {
-    const std::int64_t token = begin + kept;
-    const int column = at.head * kChunkHeadDim + p;
-    to.x[p] = job.y_bf16 ? __bfloat162float(job.x[token * job.zx_stride + column])
-                         : job.columns.x[token * job.columns.row_stride + column];
-  }
-}
-
 // Which warps of the group with the state do what no other does: the last two make the weights, for
 // where there are several ranks they sum no phases.
-constexpr unsigned kKeepingWarp = 1;
 constexpr unsigned kPairWeighingWarp = 2;
 constexpr unsigned kStateWeighingWarp = 3;
 
@@ -125,6 +112,9 @@ struct StateCarrier {
   // the state's product, so that K is free before them; with one, of which a chunk has many tokens,
   // there are so many that they are made meanwhile.
   static constexpr bool kPhasesLast = S::kRank > 1;
+  // Where the weights of a stretch's last chunk are.
+  static constexpr int kStretchEnd = kWeightStages - 1;
+  static_assert(kGridTokens / S::kTokens % kWeightStages == 0);
   const ChunkedScanJob& job;
   ChunkMemory<S>& m;
   ChunkPlace at;
@@ -193,18 +183,6 @@ struct StateCarrier {
     arrive_warp(&m.shown[cursor.stage], at.lane);
   }
 
-  __device__ __forceinline__ void add_token_before(int begin, const TokenBefore<S>& before) {
-    if ((begin - at.begin) % kGridTokens != 0) return;
-    add_before<S>(m, before, job.weights[at.head * job.tokens + begin].y, own, h);
-  }
-
-  __device__ __forceinline__ void keep_last_x(int begin, TokenBefore<S>& to) {
-    const int kept = kept_token<S>(at, begin);
-    if (__builtin_expect(kept < 0, 1)) return;
-    if (at.warp % kGroupWarps == kKeepingWarp) keep_x(job, at, begin, kept, to);
-    sync_state();
-  }
-
   __device__ __forceinline__ void run() {
     StageCursor cursor;
     if (sums_phases()) request_turns(at.begin);
@@ -213,7 +191,8 @@ struct StateCarrier {
       make_weights(at.begin + i * S::kTokens, m.weights[i]);
       make_phases(at.begin + i * S::kTokens, i);
     }
-    add_token_before(at.begin, m.stages[0].before());
+    const float carry = job.weights[at.head * job.tokens + at.begin].y;
+    add_before<S>(m, m.stages[0].before(), carry, own, h);
     sync_state();
     show(cursor);
     int last = 0;
@@ -230,10 +209,11 @@ struct StateCarrier {
         make_weights(ahead, m.weights[weights ^ kStages]);
         if (!kPhasesLast) make_phases(ahead, s);
       });
-      keep_last_x(begin, m.kept[s]);
-      cursor.next();
       const int next = begin + S::kTokens;
-      if (next < at.end) add_token_before(next, m.kept[s]);
+      if (next < at.end && (next - at.begin) % kGridTokens == 0) {
+        add_before<S>(m, m.kept[s], m.weights[kStretchEnd].carry, own, h);
+      }
+      cursor.next();
       arrive_warp(&m.emptied[s], at.lane);
       if (kPhasesLast) make_phases(ahead, s);
       if (next < at.end) show(cursor);
