@@ -236,9 +236,9 @@ struct StageCursor {
   // The chunk's place among weights.
   __device__ __forceinline__ unsigned weights() const { return stage + parity * kStages; }
   __device__ __forceinline__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
+    static_assert(kStages == 2);
+    stage ^= 1;
+    if (stage == 0) parity ^= 1;
   }
 };
 

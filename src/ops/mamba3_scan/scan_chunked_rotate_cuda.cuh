@@ -37,25 +37,26 @@ struct RowsInMemory {
   Barrier* barrier;
   std::uint32_t own;  // the address of the lane's share of the first
   std::uint32_t parity = 0;
+  const __half* from_b;  // of the warp's first token of the next chunk
+  const __half* from_c;
 
-  __device__ __forceinline__ RowsInMemory(ChunkMemory<S>& m, const ChunkPlace& at)
+  __device__ __forceinline__ RowsInMemory(const ChunkedScanJob& job, ChunkMemory<S>& m,
+                                          const ChunkPlace& at)
       : rows(m.rows[at.warp]),
         barrier(&m.brought[at.warp]),
-        own(held(shared_address(rows.b) + sizeof(LanePairs<S>) * at.lane)) {}
+        own(held(shared_address(rows.b) + sizeof(LanePairs<S>) * at.lane)) {
+    const std::int64_t token =
+        at.group * job.tokens + at.begin + static_cast<int>(at.warp * S::kWarpTokens);
+    from_b = job.in_b + token * (S::kRank * S::kState);
+    from_c = job.out_c + token * (S::kRank * S::kState);
+  }
 
   // `token`: the warp's first. All lanes have taken what was there.
-  __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
-                                          int token) {
+  __device__ __forceinline__ void request(const ChunkedScanJob&, const ChunkPlace& at, int token) {
     __syncwarp();
-    if (!elect_lane()) return;
-    barrier_arrive_expecting(barrier, (S::kOutputs ? 2 : 1) * S::kWarpTokens * kTokenBytes);
-    if (__builtin_expect(token + S::kWarpTokens <= at.end, 1)) {
-      return copy<S::kWarpTokens * kTokenBytes>(job, at, token, 0);
-    }
-#pragma unroll 1
-    for (int i = 0; i < S::kWarpTokens; ++i) {
-      copy<kTokenBytes>(job, at, min(token + i, at.end - 1), i * kTokenBytes);
-    }
+    if (elect_lane()) copy_rows(at.end - 1 - token);
+    from_b += S::kTokens * S::kRank * S::kState;
+    from_c += S::kTokens * S::kRank * S::kState;
   }
 
   __device__ __forceinline__ void wait() {
@@ -80,12 +81,22 @@ struct RowsInMemory {
   }
 
  private:
+  // `last`: the sequence's last token, from the warp's first.
+  __device__ __forceinline__ void copy_rows(int last) {
+    barrier_arrive_expecting(barrier, (S::kOutputs ? 2 : 1) * S::kWarpTokens * kTokenBytes);
+    if (__builtin_expect(last >= S::kWarpTokens - 1, 1)) {
+      return copy<S::kWarpTokens * kTokenBytes>(0, 0);
+    }
+#pragma unroll 1
+    for (int i = 0; i < S::kWarpTokens; ++i) copy<kTokenBytes>(min(i, last), i);
+  }
+
+  // From a token's rows on, to the place of token number `to` of the warp's.
   template <int kBytes>
-  __device__ __forceinline__ void copy(const ChunkedScanJob& job, const ChunkPlace& at, int token,
-                                       int place) {
-    const std::int64_t from = (at.group * job.tokens + token) * (S::kRank * S::kState);
-    bulk_copy(rows.b + place, job.in_b + from, kBytes, barrier);
-    if (S::kOutputs) bulk_copy(rows.c + place, job.out_c + from, kBytes, barrier);
+  __device__ __forceinline__ void copy(int token, int to) {
+    const std::int64_t from = std::int64_t{token} * (S::kRank * S::kState);
+    bulk_copy(rows.b + to * kTokenBytes, from_b + from, kBytes, barrier);
+    if (S::kOutputs) bulk_copy(rows.c + to * kTokenBytes, from_c + from, kBytes, barrier);
   }
 
   template <int kOffset>
@@ -105,7 +116,8 @@ struct RowsInRegisters {
   LanePairs<S> in_b[S::kWarpRows];
   LanePairs<S> out_c[S::kWarpRows];
 
-  __device__ __forceinline__ RowsInRegisters(ChunkMemory<S>&, const ChunkPlace&) {}
+  __device__ __forceinline__ RowsInRegisters(const ChunkedScanJob&, ChunkMemory<S>&,
+                                             const ChunkPlace&) {}
 
   __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
                                           int token) {
@@ -348,7 +360,7 @@ struct ChunkRotator {
         places(at),
         gate_weights(job, at),
         columns(job, at),
-        rows(m, at) {}
+        rows(job, m, at) {}
 
   static __device__ __forceinline__ ChunkPlace among_rotating(ChunkPlace place) {
     place.warp = uniform(place.warp - kRotatingThread / kWarpLanes);
