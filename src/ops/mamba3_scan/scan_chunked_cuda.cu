@@ -27,7 +27,7 @@ namespace {
 
 constexpr int kStartRegisters = 128;
 
-// Of a thread of each warpgroup: as many as keep everything in registers where n is 128.
+// Of a thread of each warpgroup.
 struct RoleRegisters {
   int outputs;
   int state;
@@ -37,10 +37,12 @@ struct RoleRegisters {
     return outputs + state + 2 * rotating <= 4 * kStartRegisters;
   }
 };
-template <int kRank, bool kOutputs>
-constexpr RoleRegisters kRegisters = !kOutputs    ? RoleRegisters{56, 200, 128}
-                                     : kRank == 1 ? RoleRegisters{152, 168, 96}
-                                                  : RoleRegisters{128, 160, 112};
+// As many as keep everything in registers.
+template <int kState, int kRank, bool kOutputs>
+constexpr RoleRegisters kRegisters = !kOutputs       ? RoleRegisters{56, 200, 128}
+                                     : kRank == 1    ? RoleRegisters{152, 168, 96}
+                                     : kState == 128 ? RoleRegisters{128, 160, 112}
+                                                     : RoleRegisters{136, 152, 112};
 
 // Of the threads of a warpgroup.
 template <int kCount>
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kChunkThreads, 1)
     scan_chunked_kernel(const __grid_constant__ ChunkedScanJob job) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // no other card has these products
   using S = ChunkShape<kState, kRank, kTurned, kOutputs>;
-  constexpr RoleRegisters kOwn = kRegisters<kRank, kOutputs>;
+  constexpr RoleRegisters kOwn = kRegisters<kState, kRank, kOutputs>;
   static_assert(kOwn.fit());
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& m = *reinterpret_cast<ChunkMemory<S>*>(memory);

@@ -77,6 +77,48 @@ struct ColumnRow {
   }
 };
 
+// The row and the columns of a thread's y, of which every `kYStep`-th step of columns is there.
+template <class S>
+constexpr int kYStep = S::kRank == 4 ? 2 : 1;
+template <class S>
+__device__ __forceinline__ unsigned y_row(const Fragment& own) {
+  return S::kRank == 4 ? own.row - own.row % 2 : own.row;
+}
+template <class S>
+__device__ __forceinline__ unsigned y_column(const Fragment& own) {
+  return S::kRank == 4 ? own.row % 2 * 8 + own.column : own.column;
+}
+
+// Where a thread finds and puts what is its own of every chunk.
+template <class S>
+struct OutputPlaces {
+  std::uint32_t gates;  // of its first row, in bytes from a stage's gates
+  std::uint32_t y;      // of its y, the same
+  std::uint32_t skips;  // of its token, in bytes from a stage's x
+  // Of a piece of y in bf16 that it brings to memory: bytes from a stage's gates, the token from
+  // the chunk's start, and where it goes.
+  std::uint32_t piece;
+  int token;
+  __nv_bfloat16* to;
+
+  __device__ __forceinline__ OutputPlaces(const ChunkedScanJob& job, const ChunkPlace& at) {
+    const Fragment own;
+    gates = held(gate_place(own.row, own.column));
+    y = held(y_place(y_row<S>(own), y_column<S>(own)));
+    skips = held(skip_place<S>(Weights<S>::row_token(own, 0), y_column<S>(own)));
+    const unsigned first = at.warp % kGroupWarps * (2 * S::kWarpTokens) + at.lane / kRowPieces;
+    const unsigned column = at.lane % kRowPieces * 8;
+    piece = held(y_place(S::row(first, 0), column));
+    token = static_cast<int>(held(first));
+    to = static_cast<__nv_bfloat16*>(job.y) + (std::int64_t{at.begin} + token) * job.y_stride +
+         at.head * kChunkHeadDim + column;
+  }
+
+  __device__ __forceinline__ void next(const ChunkedScanJob& job) {
+    to += S::kTokens * job.y_stride;
+  }
+};
+
 // Where the outputs of a chunk are made: what most functions below need. kWide: z, x and y are
 // fp32.
 template <class S, bool kWide>
@@ -86,6 +128,7 @@ struct Outputs {
   static constexpr bool kIsWide = kWide;
   const ChunkedScanJob& job;
   const ChunkPlace& at;
+  const OutputPlaces<S>& places;
   ChunkMemory<S>& m;
   ChunkStage<S>& stage;
   Fragment own;
@@ -154,14 +197,12 @@ __device__ __forceinline__ void norm_row(const Out& out, int half, float (&o)[kA
   }
 }
 
-// The gates of the thread's two rows.
+// The gates of the thread's two rows, from the address of the first.
 struct GateRows {
   float2 first[kColumnSteps];
   float2 second[kColumnSteps];
 
-  template <class S>
-  __device__ __forceinline__ GateRows(const Fragment& own, const ChunkStage<S>& stage) {
-    const std::uint32_t place = shared_address(stage.gates) + gate_place(own.row, own.column);
+  __device__ __forceinline__ explicit GateRows(std::uint32_t place) {
 #pragma unroll
     for (int j = 0; j < kColumnSteps; ++j) {
       first[j] = load_shared_pair<0>(place ^ (j << 5));
@@ -206,32 +247,18 @@ __device__ __forceinline__ void add_other_ranks(const Fragment& own, float (&y)[
   }
 }
 
-// The row and the columns of a thread's y, of which every `kYStep`-th step of columns is there.
-template <class S>
-constexpr int kYStep = S::kRank == 4 ? 2 : 1;
-template <class S>
-__device__ __forceinline__ unsigned y_row(const Fragment& own) {
-  return S::kRank == 4 ? own.row - own.row % 2 : own.row;
-}
-template <class S>
-__device__ __forceinline__ unsigned y_column(const Fragment& own) {
-  return S::kRank == 4 ? own.row % 2 * 8 + own.column : own.column;
-}
-
-// What is skipped to a thread's y, which the rotating warps have made of all ranks; nothing where
-// it is in the read-outs, because they are normalised.
+// What is skipped to a thread's y, which the rotating warps have made of all ranks, from its
+// address. Where the read-outs have it, because they are normalised, nobody adds this.
 template <class S>
 struct Skips {
   float2 of_step[kColumnSteps / kYStep<S>];
 
-  __device__ __forceinline__ Skips(const Fragment& own, const ChunkStage<S>& stage, bool normed) {
-    if constexpr (S::kRank == 1) return;
-    const std::uint32_t place =
-        shared_address(stage.x) + skip_place<S>(Weights<S>::row_token(own, 0), y_column<S>(own));
+  __device__ __forceinline__ explicit Skips(std::uint32_t place) {
+    if constexpr (S::kRank > 1) {
 #pragma unroll
-    for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
-      const float2 skip = load_shared_pair(place ^ (j << 5));
-      of_step[j / kYStep<S>] = normed ? make_float2(0, 0) : skip;
+      for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
+        of_step[j / kYStep<S>] = load_shared_pair(place ^ (j << 5));
+      }
     }
   }
 
@@ -249,8 +276,7 @@ struct Skips {
 template <class Out>
 __device__ __forceinline__ void put_rows(const Out& out, const float (&y)[kAccumulators]) {
   using S = typename Out::Shape;
-  const std::uint32_t place =
-      shared_address(out.stage.gates) + y_place(y_row<S>(out.own), y_column<S>(out.own));
+  const std::uint32_t place = shared_address(out.stage.gates) + out.places.y;
 #pragma unroll
   for (int j = 0; j < kColumnSteps; j += kYStep<S>) {
     store_shared(at_piece(place, j), pack_bf16(y[4 * j], y[4 * j + 1]));
@@ -266,18 +292,13 @@ __device__ __forceinline__ void store_rows(const Out& out) {
   using S = typename Out::Shape;
   constexpr int kTokens = 2 * S::kWarpTokens;
   constexpr int kTokensAtOnce = kWarpLanes / kRowPieces;
-  const ChunkPlace& at = out.at;
-  const unsigned first = at.warp % kGroupWarps * kTokens + at.lane / kRowPieces;
-  const unsigned column = at.lane % kRowPieces * 8;
-  const std::uint32_t from = shared_address(out.stage.gates) + y_place(S::row(first, 0), column);
-  auto* to = static_cast<__nv_bfloat16*>(out.job.y) + (out.begin + first) * out.job.y_stride +
-             at.head * kChunkHeadDim + column;
+  const std::uint32_t from = shared_address(out.stage.gates) + out.places.piece;
   for_each_number<kTokens / kTokensAtOnce>([&](auto number) {
     constexpr int kToken = decltype(number)::value * kTokensAtOnce;
     constexpr unsigned kRow = S::row(kToken, 0);
     const uint4 piece = load_shared_piece<kRow * kGateRowBytes>(at_piece(from, kRow % 8));
-    if (out.begin + static_cast<int>(first) + kToken >= at.end) return;
-    __stwb(reinterpret_cast<uint4*>(to + kToken * out.job.y_stride), piece);
+    if (out.begin + out.places.token + kToken >= out.at.end) return;
+    __stwb(reinterpret_cast<uint4*>(out.places.to + kToken * out.job.y_stride), piece);
   });
 }
 
@@ -315,7 +336,7 @@ __device__ __forceinline__ void write_chunk(const Out& out, const GateRows& gate
   if constexpr (S::kRank > 1) {
     add_ranks(o);
     if constexpr (S::kRank == 4) add_other_ranks(out.own, o);
-    skips.add_to(o);
+    if (!normed) skips.add_to(o);
   }
   if constexpr (Out::kIsWide) {
     store_wide(out, o);
@@ -331,6 +352,7 @@ __device__ __forceinline__ void write_chunk(const Out& out, const GateRows& gate
 template <class S>
 __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPlace at,
                                              ChunkMemory<S>& m, RankSpreader<S>& ranks) {
+  OutputPlaces<S> places(job, at);
   Fragment own;
   StageCursor cursor;
   for (int begin = at.begin; begin < at.end; begin += S::kTokens) {
@@ -353,16 +375,17 @@ __device__ __forceinline__ void make_outputs(const ChunkedScanJob& job, ChunkPla
           if (S::kRank > 1 && next < at.end) ranks.make(job, at, next, cursor, m);
         },
         [&] { arrive_warp(&m.emptied[s], at.lane); });
-    const GateRows gates(own, stage);
-    const Skips<S> skips(own, stage, job.sizes.out_norm);
+    const GateRows gates(shared_address(stage.gates) + places.gates);
+    const Skips<S> skips(shared_address(stage.x) + places.skips);
     wgmma_wait<0>();
     wgmma_hold(o);
     if (__builtin_expect(job.y_bf16, 1)) {
-      write_chunk(Outputs<S, false>{job, at, m, stage, own, begin}, gates, skips, o);
+      write_chunk(Outputs<S, false>{job, at, places, m, stage, own, begin}, gates, skips, o);
     } else {
-      write_chunk(Outputs<S, true>{job, at, m, stage, own, begin}, gates, skips, o);
+      write_chunk(Outputs<S, true>{job, at, places, m, stage, own, begin}, gates, skips, o);
     }
     arrive_warp(&m.written[s], at.lane);
+    places.next(job);
   }
 }
 
