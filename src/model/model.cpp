@@ -24,6 +24,10 @@ namespace {
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 
+// Models of fewer columns keep fp32 between ops of a prefill: their products take little time, and
+// roundings show more in what they say.
+constexpr std::int64_t kRoundedWidth = 512;
+
 // Rows of a segment whose logits are wanted, ascending, and what each is: the sequence that it
 // ends, or an index into logit_tokens.
 struct WantedRows {
@@ -239,7 +243,8 @@ void Model::Impl::read_segment(const PrefillArgs& args, const Segment& segment,
   batch.cu_seqlens = place<std::int64_t>(segment.cu_seqlens, scope, ctx);
   batch.slots = place<std::int32_t>(slots, scope, ctx);
   batch.compute = compute();
-  batch.bf16_activations = batch.compute == Compute::kBf16 && takes_bf16_activations(config, ctx);
+  batch.bf16_activations = batch.compute == Compute::kBf16 && config.width >= kRoundedWidth &&
+                           takes_bf16_activations(config, ctx);
   const WantedRows wanted = wanted_rows(args, segment);
   const std::int64_t m = std::ssize(wanted.rows);
   const TensorView<float, 2> hidden(scope.allocate<float>(m * config.width), {m, config.width});

@@ -58,7 +58,7 @@ std::vector<Case> cases(DeviceKind device) {
   out.push_back(wide);
   wide.name = "tuned_wide_mimo";
   wide.config = tuned_config(4);
-  wide.config.width = 256;
+  wide.config.width = 512;
   wide.config.mlp_hidden = 0;
   out.push_back(wide);
   return out;
