@@ -141,11 +141,12 @@ void refuse_other_model(const TrainCommand& command, const ModelConfig& config) 
   const auto& mixer = config.mixer;
   const bool same = task.width.value_or(config.width) == config.width &&
                     task.layers.value_or(config.layers) == config.layers &&
+                    task.mlp.value_or(config.mlp_hidden) == config.mlp_hidden &&
                     (task.rope.empty() || rope_named(task.rope) == mixer.rope) &&
                     activation.value_or(mixer.a_activation) == mixer.a_activation;
   check_input(same, "the training's model has --width ", config.width, ", --layers ", config.layers,
-              ", --rope ", rope_name(mixer.rope), " and --a-activation ",
-              a_activation_name(mixer.a_activation),
+              ", --mlp ", config.mlp_hidden, ", --rope ", rope_name(mixer.rope),
+              " and --a-activation ", a_activation_name(mixer.a_activation),
               "; expected the same; leave them out, or begin anew");
 }
 
@@ -196,7 +197,7 @@ void check_task_command(const TrainCommand& command) {
   };
   refuse(gives_texts(command), kTextOptions,
          "one kind of training: on texts or on generated sequences");
-  refuse(!command.preset.empty(), "--preset", "--config, or --width and --layers");
+  refuse(!command.preset.empty(), "--preset", "--config, or --width, --layers and --mlp");
   refuse(!command.init_from.empty(), "--init-from", "a new model");
   refuse(!command.common.tokenizer.empty(), "--tokenizer", "the task's own symbols");
   refuse(command.length.has_value(), "--length", "--stages with the longest sequences");
@@ -236,11 +237,11 @@ void check_command(const TrainCommand& command) {
          "options of a sweep are given without --task; expected the task that its models learn; "
          "add it");
   }
-  if (command.resume.empty() &&
-      (command.task.width || command.task.layers || !command.task.rope.empty())) {
+  const TaskCommand& task = command.task;
+  if (command.resume.empty() && (task.width || task.layers || task.mlp || !task.rope.empty())) {
     fail(ErrorCode::kUsage,
-         "--width, --layers or --rope is given without --task; expected the sizes of a model for "
-         "texts in a config.json; name one with --config");
+         "--width, --layers, --mlp or --rope is given without --task; expected the sizes of a "
+         "model for texts in a config.json; name one with --config");
   }
   const int begins = int{!command.preset.empty()} + int{!command.config.empty()} +
                      int{!command.init_from.empty()} + int{!command.resume.empty()};

@@ -47,6 +47,8 @@ void add_task_options(CLI::App& app, TaskCommand& command) {
       ->group(group);
   whole("--width", command.width, 1, "d_model of a new model (default: 64)");
   whole("--layers", command.layers, 1, "its layers (default: 1 for parity, otherwise 3)");
+  whole("--mlp", command.mlp, 0,
+        "width of the MLP of each, 0: none (default: none for parity, otherwise 128)");
   app.add_option("--rope", command.rope,
                  "what rotates its B and C: data-dependent, standard (fixed steps) or none "
                  "(default: data-dependent)")
@@ -121,6 +123,7 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
   }
   set(config.width, command.width);
   set(config.layers, command.layers);
+  set(config.mlp_hidden, command.mlp);
   if (file.empty()) config.mixer.head_dim = std::min(config.mixer.head_dim, config.inner());
   if (!command.rope.empty()) config.mixer.rope = rope_named(command.rope);
   config.vocab = std::ssize(task_symbols(task));

@@ -68,6 +68,30 @@ TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
   EXPECT_EQ(config["ssm_cfg"]["a_activation"], "softplus");
 }
 
+TEST_F(TrainTask, AnMlpMayBeLeftOut) {
+  const auto hidden = [&](const std::string& output, const std::vector<std::string>& more) {
+    std::vector<std::string> command{"train", "-q", "-o", folder_ / output};
+    command.insert(command.end(), more.begin(), more.end());
+    const Outcome made = run_mamba3(command);
+    EXPECT_EQ(made.code, 0) << made.err;
+    return json::parse(read_file(folder_ / (output + "/config.json")))["d_intermediate"];
+  };
+  std::vector<std::string> small{"--task",        "modular-arithmetic",
+                                 "--width",       "8",
+                                 "--layers",      "1",
+                                 "--batch",       "4",
+                                 "--stages",      "4",
+                                 "--stage-steps", "2",
+                                 "--eval-length", "4",
+                                 "--eval-blocks", "4"};
+  EXPECT_EQ(hidden("default", small), 128);
+  small.insert(small.end(), {"--mlp", "0"});
+  EXPECT_EQ(hidden("without", small), 0);
+  EXPECT_EQ(hidden("again", {"--run", folder_ / "without/run.yaml"}), 0);
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "without", "--mlp", "8"}), 1,
+               "--layers 1, --mlp 0");
+}
+
 TEST_F(TrainTask, TheRateFallsOverTheLastStage) {
   const Outcome made =
       run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4", "--stages",
