@@ -24,9 +24,9 @@ namespace {
 // Logits of this many tokens exist at once.
 constexpr std::int64_t kLogitRows = 128;
 
-// Models of fewer columns keep fp32 between ops of a prefill: their products take little time, and
-// roundings show more in what they say.
-constexpr std::int64_t kRoundedWidth = 512;
+// Narrower models keep fp32 between ops of a prefill: of so few numbers each rounding shows in what
+// they say, and their products take little time.
+constexpr std::int64_t kRoundedWidth = 384;
 
 // Rows of a segment whose logits are wanted, ascending, and what each is: the sequence that it
 // ends, or an index into logit_tokens.
