@@ -88,6 +88,17 @@ class PlotBench(unittest.TestCase):
         self.assertEqual(self.texts(plot).count('2'), 2)  # runs of each rotation
         self.assertEqual(plot.count(b'<circle'), 4)
 
+    def test_state_tracking_keeps_kinds_of_models_apart(self):
+        rows = [dict(row(f'state-tracking/{task}/rope=none/width=64/rate=0.001/seed=0', value, 'scaled accuracy'), model={'d_intermediate': hidden})
+                for task, value, hidden in (('modular-arithmetic', 11, 128), ('modular-arithmetic/bf16', 12, 128), ('modular-arithmetic/bf16', 13, 0),
+                                            ('parity/bf16', 14, 0))]
+        self.write(state_tracking_all=document(rows))
+        texts = self.texts(self.draw()['state-tracking.svg'])
+        self.assertEqual([text for text in texts if text in ('Parity', 'Arithmetic', 'fp32', 'bf16', 'bf16, no MLP')],
+                         ['Parity', 'bf16', 'Arithmetic', 'fp32', 'Arithmetic', 'bf16', 'Arithmetic', 'bf16, no MLP'])
+        for value in ('11.0', '12.0', '13.0', '14.0'):
+            self.assertIn(value, texts)
+
     def test_curves_name_both_ends(self):
         self.write(gpu_train_curves_24m=CURVES)
         self.assertIn('siso-24m: 3.500, theirs 3.625', self.texts(self.draw()['gpu-train-curves.svg']))
