@@ -13,6 +13,7 @@
 #include "io/config_file.h"
 #include "io/json.h"
 #include "io/mapped_file.h"
+#include "io/tokenizer_utf8.h"
 
 namespace mamba3 {
 namespace fs = std::filesystem;
@@ -146,6 +147,32 @@ std::vector<const char*> tensor_files(const TrainOptions& options) {
   return {kWeightsName, kMomentsName};
 }
 
+// A name may be any bytes, and one that is no UTF-8 is recorded as a list of them.
+ordered_json names_to_json(const std::vector<std::string>& names) {
+  ordered_json out = ordered_json::array();
+  for (const std::string& name : names) {
+    if (find_ill_formed(name) == std::string::npos) {
+      out.push_back(name);
+    } else {
+      out.push_back(std::vector<unsigned char>(name.begin(), name.end()));
+    }
+  }
+  return out;
+}
+
+std::vector<std::string> names_from_json(const nlohmann::json& names) {
+  std::vector<std::string> out;
+  for (const nlohmann::json& name : names) {
+    if (!name.is_array()) {
+      out.push_back(name.get<std::string>());
+      continue;
+    }
+    const auto bytes = name.get<std::vector<unsigned char>>();
+    out.emplace_back(bytes.begin(), bytes.end());
+  }
+  return out;
+}
+
 ordered_json to_json(const TrainRecord& record) {
   const TrainData& data = record.data;
   const Rhythm& rhythm = record.rhythm;
@@ -154,8 +181,8 @@ ordered_json to_json(const TrainRecord& record) {
                        {"position", record.position},
                        {"training", to_json(record.options)},
                        {"data",
-                        {{"files", data.files},
-                         {"valid", data.held_out},
+                        {{"files", names_to_json(data.files)},
+                         {"valid", names_to_json(data.held_out)},
                          {"separator", data.format.separator},
                          {"json_key", data.format.json_key},
                          {"valid_split", data.held_out_share},
@@ -179,8 +206,8 @@ TrainRecord record_from(const nlohmann::json& json) {
   json.at("position").get_to(record.position);
   record.options = train_options_from(json.at("training"));
   const nlohmann::json& data = json.at("data");
-  data.at("files").get_to(record.data.files);
-  data.at("valid").get_to(record.data.held_out);
+  record.data.files = names_from_json(data.at("files"));
+  record.data.held_out = names_from_json(data.at("valid"));
   data.at("separator").get_to(record.data.format.separator);
   data.at("json_key").get_to(record.data.format.json_key);
   record.data.held_out_share = data.value("valid_split", 0.0);
@@ -212,7 +239,7 @@ void fill_folder(const fs::path& folder, const TrainRecord& record, const Traine
   }
   json["checksums"][kConfigName] = checksum_of(folder / kConfigName);
   json["checksums"][kRecordName] = record_checksum(json);
-  // Names of files may be any bytes.
+  // A command may hold any bytes.
   const auto replace = ordered_json::error_handler_t::replace;
   write_atomically(folder / kRecordName, json.dump(2, ' ', false, replace) + "\n");
 }

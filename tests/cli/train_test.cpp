@@ -132,6 +132,17 @@ TEST_F(Train, CarriesStatesAndGoesOnWithThem) {
                "--carry-states is given beside --task");
 }
 
+TEST_F(Train, GoesOnWithFilesWhoseNamesAreNoUtf8) {
+  const std::string text = folder_ / "text \xff\xe9.txt", valid = folder_ / "valid \xc3.txt";
+  fs::copy_file(folder_ / "text.txt", text);
+  fs::rename(folder_ / "valid.txt", valid);
+  const Outcome made = run_mamba3(
+      fresh("run", {"--data", text, "--valid", valid, "--steps", "4", "--eval-blocks", "2"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  const Outcome more = run_mamba3({"train", "--resume", folder_ / "run", "--steps", "6"});
+  EXPECT_EQ(more.code, 0) << more.err;
+}
+
 TEST_F(Train, OneThatHasEndedIsWholeElsewhere) {
   ASSERT_EQ(run_mamba3(fresh("run")).code, 0);
   const Outcome there =
