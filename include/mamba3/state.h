@@ -40,7 +40,7 @@ class SequenceState {
   std::int32_t pending_id() const { return pending_id_; }
   void set_pending_id(std::int32_t id) { pending_id_ = id; }
 
-  std::int64_t layers() const { return layers_; }
+  std::int64_t layers() const { return sizes_.layers; }
   // Parts of one of the layers inside the blob, contiguous: turns [h, s], ssm [h, p, n], k [r, h,
   // n], v [h, p]. Not of an empty state.
   struct Parts {
@@ -73,14 +73,22 @@ class SequenceState {
                                    std::uint64_t model_fingerprint, const std::string& origin);
 
  private:
+  struct Sizes {
+    std::int64_t layers = 0;
+    std::int64_t turns = 0;  // of a layer: h * s
+    std::int64_t ssm = 0;    // h * p * n
+    std::int64_t k = 0;      // r * h * n
+    std::int64_t v = 0;      // h * p
+
+    std::int64_t values() const { return ssm + k + v; }
+    bool operator==(const Sizes&) const = default;
+  };
+  static Sizes sizes_of(const ModelConfig& config);
+
   std::uint64_t model_fingerprint_ = 0;
   std::int64_t position_ = 0;
   std::int32_t pending_id_ = -1;
-  std::int64_t layers_ = 0;
-  std::int64_t turns_count_ = 0;      // per layer: h * s
-  std::int64_t ssm_count_ = 0;        // h * p * n
-  std::int64_t k_count_ = 0;          // r * h * n
-  std::int64_t v_count_ = 0;          // h * p
+  Sizes sizes_;
   std::vector<std::uint32_t> turns_;  // [l, h, s]
   std::vector<float> values_;         // [l] of ssm, k, v
 };

@@ -46,6 +46,16 @@ struct Sequence {
   }
 };
 
+// The rest of a state is checked where it is read.
+void check_state(const SequenceState& state, const Model& model) {
+  check_input(state.empty() || state.model_fingerprint() == model.fingerprint(),
+              "the state is one of another model (fingerprint differs); expected a state of this "
+              "model; make it with the model that reads it");
+  const std::int64_t vocab = model.config().padded_vocab();
+  check_input(state.pending_id() >= -1 && state.pending_id() < vocab, "the state's pending id is ",
+              state.pending_id(), "; expected 0 to ", vocab - 1, ", or -1 for none");
+}
+
 void check_request(const Checkpoint& checkpoint, const GenerateRequest& request,
                    std::int64_t slots) {
   check_input(request.samples >= 1 && request.samples <= slots, "samples is ", request.samples,
@@ -53,6 +63,7 @@ void check_request(const Checkpoint& checkpoint, const GenerateRequest& request,
   check_input(request.max_tokens >= 0, "max_tokens is ", request.max_tokens,
               "; expected 0 or more");
   check_sampling(request.sampling);
+  if (request.state) check_state(*request.state, *checkpoint.model);
   const bool pending = request.state && request.state->pending_id() >= 0;
   check_input(
       !request.prompt_ids.empty() || pending || request.max_tokens == 0,

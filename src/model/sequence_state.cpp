@@ -78,61 +78,60 @@ void check_count(const std::vector<T>& values, std::int64_t expected, const char
 
 }  // namespace
 
-SequenceState::SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint)
-    : model_fingerprint_(model_fingerprint), layers_(config.layers) {
-  check_config(config);
+SequenceState::Sizes SequenceState::sizes_of(const ModelConfig& config) {
   const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
-  turns_count_ = heads * config.mixer.angles();
-  ssm_count_ = heads * p * n;
-  k_count_ = config.mixer.rank * heads * n;
-  v_count_ = heads * p;
-  turns_.assign(static_cast<std::size_t>(layers_ * turns_count_), 0);
-  values_.assign(static_cast<std::size_t>(layers_ * (ssm_count_ + k_count_ + v_count_)), 0.0f);
+  return {config.layers, heads * config.mixer.angles(), heads * p * n,
+          config.mixer.rank * heads * n, heads * p};
+}
+
+SequenceState::SequenceState(const ModelConfig& config, std::uint64_t model_fingerprint)
+    : model_fingerprint_(model_fingerprint) {
+  check_config(config);
+  sizes_ = sizes_of(config);
+  turns_.assign(static_cast<std::size_t>(sizes_.layers * sizes_.turns), 0);
+  values_.assign(static_cast<std::size_t>(sizes_.layers * sizes_.values()), 0.0f);
 }
 
 bool SequenceState::fits(const ModelConfig& config) const {
-  const std::int64_t heads = config.heads(), p = config.mixer.head_dim, n = config.mixer.state;
-  return !empty() && layers_ == config.layers && turns_count_ == heads * config.mixer.angles() &&
-         ssm_count_ == heads * p * n && k_count_ == config.mixer.rank * heads * n &&
-         v_count_ == heads * p;
+  return !empty() && sizes_ == sizes_of(config);
 }
 
 SequenceState::Parts SequenceState::parts(std::int64_t layer) {
-  float* values = values_.data() + layer * (ssm_count_ + k_count_ + v_count_);
-  return {turns_.data() + layer * turns_count_, values, values + ssm_count_,
-          values + ssm_count_ + k_count_};
+  float* values = values_.data() + layer * sizes_.values();
+  return {turns_.data() + layer * sizes_.turns, values, values + sizes_.ssm,
+          values + sizes_.ssm + sizes_.k};
 }
 
 SequenceState::ConstParts SequenceState::parts(std::int64_t layer) const {
-  const float* values = values_.data() + layer * (ssm_count_ + k_count_ + v_count_);
-  return {turns_.data() + layer * turns_count_, values, values + ssm_count_,
-          values + ssm_count_ + k_count_};
+  const float* values = values_.data() + layer * sizes_.values();
+  return {turns_.data() + layer * sizes_.turns, values, values + sizes_.ssm,
+          values + sizes_.ssm + sizes_.k};
 }
 
 LayerState SequenceState::export_layer(std::int64_t layer) const {
-  check_input(!empty() && layer >= 0 && layer < layers_, "layer ", layer, " of a state with ",
-              empty() ? 0 : layers_, " layers");
+  check_input(!empty() && layer >= 0 && layer < sizes_.layers, "layer ", layer, " of a state with ",
+              empty() ? 0 : sizes_.layers, " layers");
   const ConstParts from = parts(layer);
   LayerState out;
-  out.angle.resize(static_cast<std::size_t>(turns_count_));
-  for (std::int64_t i = 0; i < turns_count_; ++i) {
+  out.angle.resize(static_cast<std::size_t>(sizes_.turns));
+  for (std::int64_t i = 0; i < sizes_.turns; ++i) {
     out.angle[i] = static_cast<float>(radians_of_turns(from.turns[i]));
   }
-  out.ssm.assign(from.ssm, from.ssm + ssm_count_);
-  out.k.assign(from.k, from.k + k_count_);
-  out.v.assign(from.v, from.v + v_count_);
+  out.ssm.assign(from.ssm, from.ssm + sizes_.ssm);
+  out.k.assign(from.k, from.k + sizes_.k);
+  out.v.assign(from.v, from.v + sizes_.v);
   return out;
 }
 
 void SequenceState::import_layer(std::int64_t layer, const LayerState& state) {
-  check_input(layer >= 0 && layer < layers_, "layer ", layer, " of a state with ", layers_,
-              " layers");
-  check_count(state.angle, turns_count_, "angle");
-  check_count(state.ssm, ssm_count_, "ssm");
-  check_count(state.k, k_count_, "k");
-  check_count(state.v, v_count_, "v");
+  check_input(layer >= 0 && layer < sizes_.layers, "layer ", layer, " of a state with ",
+              sizes_.layers, " layers");
+  check_count(state.angle, sizes_.turns, "angle");
+  check_count(state.ssm, sizes_.ssm, "ssm");
+  check_count(state.k, sizes_.k, "k");
+  check_count(state.v, sizes_.v, "v");
   const Parts to = parts(layer);
-  for (std::int64_t i = 0; i < turns_count_; ++i) {
+  for (std::int64_t i = 0; i < sizes_.turns; ++i) {
     check_input(std::isfinite(state.angle[i]), "imported angle ", i, " is not finite");
     to.turns[i] = turns_of_radians(state.angle[i]);
   }
@@ -148,11 +147,11 @@ std::vector<std::byte> SequenceState::serialize() const {
   header.dtype = kDTypeF32;
   header.model_fingerprint = model_fingerprint_;
   header.position = position_;
-  header.layers = layers_;
-  header.turns_count = turns_count_;
-  header.ssm_count = ssm_count_;
-  header.k_count = k_count_;
-  header.v_count = v_count_;
+  header.layers = sizes_.layers;
+  header.turns_count = sizes_.turns;
+  header.ssm_count = sizes_.ssm;
+  header.k_count = sizes_.k;
+  header.v_count = sizes_.v;
   header.pending_id = pending_id_;
   const auto turns = std::as_bytes(std::span(turns_));
   const auto values = std::as_bytes(std::span(values_));
@@ -175,10 +174,8 @@ SequenceState SequenceState::deserialize(std::span<const std::byte> bytes,
                                          const std::string& origin) {
   const Header header = read_header(bytes, origin);
   SequenceState state(config, model_fingerprint);
-  const bool same_shape = header.layers == state.layers_ &&
-                          header.turns_count == state.turns_count_ &&
-                          header.ssm_count == state.ssm_count_ &&
-                          header.k_count == state.k_count_ && header.v_count == state.v_count_;
+  const bool same_shape = Sizes{header.layers, header.turns_count, header.ssm_count, header.k_count,
+                                header.v_count} == state.sizes_;
   check_input(same_shape && header.model_fingerprint == model_fingerprint, "state ", origin,
               " was saved by another model",
               same_shape ? " of the same shape (fingerprint differs)" : " (its sizes differ)",

@@ -213,10 +213,9 @@ TEST_P(Batches, CancellingEndsARequestWhereverItIs) {
 TEST_P(Batches, ABrokenSequenceStopsAlone) {
   SequenceState broken = generate(checkpoint, request(10, 0, 1), {}, *ctx).state;
   broken.parts(0).ssm[5] = std::numeric_limits<float>::quiet_NaN();
-  SequenceState foreign(tiny_models()[0].config, 1);
   ModelConfig deeper = checkpoint.model->config();
   deeper.layers += 1;
-  foreign = SequenceState(deeper, 1);
+  const SequenceState foreign(deeper, checkpoint.model->fingerprint());
   GenerateRequest nan = request(3, 10, 2), other = request(3, 10, 2), penalised = nan;
   nan.state = penalised.state = broken;
   penalised.sampling.presence_penalty = 1;
@@ -286,6 +285,15 @@ TEST_P(Batches, RefusesRequestsThatMeanNothingAndGoesOn) {
   refuse([](GenerateRequest& r) { r.sampling.temperature = -1; });
   refuse([](GenerateRequest& r) { r.sampling.top_p = 0; });
   refuse([](GenerateRequest& r) { r.stop = {""}; });
+  const ModelConfig& config = checkpoint.model->config();
+  const std::uint64_t fingerprint = checkpoint.model->fingerprint();
+  refuse([&](GenerateRequest& r) { r.state = SequenceState(config, fingerprint + 1); });
+  for (const std::int32_t id : {-2, 1 << 20}) {
+    refuse([&](GenerateRequest& r) {
+      r.state = SequenceState(config, fingerprint);
+      r.state->set_pending_id(id);
+    });
+  }
   EXPECT_TRUE(batch.idle());
   EXPECT_TRUE(batch.turn().empty());
   const GenerateRequest good = request(3, 4, 1);
