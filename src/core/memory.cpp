@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "core/check.h"
+
 namespace mamba3 {
 namespace {
 
@@ -47,6 +49,11 @@ void set_zero(Gpu* gpu, void* to, std::size_t bytes) {
 void copy_within(Gpu* gpu, void* to, const void* from, std::size_t bytes) {
   if (gpu != nullptr) return gpu->copy(to, from, bytes);
   std::memcpy(to, from, bytes);
+}
+
+std::string gigabytes(std::int64_t bytes) {
+  const std::int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
+  return str(hundredths / 100, ".", hundredths % 100 / 10, hundredths % 10, " GB");
 }
 
 }  // namespace mamba3

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <string>
 
 #include "core/gpu.h"
 
@@ -26,5 +28,7 @@ Memory allocate_memory(std::size_t bytes, const std::shared_ptr<Gpu>& gpu = null
 // In the memory of a GPU, or of the host where it is null.
 void set_zero(Gpu* gpu, void* to, std::size_t bytes);
 void copy_within(Gpu* gpu, void* to, const void* from, std::size_t bytes);
+
+std::string gigabytes(std::int64_t bytes);  // "3.58 GB", of 10^9 bytes
 
 }  // namespace mamba3

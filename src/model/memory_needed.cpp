@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/memory.h"
 #include "model/mixer.h"
 #include "model/segments.h"
 #include "ops/linear/fused_linear.h"
@@ -33,11 +34,6 @@ std::int64_t bytes_on_device(const TensorSpec& spec, DType dtype) {
   for (const std::int64_t extent : spec.shape) count *= extent;
   const bool kept = spec.large && (dtype == DType::kBf16 || dtype == DType::kF32);
   return count * (kept ? dtype_bytes(dtype) : kFloatBytes);
-}
-
-std::string gigabytes(std::int64_t bytes) {
-  const std::int64_t tenths = (bytes + 50'000'000) / 100'000'000;
-  return str(tenths / 10, ".", tenths % 10, " GB");
 }
 
 }  // namespace

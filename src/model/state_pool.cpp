@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/host_memory.h"
 #include "model/mixer.h"
 
 namespace mamba3 {
@@ -21,6 +22,25 @@ void transpose(const float* from, std::int64_t rows, std::int64_t cols, float* t
   }
 }
 
+// The host's system promises memory that it has not got, and ends a process that then writes to it.
+Memory states_memory(std::int64_t slots, std::int64_t slot_bytes, const std::shared_ptr<Gpu>& gpu) {
+  const std::int64_t bytes = slots * slot_bytes;
+  if (!gpu) {
+    const std::int64_t free_bytes = available_memory_bytes();
+    if (bytes > free_bytes) {
+      fail(ErrorCode::kUnavailable, "the states of ", slots, " sequences need ", gigabytes(bytes),
+           "; expected at most what this process may use, ", gigabytes(free_bytes), "; ",
+           free_bytes / slot_bytes, " sequences fit: use a smaller batch");
+    }
+  }
+  Memory memory = allocate_memory(static_cast<std::size_t>(bytes), gpu);
+  if (!memory) {
+    fail(ErrorCode::kUnavailable, "no memory for the states of ", slots, " sequences of ",
+         slot_bytes, " bytes each; use a smaller batch");
+  }
+  return memory;
+}
+
 }  // namespace
 
 StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in,
@@ -37,13 +57,9 @@ StatePool::Impl::Impl(const ModelConfig& config_in, std::int64_t slots_in,
   v_count = round_up(heads * config.mixer.head_dim);
   turns_per_slot = config.layers * turns_count;
   values_per_slot = config.layers * (ssm_count + k_count + v_count);
-  const auto bytes = static_cast<std::size_t>(4 * slots * (turns_per_slot + values_per_slot));
-  memory = allocate_memory(bytes, gpu);
-  if (!memory) {
-    fail(ErrorCode::kUnavailable, "no memory for the states of ", slots, " sequences of ",
-         4 * (turns_per_slot + values_per_slot), " bytes each; use a smaller batch");
-  }
-  set_zero(gpu.get(), memory.get(), bytes);
+  const std::int64_t slot_bytes = 4 * (turns_per_slot + values_per_slot);
+  memory = states_memory(slots, slot_bytes, gpu);
+  set_zero(gpu.get(), memory.get(), static_cast<std::size_t>(slots * slot_bytes));
   values = reinterpret_cast<float*>(memory.get());
   turns = reinterpret_cast<std::uint32_t*>(values + slots * values_per_slot);
   ring = RingPool(dims, config.layers, slots, gpu, options);

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "core/gpu.h"
+#include "core/memory.h"
 #include "model/memory_needed.h"
 #include "train/loss_and_gradients.h"
 #include "train/pass_workspace.h"
@@ -12,11 +13,6 @@ namespace mamba3 {
 namespace {
 
 constexpr std::int64_t kFloatBytes = 4, kBf16Bytes = 2;
-
-std::string gigabytes(std::int64_t bytes) {
-  const std::int64_t hundredths = (bytes + 5'000'000) / 10'000'000;
-  return str(hundredths / 100, ".", hundredths % 100 / 10, hundredths % 10, " GB");
-}
 
 std::string advice(const ModelConfig& config, TrainOptions options, std::int64_t available_bytes,
                    const Context& ctx, const BatchSource* data) {

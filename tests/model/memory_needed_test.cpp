@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "core/check.h"
+#include "core/host_memory.h"
 #include "mamba3/error.h"
 #include "model/mixer.h"
 #include "model/state_pool.h"
@@ -87,12 +89,30 @@ TEST(MemoryNeeded, ARefusalSaysWhatIsNeededAndWhatFits) {
   EXPECT_EQ(refusal(size, 128, 79'000'000'000), "");
   const std::string batch = refusal(size, 4096, 79'000'000'000);
   EXPECT_NE(batch.find("a batch of 4096 needs"), std::string::npos) << batch;
-  EXPECT_NE(batch.find("weights 3.0 GB"), std::string::npos) << batch;
-  EXPECT_NE(batch.find("Imaginary 9000 has free, 79.0 GB"), std::string::npos) << batch;
+  EXPECT_NE(batch.find("weights 2.99 GB"), std::string::npos) << batch;
+  EXPECT_NE(batch.find("Imaginary 9000 has free, 79.00 GB"), std::string::npos) << batch;
   const std::int64_t fits = largest_batch(size, 79'000'000'000, kMultiprocessors);
   EXPECT_NE(batch.find("a batch of " + std::to_string(fits) + " fits"), std::string::npos);
   EXPECT_NE(refusal(size, 1, 3'000'000'000).find("not even one sequence"), std::string::npos);
   EXPECT_THROW(memory_needed(size, 0, 0), Error);
+}
+
+TEST(MemoryNeeded, StatesThatFindNoRoomAreRefusedWithHowManyDo) {
+  const std::int64_t free_bytes = available_memory_bytes();
+  if (free_bytes > std::int64_t{1} << 50) GTEST_SKIP() << "the system does not say how much it has";
+  const ModelConfig config = preset("siso-1.5b");
+  const std::int64_t most = free_bytes / config.state_bytes();
+  Context ctx(ContextOptions{});
+  try {
+    const StatePool pool(config, 2 * most + 2, ctx);
+    FAIL() << "of " << most << " states at most, twice as many were taken";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+    const std::string reason = error.what();
+    EXPECT_NE(reason.find(str("the states of ", 2 * most + 2, " sequences need")),
+              std::string::npos);
+    EXPECT_NE(reason.find(" sequences fit"), std::string::npos) << reason;
+  }
 }
 
 }  // namespace
