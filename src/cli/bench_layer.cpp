@@ -144,8 +144,8 @@ class ScanCase {
 
 }  // namespace
 
-BenchLayer::BenchLayer(ModelConfig config, Compute compute, Context& ctx)
-    : config_(one_layer(std::move(config))),
+BenchLayer::BenchLayer(const ModelConfig& config, Compute compute, Context& ctx)
+    : config_(one_layer(config)),
       compute_(compute),
       ctx_(ctx),
       dims_(mixer_dims(config_)),

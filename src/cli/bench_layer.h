@@ -18,7 +18,7 @@ namespace mamba3::cli {
 class BenchLayer {
  public:
   // Of a model of `config`, whatever its number of layers and its vocabulary.
-  BenchLayer(ModelConfig config, Compute compute, Context& ctx);
+  BenchLayer(const ModelConfig& config, Compute compute, Context& ctx);
 
   const ModelConfig& config() const { return config_; }  // one layer, a vocabulary of 128
   const Mamba3Dims& dims() const { return dims_; }

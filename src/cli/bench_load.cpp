@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
+#include <system_error>
 #include <thread>
 
 #include "cli/bench.h"
@@ -33,7 +34,8 @@ class TemporaryFolder {
   TemporaryFolder() {
     std::string name = (fs::temp_directory_path() / "mamba3-bench-XXXXXX").string();
     check_input(::mkdtemp(name.data()) != nullptr, "cannot make a folder like ", name, " (",
-                std::strerror(errno), "); expected room for a checkpoint; set TMPDIR");
+                std::generic_category().message(errno),
+                "); expected room for a checkpoint; set TMPDIR");
     path_ = name;
   }
   ~TemporaryFolder() {
@@ -81,6 +83,7 @@ double first_token_seconds(const fs::path& folder, const BenchOptions& options) 
                                  "1",      "--prompt-ids", "1,2",      "--temp",
                                  "0",      "--json",       "--device", options.common.device};
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t actions;
@@ -92,7 +95,8 @@ double first_token_seconds(const fs::path& folder, const BenchOptions& options) 
       ::posix_spawn(&child, "/proc/self/exe", &actions, nullptr, arguments.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   if (failed != 0) {
-    fail(ErrorCode::kUnavailable, "cannot start a second process (", std::strerror(failed),
+    fail(ErrorCode::kUnavailable, "cannot start a second process (",
+         std::generic_category().message(failed),
          "); expected to measure its first token; leave out bench load");
   }
   int status = 0;

@@ -40,8 +40,8 @@ std::vector<std::string> presets_or_default(const BenchOptions& options, const C
 }
 
 std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
-                                  std::vector<std::int64_t> fallback) {
-  return given.empty() ? std::move(fallback) : given;
+                                  const std::vector<std::int64_t>& fallback) {
+  return given.empty() ? fallback : given;
 }
 
 void check_models(const BenchOptions& options, Context& ctx) {
@@ -142,7 +142,7 @@ void add_op_shares(const std::string& name, BenchReport& report, Context& ctx,
   ctx.set_op_times(nullptr);
   for (const auto& [op, seconds] : times.seconds) {
     BenchRow row;
-    row.name = name + "/" + op;
+    row.name = str(name, "/", op);
     row.value = 100 * seconds / all.count();
     row.unit = ctx.gpu() ? "% op by op" : "% of time";
     report.add(row);

@@ -19,7 +19,7 @@ ModelConfig bench_preset(const std::string& name);
 // --preset, else what each kind measures by itself: siso-187m on a CPU, the two 1.5B on a GPU.
 std::vector<std::string> presets_or_default(const BenchOptions& options, const Context& ctx);
 std::vector<std::int64_t> or_else(const std::vector<std::int64_t>& given,
-                                  std::vector<std::int64_t> fallback);
+                                  const std::vector<std::int64_t>& fallback);
 
 // Refuses at once, before ceilings are measured, what for_each_model() or a batch would refuse
 // later: layers that the device does not compute, and batches of --batch that a GPU has no room

@@ -59,7 +59,7 @@ std::string gpu_driver() {
     std::ifstream in(path);
     std::ostringstream text;
     text << in.rdbuf();
-    const std::string version = driver_in(text.str());
+    std::string version = driver_in(text.str());
     if (!version.empty()) return version;
   }
   return "";

@@ -32,11 +32,11 @@ struct TrainCase {
 };
 
 std::vector<TrainCase> cases_of(const BenchOptions& options, const Context& ctx) {
-  const std::vector<TrainCase> usual = {{"siso-1.5b", 4, 2048},
-                                        {"mimo-1.5b", 4, 2048},
-                                        {"siso-440m", 8, 2048},
-                                        {"siso-24m", 128, 512},
-                                        {"mimo-24m", 128, 512}};
+  std::vector<TrainCase> usual = {{"siso-1.5b", 4, 2048},
+                                  {"mimo-1.5b", 4, 2048},
+                                  {"siso-440m", 8, 2048},
+                                  {"siso-24m", 128, 512},
+                                  {"mimo-24m", 128, 512}};
   if (options.presets.empty() && options.batches.empty() && options.tokens.empty() && ctx.gpu()) {
     return usual;
   }

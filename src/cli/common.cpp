@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
+#include <system_error>
 
 #include "cli/terminal.h"
 #include "core/check.h"
@@ -26,7 +26,7 @@ class InputFile : public ByteStream {
  public:
   explicit InputFile(const std::string& path) : path_(path) {
     fd_ = path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    check_input(fd_ >= 0, path, " cannot be opened (", std::strerror(errno),
+    check_input(fd_ >= 0, path, " cannot be opened (", std::generic_category().message(errno),
                 "); expected a readable file, or - for stdin; check the path");
   }
   ~InputFile() override {
@@ -43,7 +43,8 @@ class InputFile : public ByteStream {
         return static_cast<std::size_t>(got);
       }
       check_interrupt();
-      check_input(errno == EINTR, path_, " cannot be read (", std::strerror(errno),
+      check_input(errno == EINTR, path_, " cannot be read (",
+                  std::generic_category().message(errno),
                   "); expected a readable file, or - for stdin; check the path");
     }
   }
@@ -183,7 +184,7 @@ void write_out(std::string_view text) {
     if (errno == EINTR) continue;
     if (errno == EPIPE && g_goes_on) return;
     if (errno == EPIPE) throw ReaderGone{};
-    fail(ErrorCode::kBadInput, "stdout cannot be written (", std::strerror(errno),
+    fail(ErrorCode::kBadInput, "stdout cannot be written (", std::generic_category().message(errno),
          "); expected room for the results; free space or send them elsewhere");
   }
 }
@@ -202,7 +203,7 @@ void check_place(const std::string& option, const std::string& path) {
               quote(folder.string()), ", which is no folder; expected one that is there; make it");
   const bool replaces = fs::exists(path, ignored) && !fs::is_regular_file(path, ignored);
   check_input(replaces || ::access(folder.c_str(), W_OK) == 0, option, ": ", quote(folder.string()),
-              " cannot be written (", std::strerror(errno),
+              " cannot be written (", std::generic_category().message(errno),
               "); expected a folder that can; choose another");
 }
 

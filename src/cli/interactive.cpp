@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <system_error>
 
 #include "cli/terminal.h"
 #include "core/check.h"
@@ -33,7 +34,7 @@ class LineReader {
       if (got < 0) {
         check_interrupt();
         if (errno == EINTR) continue;
-        fail(ErrorCode::kBadInput, "stdin cannot be read (", std::strerror(errno),
+        fail(ErrorCode::kBadInput, "stdin cannot be read (", std::generic_category().message(errno),
              "); expected lines of text; check where it comes from");
       }
       if (buffer_.empty()) return std::nullopt;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
+#include <system_error>
 #include <vector>
 
 #include "core/check.h"
@@ -17,7 +17,8 @@ class PlainFile : public ByteStream {
  public:
   explicit PlainFile(const std::filesystem::path& path)
       : path_(path.string()), file_(std::fopen(path.c_str(), "rb")) {
-    check_input(file_ != nullptr, path_, " cannot be opened (", std::strerror(errno),
+    check_input(file_ != nullptr, path_, " cannot be opened (",
+                std::generic_category().message(errno),
                 "); expected a readable file; check the path");
   }
   ~PlainFile() override { std::fclose(file_); }
@@ -27,7 +28,8 @@ class PlainFile : public ByteStream {
   std::size_t read(char* to, std::size_t most) override {
     const std::size_t count = std::fread(to, 1, most, file_);
     check_input(count > 0 || std::ferror(file_) == 0, path_, " cannot be read (",
-                std::strerror(errno), "); expected a readable file; check the path");
+                std::generic_category().message(errno),
+                "); expected a readable file; check the path");
     read_ += static_cast<std::int64_t>(count);
     return count;
   }

@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "core/check.h"
@@ -28,7 +28,8 @@ std::string holder_of(const std::filesystem::path& path) {
 FolderLock::FolderLock(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "lock";
   fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  check_input(fd_ >= 0, "cannot open ", quote(path.string()), ": ", std::strerror(errno),
+  check_input(fd_ >= 0, "cannot open ", quote(path.string()), ": ",
+              std::generic_category().message(errno),
               "; expected a folder that can be written; choose another one");
   int result = 0;
   do result = ::flock(fd_, LOCK_EX | LOCK_NB);
