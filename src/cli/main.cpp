@@ -68,10 +68,12 @@ bool is_on_command_line(const CLI::Option& option, int argc, char** argv) {
 }
 
 // An error about options, with those of them that the command line does not show.
-std::string with_environment(std::string error, const CLI::App& command, int argc, char** argv) {
+std::string with_environment(const std::string& error, const CLI::App& command, int argc,
+                             char** argv) {
   std::string variables;
   for (const CLI::Option* option : command.get_options()) {
     const std::string& variable = option->get_envname();
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): no thread of ours changes the environment
     if (variable.empty() || std::getenv(variable.c_str()) == nullptr ||
         is_on_command_line(*option, argc, argv) ||
         !mentions(error, "--" + option->get_lnames().front())) {

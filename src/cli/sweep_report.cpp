@@ -38,7 +38,7 @@ std::string line(const char* rope, const std::string& width,
 
 Json parse_sweep_result(std::string_view text, const std::string& origin) {
   parse_json_limited(text, origin);
-  const Json found = Json::parse(text);  // in the order of its keys
+  Json found = Json::parse(text);  // in the order of its keys
   const auto has = [&](const char* key, bool (Json::*is)() const noexcept) {
     check_input(found.is_object() && found.contains(key) && (found[key].*is)(), origin,
                 " is damaged: it has no \"", key, "\"; expected the result of a training");

@@ -21,6 +21,7 @@ namespace {
 
 std::vector<std::string> absolute(const std::vector<std::string>& files) {
   std::vector<std::string> out;
+  out.reserve(files.size());
   for (const std::string& file : files) out.push_back(fs::absolute(file).string());
   return out;
 }

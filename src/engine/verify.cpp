@@ -152,7 +152,7 @@ class GoldenVerifier {
     };
     for (const auto& [name, part] : kParts) {
       const bool angle = part == &Mamba3RefState<double>::angle;
-      note(prefix + name + suffix,
+      note(str(prefix, name, suffix),
            {joined(parts.got.states, part), joined(parts.naive.states, part),
             joined(parts.authors.states, part), joined(parts.exact.states, part)},
            golden_.at(prefix + name), angle ? ErrorMetric::kCircle : ErrorMetric::kRelative);

@@ -1,6 +1,6 @@
 #include "io/document_reader.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "core/check.h"
 #include "io/json.h"
@@ -47,15 +47,13 @@ bool DocumentReader::next_line(std::string& line) {
   bool any = false;
   while (at_ < buffer_.size() || fill()) {
     any = true;
-    const char* begin = buffer_.data() + at_;
-    const std::size_t left = buffer_.size() - at_;
-    const auto* end = static_cast<const char*>(std::memchr(begin, '\n', left));
-    const std::size_t count = end != nullptr ? static_cast<std::size_t>(end - begin) : left;
-    line.append(begin, count);
+    const std::string_view left(buffer_.data() + at_, buffer_.size() - at_);
+    const std::size_t count = std::min(left.find('\n'), left.size());
+    line += left.substr(0, count);
     check_input(line.size() <= kMostDocumentBytes, path_, ", line ", line_number_ + 1,
                 " has more than ", kMostDocumentBytes >> 20, " MiB; expected shorter documents");
-    at_ += count + (end != nullptr ? 1 : 0);
-    line_ended_ = end != nullptr;
+    line_ended_ = count < left.size();
+    at_ += count + (line_ended_ ? 1 : 0);
     if (line_ended_) break;
   }
   line_number_ += any;

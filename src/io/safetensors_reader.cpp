@@ -17,6 +17,7 @@ namespace {
 void check_layout(const std::vector<SafetensorsEntry>& entries, std::int64_t data_bytes,
                   const std::string& origin) {
   std::vector<const SafetensorsEntry*> order;
+  order.reserve(entries.size());
   for (const SafetensorsEntry& entry : entries) order.push_back(&entry);
   std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
     return std::pair(a->begin, a->end) < std::pair(b->begin, b->end);

@@ -70,7 +70,7 @@ bool TokenTable::add(std::string_view text, bool is_literal, std::int32_t id) {
 }
 
 std::optional<std::int32_t> TokenTable::index_ids() {
-  entry_of_.assign(static_cast<std::size_t>(largest_id_ + 1), -1);
+  entry_of_.assign(static_cast<std::size_t>(largest_id_) + 1, -1);
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     std::int32_t& entry = entry_of_[static_cast<std::size_t>(entries_[i].id)];
     if (entry >= 0) return entries_[i].id;

@@ -133,7 +133,7 @@ std::string Translator::repeated() {
   const Atom one = atom();
   may_be_empty_ |= !one.repeatable;
   if (!one.repeatable && before_repeat()) refuse("a repeated anchor or look-around");
-  const std::string out = repeat(one);
+  std::string out = repeat(one);
   unbounded_ |= outer;
   return out;
 }

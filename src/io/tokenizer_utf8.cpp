@@ -108,7 +108,7 @@ std::string Utf8Stream::push(std::string_view bytes) {
 }
 
 std::string Utf8Stream::finish() {
-  const std::string out(pending_.empty() ? std::string_view() : kReplacement);
+  std::string out(pending_.empty() ? std::string_view() : kReplacement);
   pending_.clear();
   return out;
 }

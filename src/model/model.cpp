@@ -413,7 +413,7 @@ std::shared_ptr<const Model> Model::random(ModelConfig config, DType dtype, std:
   check_config(config);
   check_layers(config, ctx);
   auto tensors = std::make_shared<InitialTensors>(init_tensors(config, dtype, seed, ctx));
-  return create(std::move(config), tensors->tensors, tensors, options, ctx);
+  return create(config, tensors->tensors, tensors, options, ctx);
 }
 
 const ModelConfig& Model::config() const {

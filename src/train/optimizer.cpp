@@ -34,7 +34,7 @@ void check_optimizer(const OptimizerOptions& options) {
 }
 
 Optimizer::Optimizer(const ModelConfig& config, const OptimizerOptions& options,
-                     std::shared_ptr<Gpu> gpu)
+                     const std::shared_ptr<Gpu>& gpu)
     : options_(options), first_(config, gpu), second_(config, gpu) {
   check_optimizer(options);
 }

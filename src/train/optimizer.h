@@ -27,7 +27,7 @@ class Optimizer {
  public:
   // Its moments lie where the weights and gradients do: on a GPU unless it is null.
   Optimizer(const ModelConfig& config, const OptimizerOptions& options,
-            std::shared_ptr<Gpu> gpu = nullptr);
+            const std::shared_ptr<Gpu>& gpu = nullptr);
 
   // One update of `weights` by the gradients, whose norm is `norm`, clipped. A norm that is not
   // finite is refused, and nothing changes. `rounded`: assigned, the group kMatrices in bf16; null:

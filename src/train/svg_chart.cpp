@@ -151,7 +151,7 @@ class Drawing {
     for (const ChartBand& b : curve.band) {
       if (!std::isfinite(b.x) || !std::isfinite(b.low) || !std::isfinite(b.high)) continue;
       there += str(there.empty() ? "M" : " L", at_x(b.x), " ", at_y(b.low));
-      back = str(" L", at_x(b.x), " ", at_y(b.high)) + back;
+      back = str(" L", at_x(b.x), " ", at_y(b.high), back);
     }
     if (!there.empty()) out_ += "<path class=\"band\" d=\"" + there + back + " Z\"/>\n";
   }

@@ -203,7 +203,7 @@ std::shared_ptr<const TokenCache> TokenCache::open(const std::filesystem::path& 
   return open(MappedFile::open(path), fingerprint);
 }
 
-std::shared_ptr<const TokenCache> TokenCache::open(std::shared_ptr<const MappedFile> file,
+std::shared_ptr<const TokenCache> TokenCache::open(const std::shared_ptr<const MappedFile>& file,
                                                    std::uint64_t fingerprint) {
   const std::filesystem::path& path = file->path();
   const std::span<const std::byte> bytes = file->bytes();

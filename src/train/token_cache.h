@@ -39,7 +39,7 @@ class TokenCache {
   // Refuses what is no cache, is damaged or was made from something else, with the reason.
   static std::shared_ptr<const TokenCache> open(const std::filesystem::path& path,
                                                 std::uint64_t fingerprint);
-  static std::shared_ptr<const TokenCache> open(std::shared_ptr<const MappedFile> file,
+  static std::shared_ptr<const TokenCache> open(const std::shared_ptr<const MappedFile>& file,
                                                 std::uint64_t fingerprint);
 
   std::int64_t tokens() const { return tokens_; }

@@ -105,7 +105,7 @@ bool is_held_out_share(double share) {
   return share > 0 && (share < 1 || (std::isfinite(share) && share == std::floor(share)));
 }
 
-HeldOutSplit hold_out(std::shared_ptr<const TokenCache> cache, double share) {
+HeldOutSplit hold_out(const std::shared_ptr<const TokenCache>& cache, double share) {
   check_input(is_held_out_share(share), "the share of documents that is held out is ", share,
               "; expected a fraction between 0 and 1, or a whole number of documents");
   const std::int64_t documents = cache->documents();

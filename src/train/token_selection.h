@@ -53,6 +53,6 @@ bool is_held_out_share(double share);
 // Holds a share of the documents out (a fraction of them: at least one document): those whose
 // numbers have the smallest hashes. So it is the same for every seed, and a smaller share is a part
 // of a larger one. Refuses to hold out all.
-HeldOutSplit hold_out(std::shared_ptr<const TokenCache> cache, double share);
+HeldOutSplit hold_out(const std::shared_ptr<const TokenCache>& cache, double share);
 
 }  // namespace mamba3

@@ -264,7 +264,7 @@ fs::path write_train_checkpoint(const fs::path& run, TrainRecord record, const T
   record.step = trainer.steps();
   record.position = trainer.position();
   record.options = trainer.options();
-  const fs::path folder = folder_of(run, record.step);
+  fs::path folder = folder_of(run, record.step);
   fs::path aside = folder;
   aside += ".tmp";
   std::error_code ec;
