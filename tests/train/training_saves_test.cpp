@@ -147,11 +147,16 @@ TEST_F(TrainingRunTest, AnInterruptedOneThatCannotBeSavedSaysWhatIsLost) {
 
 TEST_F(TrainingRunTest, ARecordTakesNamesThatAreNoUtf8) {
   TrainRecord record = small_record();
-  record.data.files = {"\xff.txt"};
+  record.data.files = {"a.txt", "\xff.txt"};
+  record.data.held_out = {"\xc3"};
+  record.command = "mamba3 train --data \xff.txt";
   Context ctx = context();
   const Trainer trainer = fresh(record, ctx);
   const fs::path folder = write_train_checkpoint(run_folder("run"), record, trainer);
-  EXPECT_EQ(read_train_checkpoint(folder).record.data.files[0], "\xef\xbf\xbd.txt");
+  const TrainRecord read = read_train_checkpoint(folder).record;
+  EXPECT_EQ(read.data.files, record.data.files);
+  EXPECT_EQ(read.data.held_out, record.data.held_out);
+  EXPECT_EQ(read.command, "mamba3 train --data \xef\xbf\xbd.txt");
 }
 
 // What was saved behind the step that did it is not what a training goes on from.
