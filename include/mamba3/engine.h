@@ -51,8 +51,8 @@ struct GenerateRequest {
   std::vector<std::string> stop;  // texts that end a sample and are left out of it
   bool ignore_eos = false;
   std::int64_t samples = 1;  // one prefill, then forks that are decoded together
-  // Continue from here instead of from nothing. Random draws begin anew, and penalties count this
-  // request's prompt with the state's pending id.
+  // Continue from here, a state of the same model (its fingerprint), instead of from nothing.
+  // Random draws begin anew, and penalties count this request's prompt with the state's pending id.
   std::optional<SequenceState> state;
   // How states are kept while decoding, by generate(); a BatchGenerator has BatchOptions::pool.
   StatePoolOptions pool;
