@@ -112,8 +112,12 @@ struct RowGradients {
   __device__ __forceinline__ unsigned token(int i) const {
     return row(i) / S::kRank;
   }
+  // Of a lane's pairs those of an eighth are neighbours.
+  __device__ __forceinline__ unsigned first_pair(int eighth) const {
+    return first_column() / 2 + 4 * eighth;
+  }
   __device__ __forceinline__ unsigned pair_of(int eighth) const {
-    return first_column() / 2 + 4 * eighth + at.lane % 4;
+    return first_pair(eighth) + at.lane % 4;
   }
 
   // The state's k is that of the last token.
@@ -138,18 +142,24 @@ struct RowGradients {
   __device__ __forceinline__ void turn_back() {
     const int angles = job.scan.sizes.angles;
     const __half2* cos_sin = m.cos_sin(0, angles);
-    const unsigned byte = kept(tile_byte(row(0), 2 * pair_of(0)));
     const unsigned first[] = {kept(turn_place(0)), kept(turn_place(1))};
+    const Factor q(m, m.q, at.lane), k(m, m.k, at.lane);
 #pragma unroll
-    for (int eighth = 0; eighth < kEighths; ++eighth) {
-      if (pair_of(eighth) >= angles) break;
+    for (int begin = 0; begin < kEighths; begin += 2) {
+      std::uint32_t of_q[4], of_k[4];  // [eighth, row]
+      q.left(first_row(), first_column() + 8 * begin, of_q);
+      k.left(first_row(), first_column() + 8 * begin, of_k);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float2 rotation = __half22float2(cos_sin[first[i] + 4 * eighth]);
-        const unsigned own = further(byte, 8 * i, eighth);
-        turns[i * kEighths + eighth] =
-            turn_pair_back(tile_pair(m.q, own), rotation, &grad_q[eighth][2 * i]) +
-            turn_pair_back(tile_pair(m.k, own), rotation, &grad_k[eighth][2 * i]);
+      for (int eighth = begin; eighth < begin + 2; ++eighth) {
+        if (first_pair(eighth) >= angles) return;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float2 rotation = __half22float2(cos_sin[first[i] + 4 * eighth]);
+          const int own = 2 * (eighth - begin) + i;
+          turns[i * kEighths + eighth] =
+              turn_pair_back(wide_pair(of_q[own]), rotation, &grad_q[eighth][2 * i]) +
+              turn_pair_back(wide_pair(of_k[own]), rotation, &grad_k[eighth][2 * i]);
+        }
       }
     }
   }

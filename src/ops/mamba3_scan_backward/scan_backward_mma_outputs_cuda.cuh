@@ -147,11 +147,11 @@ struct HeadOutputs {
   // For each row the sum of tile * sums over the warp's columns; a lane is left with one row's.
   __device__ __forceinline__ float row_sum(const unsigned char* tile, const Sums<1>& sums) const {
     float of_rows[2];
-    const unsigned byte = tile_byte(row, column);
+    std::uint32_t words[4];
+    Factor(m, tile, at.lane).left(first_row(), first_column(), words);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 left = tile_pair(tile, further(byte, 8 * i, 0));
-      const float2 right = tile_pair(tile, further(byte, 8 * i, 1));
+      const float2 left = wide_pair(words[i]), right = wide_pair(words[2 + i]);
       of_rows[i] = left.x * sums[0][2 * i] + left.y * sums[0][2 * i + 1] +
                    right.x * sums[1][2 * i] + right.y * sums[1][2 * i + 1];
     }

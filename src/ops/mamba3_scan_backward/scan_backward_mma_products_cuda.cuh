@@ -44,6 +44,15 @@ struct Factor {
                                                    std::uint32_t (&out)[4]) const {
     load_blocks(along_columns(by_columns, row, column), out);
   }
+  // Sums of two eighths, in bf16, where left() finds them: a thread's pairs are as theirs.
+  __device__ __forceinline__ void put(unsigned row, unsigned column,
+                                      const float (*eighths)[4]) const {
+    store_matrices(
+        along_columns(by_rows, row, column),
+        make_uint4(pack_bf16(eighths[0][0], eighths[0][1]), pack_bf16(eighths[0][2], eighths[0][3]),
+                   pack_bf16(eighths[1][0], eighths[1][1]),
+                   pack_bf16(eighths[1][2], eighths[1][3])));
+  }
   // Of only eight rows, for two steps along the columns.
   __device__ __forceinline__ void right_eight(unsigned row, unsigned column,
                                               std::uint32_t (&out)[4]) const {
@@ -211,27 +220,41 @@ struct StateTile {
         column(at.warp / S::kStateSteps * (16 * kBlocks)),
         lane(at.lane) {}
 
-  // The byte of a thread's first numbers in a tile.
-  __device__ __forceinline__ unsigned first_byte() const {
-    return swizzled(row + lane / 4, column + lane % 4 * 2);
-  }
-
-  // Calls f(two neighbours along p, how many rows and eighths of columns they are behind the
-  // thread's first).
-  template <class F>
-  __device__ __forceinline__ void each_behind(Sums<kBlocks>& h, const F& f) const {
-#pragma unroll
-    for (int i = 0; i < 2 * kBlocks; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) f(h[i][2 * half], h[i][2 * half + 1], 8 * half, i);
-    }
-  }
   // Calls f(two neighbours along p, their row, their column).
   template <class F>
   __device__ __forceinline__ void each(Sums<kBlocks>& h, const F& f) const {
-    each_behind(h, [&](float& a, float& b, unsigned rows, unsigned eighths) {
-      f(a, b, row + lane / 4 + rows, column + 8 * eighths + lane % 4 * 2);
-    });
+#pragma unroll
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        f(h[i][2 * half], h[i][2 * half + 1], row + lane / 4 + 8 * half,
+          column + 8 * i + lane % 4 * 2);
+      }
+    }
+  }
+  // Rounds to a tile of h.
+  __device__ __forceinline__ void put(const Factor& to, const Sums<kBlocks>& h) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      to.put(row, column + 16 * block, h + 2 * block);
+    }
+  }
+  // The sum of a thread's numbers times those of a tile.
+  __device__ __forceinline__ float multiply_with(const Factor& other,
+                                                 const Sums<kBlocks>& h) const {
+    float sum = 0;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      std::uint32_t words[4];
+      other.left(row, column + 16 * block, words);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* own = &h[2 * block + i / 2][i % 2 * 2];
+        const float2 pair = wide_pair(words[i]);
+        sum = fmaf(own[0], pair.x, fmaf(own[1], pair.y, sum));
+      }
+    }
+    return sum;
   }
 
   // Starts h = decay h + rows_n^T rows_p as a group of its own. A warpgroup's 64 rows of h are a

@@ -60,8 +60,8 @@ struct ScoreTile {
         }
       }
     }
-    store(m.scores, scores);
-    store(m.grad_scores, grads);
+    Factor(m, m.scores, lane).put(16 * row, 16 * column, scores);
+    Factor(m, m.grad_scores, lane).put(16 * row, 16 * column, grads);
     tell_columns(column_sums);
     tell_rows(row_sums, m.row_sums[column]);
   }
@@ -72,16 +72,6 @@ struct ScoreTile {
   }
   __device__ __forceinline__ unsigned column_of(int j, int e) const {
     return 8 * j + lane % 4 * 2 + e;
-  }
-  __device__ __forceinline__ void store(unsigned char* to, const Sums<1>& from) const {
-    const unsigned byte = tile_byte(16 * row + lane / 4, 16 * column + column_of(0, 0));
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        put_tile_pair(to, further(byte, 8 * i, j), from[j][2 * i], from[j][2 * i + 1]);
-      }
-    }
   }
   __device__ __forceinline__ void tell_rows(float (&sums)[2], float* to) const {
     sum_lanes<2, 1, 2>(sums, lane);

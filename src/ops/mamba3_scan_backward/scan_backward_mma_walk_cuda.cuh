@@ -200,12 +200,7 @@ __device__ void leave_sums(const BackwardMmaJob& job, const MmaPlace& at, float 
 template <class S>
 __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradStateTile<S>& tile,
                                                 GradState<S>& grad, BackwardMemory<S>& m) {
-  float sum = 0;
-  const unsigned byte = tile.first_byte();
-  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
-    const float2 own = tile_pair(m.state, further(byte, rows, eighths));
-    sum = fmaf(a, own.x, fmaf(b, own.y, sum));
-  });
+  float sum = tile.multiply_with(Factor(m, m.state, at.lane), grad);
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
     sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
   }
@@ -216,10 +211,7 @@ template <class S>
 __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
                                               int parity, const GradStateTile<S>& tile,
                                               GradState<S>& grad, BackwardMemory<S>& m) {
-  const unsigned byte = tile.first_byte();
-  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
-    put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
-  });
+  tile.put(Factor(m, m.grad_state, at.lane), grad);
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
   make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
