@@ -214,7 +214,7 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   tile.put(Factor(m, m.grad_state, at.lane), grad);
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
-  make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
+  make_rows<kBackwardThreads, S>(at, cos_sin, turn_stride(angles), angles,
                                  Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
   make_columns<kBackwardThreads>(m.decays[parity], m);
