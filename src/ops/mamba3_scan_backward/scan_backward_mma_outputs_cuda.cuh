@@ -84,11 +84,11 @@ struct HeadOutputs {
   }
   // What rows have in common with them. Apart from finish_states(), for what is loaded behind a
   // store waits.
-  __device__ __forceinline__ void tell_states() const {
+  __device__ __forceinline__ void tell_states(ChunkSums<S>& sums) const {
     if (!tells<2, 1, 2>(at.lane)) return;
     const unsigned own = row + 8 * first_of_lane<2, 1, 2>(at.lane);
-    m.end[at.warp / kRowTiles][own] = end;
-    m.start[at.warp / kRowTiles][own] = start;
+    sums.end[at.warp / kRowTiles][own] = end;
+    sums.start[at.warp / kRowTiles][own] = start;
   }
 
   // What tokens of the chunk gave each other; when the scores are there.
