@@ -112,16 +112,16 @@ __device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
 // Operands of wgmma in the block's memory: an addition leads from that of its begin to each, where
 // it would take masks and shifts to make each of its own address.
 struct Operands {
-  const unsigned char* begin;
+  std::uint32_t begin;
   std::uint64_t first;
 
   template <class Memory>
   __device__ __forceinline__ explicit Operands(const Memory& memory)
-      : begin(reinterpret_cast<const unsigned char*>(&memory)),
-        first(wgmma_operand(shared_address(begin))) {}
+      : begin(shared_address(&memory)), first(wgmma_operand(begin)) {}
 
+  // A difference of shared addresses: of generic ones the compiler makes no constant.
   __device__ __forceinline__ std::uint64_t tile(const unsigned char* own) const {
-    return wgmma_further(first, static_cast<std::uint32_t>(own - begin));
+    return wgmma_further(first, shared_address(own) - begin);
   }
   // A tile's rows from a multiple of eight on.
   __device__ __forceinline__ std::uint64_t rows(const unsigned char* own, unsigned row) const {
