@@ -297,7 +297,6 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     __pipeline_commit();
     rows.wait();
     rows.finish(chunk);
-    rows.tell_turns();
     tile.finish_fold(grad);
     __pipeline_wait_prior(0);
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
