@@ -14,24 +14,20 @@ constexpr int kBackwardThreads = 512;
 constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
 static_assert(kBackwardWarps == kRowTiles * kRowTiles);
 
-// Pairs of a row, the first of them at j and each eight columns behind the one before.
+// Pairs of a row, the first of them at `to` and each eight columns behind the one before.
 template <int kPairs>
-__device__ __forceinline__ void put_pairs(const GradientColumn& column, std::int64_t token,
-                                          std::int64_t j, const float* pairs) {
-  const std::int64_t first = token * column.stride + j;
-  if (column.bf16 == nullptr) {
-    float* to = column.fp32 + first;
+__device__ __forceinline__ void put_pairs(float* to, const float* pairs) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      to[8 * i] = pairs[2 * i];
-      to[8 * i + 1] = pairs[2 * i + 1];
-    }
-  } else {
-    __nv_bfloat16* to = column.bf16 + first;
+  for (int i = 0; i < kPairs; ++i) {
+    to[8 * i] = pairs[2 * i];
+    to[8 * i + 1] = pairs[2 * i + 1];
+  }
+}
+template <int kPairs>
+__device__ __forceinline__ void put_pairs(__nv_bfloat16* to, const float* pairs) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      *reinterpret_cast<std::uint32_t*>(to + 8 * i) = pack_bf16(pairs[2 * i], pairs[2 * i + 1]);
-    }
+  for (int i = 0; i < kPairs; ++i) {
+    *reinterpret_cast<std::uint32_t*>(to + 8 * i) = pack_bf16(pairs[2 * i], pairs[2 * i + 1]);
   }
 }
 
@@ -216,8 +212,21 @@ struct HeadOutputs {
       const auto own = static_cast<int>(token((first + left) / 4));
       if (own >= chunk.tokens) continue;
       if (own == at.end - 1 - chunk.begin) add_last<kPairs>(place, to_x + left);
-      put_pairs<kPairs>(job.grads.z, chunk.begin + own, place, grad_z + left);
-      put_pairs<kPairs>(job.grads.x, chunk.begin + own, place, to_x + left);
+      put_row<kPairs>((chunk.begin + own) * job.grads.z.stride + place, grad_z + left, to_x + left);
+    }
+  }
+
+  // Gradients of z and x have the same type, and rows as far apart.
+  template <int kPairs>
+  __device__ __forceinline__ void put_row(std::int64_t first, const float* grad_z,
+                                          const float* grad_x) const {
+    const GradientColumn &z = job.grads.z, &x = job.grads.x;
+    if (z.bf16 == nullptr) {
+      put_pairs<kPairs>(z.fp32 + first, grad_z);
+      put_pairs<kPairs>(x.fp32 + first, grad_x);
+    } else {
+      put_pairs<kPairs>(z.bf16 + first, grad_z);
+      put_pairs<kPairs>(x.bf16 + first, grad_x);
     }
   }
 
