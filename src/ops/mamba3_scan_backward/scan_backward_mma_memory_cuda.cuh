@@ -69,6 +69,9 @@ constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
 constexpr unsigned kTileBytes = kBackwardRows * kTileRowBytes;
 static_assert(kBackwardHeadDim == kTileColumns);
 
+// Of the walk back.
+constexpr int kBackwardThreads = 512;
+constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
 constexpr unsigned kPhaseWarps = 8;  // that tell the gradients of phases
 
 template <int kStateIn, int kRankIn>
@@ -153,9 +156,11 @@ struct ChunkSums {
   float between[kRowTiles][kBackwardRows];
   float inside[2][S::kTokens];  // of left columns of tiles on the diagonal, and of right ones
   float now[kBackwardRows];
-  float start[kRowTiles][kBackwardRows];  // [quarter of p, row]
-  float end[kRowTiles][kBackwardRows];
-  float states[16];  // by warp
+  // [half of p, row] What rows have in common with the state at the chunk's start, before it
+  // decays, and at its end.
+  float start[2][kBackwardRows];
+  float end[2][kBackwardRows];
+  float states[kBackwardWarps];
 };
 
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
@@ -172,7 +177,10 @@ struct BackwardMemory : KeyMemory<S> {
     unsigned char scores[kTileBytes];                // [row, row] with their weights
     float grad_turns[S::kTokens * (S::kPairs + 4)];  // [t, s] when nobody needs scores
   };
-  __half raw_c[kBackwardRows * S::kState];
+  union {
+    __half raw_c[kBackwardRows * S::kState];
+    float4 given[2][kBackwardThreads];  // by threads to each other, while no rows are there
+  };
   unsigned char raw_z[S::kTokens * kInputRow];
   unsigned char raw_grad_y[S::kTokens * kInputRow];
   float2 c_norm[S::kPairs];

@@ -112,8 +112,7 @@ __device__ __forceinline__ RowPair log_decay_gradients(const ChunkSums<S>& sums,
                  }).template from<8>(lane)};
   // What read-outs from there on read of the state before the chunk.
   out.add(row_pair(lane, [&](unsigned row) {
-            return (sums.start[0][row] + sums.start[1][row]) +
-                   (sums.start[2][row] + sums.start[3][row]);
+            return decays.start_decay[row / S::kRank] * (sums.start[0][row] + sums.start[1][row]);
           }).template from<kWarpLanes>(lane));
   // What the state behind the chunk has of tokens before, and of the state before the chunk.
   out.add(RowPair{{decays.fade[2 * lane / S::kRank] * ends.v[0],
@@ -136,9 +135,8 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
   const ChunkDecays<S>& decays = m.decays[parity];
   const ChunkSums<S>& sums = m.sums[parity];
   const unsigned lane = at.lane;
-  const RowPair ends = row_pair(lane, [&](unsigned row) {
-    return (sums.end[0][row] + sums.end[1][row]) + (sums.end[2][row] + sums.end[3][row]);
-  });
+  const RowPair ends =
+      row_pair(lane, [&](unsigned row) { return sums.end[0][row] + sums.end[1][row]; });
   RowPairSum log_decays{log_decay_gradients(sums, decays, lane, ends)};
   barrier_wait(&m.inside_came, turn);
   log_decays.add(row_pair(lane, [&](unsigned row) { return sums.inside[0][row / S::kRank]; }));

@@ -24,7 +24,7 @@ struct Factor {
       : by_rows(shared_address(&memory) + swizzled(lane % 16, lane / 16 * 8)),
         by_columns(shared_address(&memory) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)),
         by_eight(shared_address(&memory) + swizzled(lane % 8, lane / 8 * 8)),
-        tile(static_cast<std::uint32_t>(own - reinterpret_cast<const unsigned char*>(&memory))) {}
+        tile(shared_address(own) - shared_address(&memory)) {}
 
   // The first factor: its rows are the tile's, or the tile's columns.
   __device__ __forceinline__ void left(unsigned row, unsigned column,
@@ -90,6 +90,11 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) d[i][e] = 0;
   }
+}
+
+// Two eighths of such sums, from one on.
+__device__ __forceinline__ Sums<1>& two_eighths(float (*first)[4]) {
+  return *reinterpret_cast<Sums<1>*>(first);
 }
 
 // A number that stays in its registers: the compiler would compute it again in every branch.

@@ -22,8 +22,8 @@ using GradStateTile = StateTile<kBackwardThreads, S>;
 template <class S>
 using GradState = Sums<GradStateTile<S>::kBlocks>;
 
-// What of a chunk is asked for while the one behind it is worked on: rows when their memory is
-// free, and columns when theirs is.
+// What of a chunk is asked for while the one behind it is worked on: what it comes to first, and,
+// when its memory is free, the rest.
 template <class S>
 __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const MmaPlace& at,
                                                 const BackwardChunk& chunk, int parity,
@@ -34,20 +34,23 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
     barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes +
                                                ChunkDecays<S>::kBytes);
     request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
-    request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
     bulk_copy(m.cos_sin(parity, job.scan.sizes.angles),
               job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride, turn_bytes,
               &m.rows_came);
   }
 }
 
-// With the rows, which are expected with them; when nobody needs those behind the chunk in hand.
+// Rows of C come where products are given away, and decays where those of the chunk behind were:
+// both are expected with the others.
 template <class S>
-__device__ __forceinline__ void request_decays(const BackwardMmaJob& job, const MmaPlace& at,
-                                               const BackwardChunk& chunk, int parity,
-                                               BackwardMemory<S>& m) {
-  if (at.warp != kRequestingWarp || !elect_lane()) return;
-  bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes, &m.rows_came);
+__device__ __forceinline__ void request_rest_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                const BackwardChunk& chunk, int parity,
+                                                BackwardMemory<S>& m) {
+  if (at.warp == kRequestingWarp && elect_lane()) {
+    request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
+              &m.rows_came);
+  }
 }
 
 template <class S>
@@ -229,7 +232,8 @@ __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const M
   make_columns<kBackwardThreads>(m.decays[parity], m);
 }
 
-// What is left to tell of a chunk when it has been walked: by warps that make no scores of the next.
+// What is left to tell of a chunk when it has been walked: by warps that make no scores of the
+// next.
 template <class S>
 __device__ __forceinline__ void tell_sums(const BackwardMmaJob& job, const MmaPlace& at,
                                           const BackwardChunk& chunk, int parity, unsigned turn,
@@ -246,7 +250,7 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
   open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
   if (threadIdx.x == 0) open_numbers(m);
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
-  request_decays(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
+  request_rest_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
   request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_commit();
   request_state(job, at, BackwardChunk::at<S>(at, last), m);
@@ -284,16 +288,19 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     outputs.tell_states(m.sums[parity]);
     fence_async_proxy();
     __syncthreads();
-    if (index > 0) request_decays(job, at, next, parity ^ 1, m);
     // What is started here the tensor cores do while read-outs are finished.
     RowGradients<S> rows(job, at, m, parity);
     rows.start();
+    outputs.take_states();
     outputs.add_scores();
     rows.fade();
     tile.start_fold(decays.whole, Operands(m), m.q, m.decayed_grad_o, grad);
     outputs.finish(chunk);
     __syncthreads();
-    if (index > 0) request_columns_of(job, at, next, m);
+    if (index > 0) {
+      request_rest_of(job, at, next, parity ^ 1, m);
+      request_columns_of(job, at, next, m);
+    }
     __pipeline_commit();
     rows.wait();
     rows.finish(chunk);
