@@ -62,15 +62,19 @@ template <class S>
 struct DiagonalLeft {
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
+  ChunkSums<S>& sums;
   unsigned tile;
   unsigned lane;
   float scores[4] = {};  // S = Q K^T, rows lane / 4 and 8 further
   float grads[4] = {};   // dP = dO X^T
 
-  __device__ __forceinline__ DiagonalLeft(BackwardMemory<S>& memory,
-                                          const ChunkDecays<S>& own_decays, unsigned tile_in,
+  __device__ __forceinline__ DiagonalLeft(BackwardMemory<S>& memory, int parity, unsigned tile_in,
                                           unsigned lane_in)
-      : m(memory), decays(own_decays), tile(tile_in), lane(lane_in) {
+      : m(memory),
+        decays(memory.decays[parity]),
+        sums(memory.sums[parity]),
+        tile(tile_in),
+        lane(lane_in) {
     const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
     multiply_eight<S::kStateSteps>(q, 16 * tile, k, 16 * tile, scores);
     multiply_eight<kRowTiles>(grad_o, 16 * tile, x, 16 * tile, grads);
@@ -97,7 +101,7 @@ struct DiagonalLeft {
     store(m.grad_scores, grads);
     tell_columns(column_sums);
     sum_lanes<2, 1, 1>(&own_sum, lane);
-    if (tells<2, 1, 1>(lane)) m.now[16 * tile + square.row] = own_sum;
+    if (tells<2, 1, 1>(lane)) sums.now[16 * tile + square.row] = own_sum;
     tell_inside(square, read);
   }
 
@@ -107,25 +111,26 @@ struct DiagonalLeft {
     put_tile_pair(to, byte, from[0], from[1]);
     put_tile_pair(to, further(byte, 8, 0), from[2], from[3]);
   }
-  __device__ __forceinline__ void tell_columns(float (&sums)[2]) const {
-    sum_lanes<16, 4, 2>(sums, lane);
+  __device__ __forceinline__ void tell_columns(float (&of_columns)[2]) const {
+    sum_lanes<16, 4, 2>(of_columns, lane);
     if (!tells<16, 4, 2>(lane)) return;
-    m.column_sums[tile][16 * tile + lane % 4 * 2 + first_of_lane<16, 4, 2>(lane)] = sums[0];
+    const unsigned own = lane % 4 * 2 + first_of_lane<16, 4, 2>(lane);
+    sums.between[tile][16 * tile + own] = of_columns[0];
   }
   // For each token of the tile, what rows from its first on read of left columns before it.
   __device__ __forceinline__ void tell_inside(const DiagonalSquare<S>& square,
                                               const float (&read)[2][2]) const {
     constexpr int kHalf = DiagonalSquare<S>::kBorders, kCount = 2 * kHalf;
-    float sums[kCount];
+    float of_tokens[kCount];
 #pragma unroll
     for (int token = 0; token < kHalf; ++token) {
-      sums[token] =
+      of_tokens[token] =
           square.from(token, square.before(token, read[0])) + square.before(token, read[1]);
-      sums[kHalf + token] = square.from(token, read[1][0] + read[1][1]);
+      of_tokens[kHalf + token] = square.from(token, read[1][0] + read[1][1]);
     }
-    sum_lanes<16, 1, kCount>(sums, lane);
+    sum_lanes<16, 1, kCount>(of_tokens, lane);
     if (tells<16, 1, kCount>(lane)) {
-      m.inside[0][kCount * tile + first_of_lane<16, 1, kCount>(lane)] = sums[0];
+      sums.inside[0][kCount * tile + first_of_lane<16, 1, kCount>(lane)] = of_tokens[0];
     }
   }
 };
@@ -136,15 +141,19 @@ template <class S>
 struct DiagonalRights {
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
+  ChunkSums<S>& sums;
   unsigned tile;  // the first
   unsigned lane;
   Sums<1> scores;
   Sums<1> grads;
 
-  __device__ __forceinline__ DiagonalRights(BackwardMemory<S>& memory,
-                                            const ChunkDecays<S>& own_decays, unsigned tile_in,
+  __device__ __forceinline__ DiagonalRights(BackwardMemory<S>& memory, int parity, unsigned tile_in,
                                             unsigned lane_in)
-      : m(memory), decays(own_decays), tile(tile_in), lane(lane_in) {
+      : m(memory),
+        decays(memory.decays[parity]),
+        sums(memory.sums[parity]),
+        tile(tile_in),
+        lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
     const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
@@ -180,7 +189,7 @@ struct DiagonalRights {
     tell_columns(column_sums);
     sum_lanes<2, 1, 2>(own_sums, lane);
     if (tells<2, 1, 2>(lane)) {
-      m.now[16 * (tile + first_of_lane<2, 1, 2>(lane)) + 8 + square.row] = own_sums[0];
+      sums.now[16 * (tile + first_of_lane<2, 1, 2>(lane)) + 8 + square.row] = own_sums[0];
     }
     tell_inside(square, read);
   }
@@ -196,28 +205,28 @@ struct DiagonalRights {
       put_tile_pair(to, further(byte, 8, 0), from[i][2 * i], from[i][2 * i + 1]);
     }
   }
-  __device__ __forceinline__ void tell_columns(float (&sums)[4]) const {
-    sum_lanes<16, 4, 4>(sums, lane);
+  __device__ __forceinline__ void tell_columns(float (&of_columns)[4]) const {
+    sum_lanes<16, 4, 4>(of_columns, lane);
     if (!tells<16, 4, 4>(lane)) return;
     const unsigned own = first_of_lane<16, 4, 4>(lane), of = tile + own / 2;
-    m.column_sums[of][16 * of + 8 + lane % 4 * 2 + own % 2] = sums[0];
+    sums.between[of][16 * of + 8 + lane % 4 * 2 + own % 2] = of_columns[0];
   }
   // For each token of the rows, what rows from its first on read of right columns before it.
   __device__ __forceinline__ void tell_inside(const DiagonalSquare<S>& square,
                                               const float (&read)[2][2]) const {
     constexpr int kHalf = DiagonalSquare<S>::kBorders, kCount = 2 * kHalf;
-    float sums[kCount];
+    float of_tokens[kCount];
 #pragma unroll
     for (int token = 0; token < kHalf; ++token) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        sums[i * kHalf + token] = square.from(token, square.before(token, read[i]));
+        of_tokens[i * kHalf + token] = square.from(token, square.before(token, read[i]));
       }
     }
-    sum_lanes<16, 1, kCount>(sums, lane);
+    sum_lanes<16, 1, kCount>(of_tokens, lane);
     if (!tells<16, 1, kCount>(lane)) return;
     const unsigned own = first_of_lane<16, 1, kCount>(lane), of = tile + own / kHalf;
-    m.inside[1][kCount * of + kHalf + own % kHalf] = sums[0];
+    sums.inside[1][kCount * of + kHalf + own % kHalf] = of_tokens[0];
   }
 };
 

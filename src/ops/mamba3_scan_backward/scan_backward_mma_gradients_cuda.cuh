@@ -31,8 +31,7 @@ struct RowGradients {
   const ChainPlace& at;
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
-  unsigned parity;                 // of the chunk's number
-  float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
+  unsigned parity;  // of the chunk's number
   Sums<kBlocks> grad_q;
   Sums<kBlocks> grad_k;
 
@@ -83,37 +82,18 @@ struct RowGradients {
     finish(chunk, grad_k, m.bias_sums[0], job.grad_b + own);
   }
 
-  // The phases' gradients, summed over ranks.
-  __device__ __forceinline__ void tell_turns() {
-    constexpr int kCount = 2 * kEighths;
-    sum_lanes<kRankBit, 4, kCount>(turns, at.lane);
-    const int first = first_of_lane<kRankBit, 4, kCount>(at.lane);
-#pragma unroll
-    for (int left = 0; left < kCount / S::kRank; ++left) {
-      const int i = (first + left) / kEighths, eighth = (first + left) % kEighths;
-      const unsigned pair = pair_of(eighth);
-      if (pair < job.scan.sizes.angles) m.grad_turns[token(i) * kTurnStride + pair] = turns[left];
-    }
-  }
-
  private:
-  __device__ __forceinline__ int tile() const {
-    return static_cast<int>(at.warp % kRowTiles);
-  }
-  __device__ __forceinline__ unsigned first_row() const {
-    return at.warp % kRowTiles * 16;
-  }
-  __device__ __forceinline__ unsigned first_column() const {
-    return at.warp / kRowTiles * kWidth;
-  }
-  __device__ __forceinline__ unsigned row(int i) const {
-    return first_row() + at.lane / 4 + 8 * i;
-  }
-  __device__ __forceinline__ unsigned token(int i) const {
-    return row(i) / S::kRank;
+  __device__ __forceinline__ int tile() const { return static_cast<int>(at.warp % kRowTiles); }
+  __device__ __forceinline__ unsigned first_row() const { return at.warp % kRowTiles * 16; }
+  __device__ __forceinline__ unsigned first_column() const { return at.warp / kRowTiles * kWidth; }
+  __device__ __forceinline__ unsigned row(int i) const { return first_row() + at.lane / 4 + 8 * i; }
+  __device__ __forceinline__ unsigned token(int i) const { return row(i) / S::kRank; }
+  // Of a lane's pairs those of an eighth are neighbours.
+  __device__ __forceinline__ unsigned first_pair(int eighth) const {
+    return first_column() / 2 + 4 * eighth;
   }
   __device__ __forceinline__ unsigned pair_of(int eighth) const {
-    return first_column() / 2 + 4 * eighth + at.lane % 4;
+    return first_pair(eighth) + at.lane % 4;
   }
 
   // The state's k is that of the last token.
@@ -137,20 +117,41 @@ struct RowGradients {
   // Pairs of an eighth are turned all or none.
   __device__ __forceinline__ void turn_back() {
     const int angles = job.scan.sizes.angles;
+    if (first_pair(0) >= angles) return;
     const __half2* cos_sin = m.cos_sin(0, angles);
-    const unsigned byte = kept(tile_byte(row(0), 2 * pair_of(0)));
     const unsigned first[] = {kept(turn_place(0)), kept(turn_place(1))};
+    const Factor q(m, m.q, at.lane), k(m, m.k, at.lane);
+    float turns[2 * kEighths] = {};  // [row, eighth]: gradients of the phases
 #pragma unroll
-    for (int eighth = 0; eighth < kEighths; ++eighth) {
-      if (pair_of(eighth) >= angles) break;
+    for (int begin = 0; begin < kEighths; begin += 2) {
+      std::uint32_t of_q[4], of_k[4];  // [eighth, row]
+      q.left(first_row(), first_column() + 8 * begin, of_q);
+      k.left(first_row(), first_column() + 8 * begin, of_k);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float2 rotation = __half22float2(cos_sin[first[i] + 4 * eighth]);
-        const unsigned own = further(byte, 8 * i, eighth);
-        turns[i * kEighths + eighth] =
-            turn_pair_back(tile_pair(m.q, own), rotation, &grad_q[eighth][2 * i]) +
-            turn_pair_back(tile_pair(m.k, own), rotation, &grad_k[eighth][2 * i]);
+      for (int eighth = begin; eighth < begin + 2; ++eighth) {
+        if (first_pair(eighth) >= angles) break;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float2 rotation = __half22float2(cos_sin[first[i] + 4 * eighth]);
+          const int own = 2 * (eighth - begin) + i;
+          turns[i * kEighths + eighth] =
+              turn_pair_back(wide_pair(of_q[own]), rotation, &grad_q[eighth][2 * i]) +
+              turn_pair_back(wide_pair(of_k[own]), rotation, &grad_k[eighth][2 * i]);
+        }
       }
+    }
+    tell_turns(turns);
+  }
+  // The phases' gradients, summed over ranks.
+  __device__ __forceinline__ void tell_turns(float (&turns)[2 * kEighths]) const {
+    constexpr int kCount = 2 * kEighths;
+    sum_lanes<kRankBit, 4, kCount>(turns, at.lane);
+    const int first = first_of_lane<kRankBit, 4, kCount>(at.lane);
+#pragma unroll
+    for (int left = 0; left < kCount / S::kRank; ++left) {
+      const int i = (first + left) / kEighths, eighth = (first + left) % kEighths;
+      const unsigned pair = pair_of(eighth);
+      if (pair < job.scan.sizes.angles) m.grad_turns[token(i) * kTurnStride + pair] = turns[left];
     }
   }
   // Among both chunks' rotations that of the first pair in row i.

@@ -69,6 +69,9 @@ constexpr unsigned kInputRow = row_bytes(kBackwardHeadDim);
 constexpr unsigned kTileBytes = kBackwardRows * kTileRowBytes;
 static_assert(kBackwardHeadDim == kTileColumns);
 
+// Of the walk back.
+constexpr int kBackwardThreads = 512;
+constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
 constexpr unsigned kPhaseWarps = 8;  // that tell the gradients of phases
 
 template <int kStateIn, int kRankIn>
@@ -145,6 +148,21 @@ struct alignas(1024) KeyMemory {
   Barrier state_came;                              // in the walk
 };
 
+// What gradients of the numbers of a chunk's tokens are summed from.
+template <class S>
+struct ChunkSums {
+  // [tile, row] Of a tile of 16 rows before the row's own, what the row reads there; of its own and
+  // of those behind, what they read of it, as a column, without its weight.
+  float between[kRowTiles][kBackwardRows];
+  float inside[2][S::kTokens];  // of left columns of tiles on the diagonal, and of right ones
+  float now[kBackwardRows];
+  // [half of p, row] What rows have in common with the state at the chunk's start, before it
+  // decays, and at its end.
+  float start[2][kBackwardRows];
+  float end[2][kBackwardRows];
+  float states[kBackwardWarps];
+};
+
 // All of it; behind it stand cos_sin[2][kTokens][turn_stride].
 template <class S>
 struct BackwardMemory : KeyMemory<S> {
@@ -159,24 +177,20 @@ struct BackwardMemory : KeyMemory<S> {
     unsigned char scores[kTileBytes];                // [row, row] with their weights
     float grad_turns[S::kTokens * (S::kPairs + 4)];  // [t, s] when nobody needs scores
   };
-  __half raw_c[kBackwardRows * S::kState];
+  union {
+    __half raw_c[kBackwardRows * S::kState];
+    float4 given[2][kBackwardThreads];  // by threads to each other, while no rows are there
+  };
   unsigned char raw_z[S::kTokens * kInputRow];
   unsigned char raw_grad_y[S::kTokens * kInputRow];
   float2 c_norm[S::kPairs];
   float2 c_bias[S::kRank][S::kPairs];
   alignas(16) float mimo_z[S::kRank][kWeightRow];
   alignas(16) float mimo_o[S::kRank][kWeightRow];
-  // Sums that gradients of a token's numbers are made of, by tiles of 16 rows.
-  float row_sums[kRowTiles][kBackwardRows];     // [tile of columns, row]
-  float column_sums[kRowTiles][kBackwardRows];  // [tile of rows, column]
-  float inside[2][S::kTokens];  // of left columns of tiles on the diagonal, and of right ones
-  float now[kBackwardRows];
-  float start[kRowTiles][kBackwardRows];  // [quarter of p, row]
-  float end[kRowTiles][kBackwardRows];
-  float state_sums[16];  // by warp
+  ChunkSums<S> sums[2];  // by the parity of a chunk's number
   float phase[2][S::kPairs];
   float group_phase[S::kPhaseGroups][S::kPairs];
-  Barrier inside_came;  // all of `inside`
+  Barrier inside_came;  // all of a chunk's sums `inside`
   Barrier phases_came;  // group_phase of every group
   // Sums over the sequence.
   float bias_sums[2][kRowTiles][S::kRank][S::kState + S::kSumPad];  // of B, of C

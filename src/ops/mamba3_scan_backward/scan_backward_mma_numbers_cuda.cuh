@@ -1,7 +1,7 @@
-// What a chunk leaves for the gradients of its tokens' numbers: of decays and weights, by two
-// warps, and of phases, by others. They work while the chunk before is prepared. Notation:
-// docs/SEMANTICS.md, section 9. Every sum adds products that belong to it; none is a difference of
-// longer sums.
+// What a chunk leaves for the gradients of its tokens' numbers: of phases, while the chunk before
+// is prepared, and of decays and weights, by two warps while others make the scores of the chunk
+// before. Notation: docs/SEMANTICS.md, section 9. Every sum adds products that belong to it; none
+// is a difference of longer sums.
 #pragma once
 
 #include <cstdint>
@@ -70,33 +70,34 @@ struct RowPairSum {
 
 // To what a tile's rows read of its own columns before, what tiles below read of them.
 template <class S>
-__device__ __forceinline__ void add_inside(const ChunkDecays<S>& decays, unsigned lane,
-                                           BackwardMemory<S>& m) {
+__device__ __forceinline__ void add_inside(int parity, unsigned lane, BackwardMemory<S>& m) {
+  const ChunkDecays<S>& decays = m.decays[parity];
+  ChunkSums<S>& sums = m.sums[parity];
   const unsigned tile = lane / 8;                                          // of the lane's rows
   const auto is_first = [](unsigned row) { return row % S::kRank == 0; };  // of a token
   RowPairSum out{row_pair(lane, [&](unsigned row) {
     const unsigned token = row / S::kRank;
-    return is_first(row) ? m.inside[0][token] + m.inside[1][token] : 0.0f;
+    return is_first(row) ? sums.inside[0][token] + sums.inside[1][token] : 0.0f;
   })};
 #pragma unroll
   for (unsigned below = 1; below < kRowTiles; ++below) {
     const RowPair read = row_pair(lane, [&](unsigned row) {
-      return tile < below ? m.column_sums[below][row] * decays.terms[row / S::kRank].fill : 0.0f;
+      return tile < below ? sums.between[below][row] * decays.terms[row / S::kRank].fill : 0.0f;
     });
-    const RowPair sums = read.before(lane);
-    if (tile < below) out.add(sums);
+    const RowPair before = read.before(lane);
+    if (tile < below) out.add(before);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const unsigned row = 2 * lane + i;
-    if (is_first(row)) m.inside[0][row / S::kRank] = out.sum.v[i];
+    if (is_first(row)) sums.inside[0][row / S::kRank] = out.sum.v[i];
   }
   arrive_warp(&m.inside_came, lane);
 }
 
 // All but what add_inside() finds.
 template <class S>
-__device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& m,
+__device__ __forceinline__ RowPair log_decay_gradients(const ChunkSums<S>& sums,
                                                        const ChunkDecays<S>& decays, unsigned lane,
                                                        const RowPair& ends) {
   const unsigned tile = lane / 8;  // of the lane's rows
@@ -105,13 +106,13 @@ __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& 
                    float sum = 0;
 #pragma unroll
                    for (unsigned before = 0; before < kRowTiles; ++before) {
-                     if (before < tile) sum += m.row_sums[before][row];
+                     if (before < tile) sum += sums.between[before][row];
                    }
                    return sum;
                  }).template from<8>(lane)};
   // What read-outs from there on read of the state before the chunk.
   out.add(row_pair(lane, [&](unsigned row) {
-            return (m.start[0][row] + m.start[1][row]) + (m.start[2][row] + m.start[3][row]);
+            return decays.start_decay[row / S::kRank] * (sums.start[0][row] + sums.start[1][row]);
           }).template from<kWarpLanes>(lane));
   // What the state behind the chunk has of tokens before, and of the state before the chunk.
   out.add(RowPair{{decays.fade[2 * lane / S::kRank] * ends.v[0],
@@ -119,7 +120,7 @@ __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& 
               .before(lane));
   float whole = 0;
 #pragma unroll
-  for (const float part : m.state_sums) whole += part;
+  for (const float part : sums.states) whole += part;
   whole *= decays.whole;
   out.add({{whole, whole}});
   return out.sum;
@@ -129,16 +130,16 @@ __device__ __forceinline__ RowPair log_decay_gradients(const BackwardMemory<S>& 
 // the one that adds up what is inside the chunk.
 template <class S>
 __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const MmaPlace& at,
-                                             const BackwardChunk& chunk,
-                                             const ChunkDecays<S>& decays, unsigned turn,
+                                             const BackwardChunk& chunk, int parity, unsigned turn,
                                              BackwardMemory<S>& m) {
+  const ChunkDecays<S>& decays = m.decays[parity];
+  const ChunkSums<S>& sums = m.sums[parity];
   const unsigned lane = at.lane;
-  const RowPair ends = row_pair(lane, [&](unsigned row) {
-    return (m.end[0][row] + m.end[1][row]) + (m.end[2][row] + m.end[3][row]);
-  });
-  RowPairSum log_decays{log_decay_gradients(m, decays, lane, ends)};
+  const RowPair ends =
+      row_pair(lane, [&](unsigned row) { return sums.end[0][row] + sums.end[1][row]; });
+  RowPairSum log_decays{log_decay_gradients(sums, decays, lane, ends)};
   barrier_wait(&m.inside_came, turn);
-  log_decays.add(row_pair(lane, [&](unsigned row) { return m.inside[0][row / S::kRank]; }));
+  log_decays.add(row_pair(lane, [&](unsigned row) { return sums.inside[0][row / S::kRank]; }));
   float sources[2], now[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -146,10 +147,10 @@ __device__ __forceinline__ void tell_numbers(const BackwardMmaJob& job, const Mm
     float sum = decays.end_decay[row / S::kRank] * ends.v[i];
 #pragma unroll
     for (unsigned below = 0; below < kRowTiles; ++below) {
-      if (below >= lane / 8) sum += m.column_sums[below][row];
+      if (below >= lane / 8) sum += sums.between[below][row];
     }
     sources[i] = sum;
-    now[i] = m.now[row];
+    now[i] = sums.now[row];
   }
   if constexpr (S::kRank > 1) {
     sources[0] += sources[1];
@@ -184,12 +185,14 @@ __device__ __forceinline__ void tell_phases(const BackwardMmaJob& job, const Mma
   const int angles = job.scan.sizes.angles;
   const bool turns = angle < angles;
   float own[kOwn];
-  float sum = 0;
+  if (turns) {
+    float sum = 0;
 #pragma unroll
-  for (int t = kOwn - 1; t >= 0; --t) {
-    own[t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
+    for (int t = kOwn - 1; t >= 0; --t) {
+      own[t] = sum += m.grad_turns[(first + t) * (S::kPairs + 4) + angle];
+    }
+    m.group_phase[own_group][angle] = sum;
   }
-  if (turns) m.group_phase[own_group][angle] = sum;
   arrive_warp(&m.phases_came, at.lane);
   barrier_wait(&m.phases_came, turn);
   if (!turns) return;

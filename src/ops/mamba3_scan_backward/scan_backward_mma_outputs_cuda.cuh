@@ -10,28 +10,22 @@
 namespace mamba3 {
 namespace {
 
-constexpr int kBackwardThreads = 512;
-constexpr int kBackwardWarps = kBackwardThreads / kWarpLanes;
 static_assert(kBackwardWarps == kRowTiles * kRowTiles);
 
-// Pairs of a row, the first of them at j and each eight columns behind the one before.
+// Pairs of a row, the first of them at `to` and each eight columns behind the one before.
 template <int kPairs>
-__device__ __forceinline__ void put_pairs(const GradientColumn& column, std::int64_t token,
-                                          std::int64_t j, const float* pairs) {
-  const std::int64_t first = token * column.stride + j;
-  if (column.bf16 == nullptr) {
-    float* to = column.fp32 + first;
+__device__ __forceinline__ void put_pairs(float* to, const float* pairs) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      to[8 * i] = pairs[2 * i];
-      to[8 * i + 1] = pairs[2 * i + 1];
-    }
-  } else {
-    __nv_bfloat16* to = column.bf16 + first;
+  for (int i = 0; i < kPairs; ++i) {
+    to[8 * i] = pairs[2 * i];
+    to[8 * i + 1] = pairs[2 * i + 1];
+  }
+}
+template <int kPairs>
+__device__ __forceinline__ void put_pairs(__nv_bfloat16* to, const float* pairs) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      *reinterpret_cast<std::uint32_t*>(to + 8 * i) = pack_bf16(pairs[2 * i], pairs[2 * i + 1]);
-    }
+  for (int i = 0; i < kPairs; ++i) {
+    *reinterpret_cast<std::uint32_t*>(to + 8 * i) = pack_bf16(pairs[2 * i], pairs[2 * i + 1]);
   }
 }
 
@@ -48,9 +42,8 @@ struct HeadOutputs {
   int r;
   float skip;
   float skip_sum = 0;
-  float end, start;    // of a row, with the states at the chunk's end and start
-  Sums<1> from_start;  // Q G, then O
-  Sums<1> grad_x;      // K E, then the gradient of X
+  float common;      // of a row, with the state of the warp's product
+  Sums<2> products;  // Q G, then O; K E, then the gradient of X
 
   __device__ __forceinline__ HeadOutputs(const BackwardMmaJob& job_in, const MmaPlace& place,
                                          BackwardMemory<S>& memory)
@@ -62,33 +55,62 @@ struct HeadOutputs {
         r(static_cast<int>(at.lane / 4 % S::kRank)),
         skip(job.scan.params.skip[at.head]) {}
 
-  // Starts the products with the states at both ends of the chunk.
+  // Half of the warps start the product with the state at the chunk's start, the others that with
+  // the state at its end, of twice the columns that they go on with: wgmma reads its first factor
+  // for each warpgroup again, which for 16 columns takes longer than the product.
   __device__ __forceinline__ void start_states() {
     const Operands in(m);
     wgmma_fence();
-    start_multiply<false, S::kStateSteps, 0, 1, 1>(in.tile(m.q),
-                                                   in.columns(m.state, first_column()), from_start);
-    start_multiply<false, S::kStateSteps, 0, 1, 1>(
-        in.tile(m.k), in.columns(m.grad_state, first_column()), grad_x);
+    start_multiply<false, S::kStateSteps, 0, 1, 2>(
+        has_start() ? in.tile(m.q) : in.tile(m.k),
+        has_start() ? in.columns(m.state, first_made()) : in.columns(m.grad_state, first_made()),
+        products);
     wgmma_commit();
   }
 
   __device__ __forceinline__ void finish_states(const ChunkDecays<S>& decays) {
     wgmma_wait<0>();
-    hold<1>(from_start);
-    hold<1>(grad_x);
-    end = row_sum(m.x, grad_x);
-    scale_rows<1>(decays.start_decay[token(0)], decays.start_decay[token(1)], from_start);
-    start = row_sum(m.grad_o, from_start);
-    scale_rows<1>(decays.fade[token(0)], decays.fade[token(1)], grad_x);
+    hold<2>(products);
+    common = row_sum(has_start() ? m.grad_o : m.x);
+    const float* by = has_start() ? decays.start_decay : decays.fade;
+    scale_rows<2>(by[token(0)], by[token(1)], products);
   }
-  // What rows have in common with them. Apart from finish_states(), for what is loaded behind a
-  // store waits.
-  __device__ __forceinline__ void tell_states() const {
+  // What rows have in common with the state, and the product's other columns. Apart from
+  // finish_states(), for what is loaded behind a store waits.
+  __device__ __forceinline__ void tell_states(ChunkSums<S>& sums) {
+    const auto give = [&](const float(*eighths)[4]) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        m.given[i][threadIdx.x] =
+            make_float4(eighths[i][0], eighths[i][1], eighths[i][2], eighths[i][3]);
+      }
+    };
+    if (has_start()) {
+      give(products + 2);
+    } else {
+      give(products);
+    }
     if (!tells<2, 1, 2>(at.lane)) return;
-    const unsigned own = row + 8 * first_of_lane<2, 1, 2>(at.lane);
-    m.end[at.warp / kRowTiles][own] = end;
-    m.start[at.warp / kRowTiles][own] = start;
+    auto& to = has_start() ? sums.start : sums.end;
+    to[half()][row + 8 * first_of_lane<2, 1, 2>(at.lane)] = common;
+  }
+  // In place of what was given away; when all have told.
+  __device__ __forceinline__ void take_states() {
+    const auto take = [&](float(*eighths)[4]) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 taken = m.given[i][threadIdx.x ^ (kRowTiles * kWarpLanes)];
+        eighths[i][0] = taken.x;
+        eighths[i][1] = taken.y;
+        eighths[i][2] = taken.z;
+        eighths[i][3] = taken.w;
+      }
+    };
+    if (has_start()) {
+      take(products + 2);
+    } else {
+      take(products);
+    }
   }
 
   // What tokens of the chunk gave each other; when the scores are there.
@@ -97,11 +119,13 @@ struct HeadOutputs {
     const auto tile = static_cast<int>(at.warp % kRowTiles);
     multiply<kRowTiles, 1>(
         0, tile + 1, [&](int step, auto& a) { scores.left(first_row(), 16 * step, a); },
-        [&](int step, int, auto& b) { x.right(16 * step, first_column(), b); }, from_start);
+        [&](int step, int, auto& b) { x.right(16 * step, first_column(), b); },
+        two_eighths(products));
     multiply<kRowTiles, 1>(
         tile, kRowTiles,
         [&](int step, auto& a) { scores.left_transposed(16 * step, first_row(), a); },
-        [&](int step, int, auto& b) { grad_o.right(16 * step, first_column(), b); }, grad_x);
+        [&](int step, int, auto& b) { grad_o.right(16 * step, first_column(), b); },
+        two_eighths(products + 2));
   }
 
   // Through gate and skip, to the columns and to what is summed over the sequence.
@@ -117,11 +141,11 @@ struct HeadOutputs {
         const float2 grad_y = input_pair(m.raw_grad_y, token(i), p);
         const float2 weight_x = weight_pair(m.mimo_x, p), weight_z = weight_pair(m.mimo_z, p);
         const float2 weight_o = weight_pair(m.mimo_o, p);
-        element({x.x, z.x, grad_y.x}, {weight_x.x, weight_z.x, weight_o.x}, from_start[j][2 * i],
-                grad_x[j][2 * i], 2 * j, sums, grad_z[4 * i + 2 * j], to_x[4 * i + 2 * j]);
-        element({x.y, z.y, grad_y.y}, {weight_x.y, weight_z.y, weight_o.y},
-                from_start[j][2 * i + 1], grad_x[j][2 * i + 1], 2 * j + 1, sums,
-                grad_z[4 * i + 2 * j + 1], to_x[4 * i + 2 * j + 1]);
+        element({x.x, z.x, grad_y.x}, {weight_x.x, weight_z.x, weight_o.x}, products[j][2 * i],
+                products[2 + j][2 * i], 2 * j, sums, grad_z[4 * i + 2 * j], to_x[4 * i + 2 * j]);
+        element({x.y, z.y, grad_y.y}, {weight_x.y, weight_z.y, weight_o.y}, products[j][2 * i + 1],
+                products[2 + j][2 * i + 1], 2 * j + 1, sums, grad_z[4 * i + 2 * j + 1],
+                to_x[4 * i + 2 * j + 1]);
       }
     }
     if constexpr (S::kRank > 1) {
@@ -137,6 +161,17 @@ struct HeadOutputs {
   __device__ __forceinline__ unsigned first_row() const {
     return at.warp % kRowTiles * 16;
   }
+  // Whose product with a state the warp makes: of this half of p.
+  __device__ __forceinline__ bool has_start() const {
+    return at.warp / kRowTiles % 2 == 0;
+  }
+  __device__ __forceinline__ unsigned half() const {
+    return at.warp / (2 * kRowTiles);
+  }
+  __device__ __forceinline__ unsigned first_made() const {
+    return half() * 32;
+  }
+  // And of which columns of both it goes on with.
   __device__ __forceinline__ unsigned first_column() const {
     return at.warp / kRowTiles * 16;
   }
@@ -144,16 +179,20 @@ struct HeadOutputs {
     return (row + 8 * i) / S::kRank;
   }
 
-  // For each row the sum of tile * sums over the warp's columns; a lane is left with one row's.
-  __device__ __forceinline__ float row_sum(const unsigned char* tile, const Sums<1>& sums) const {
-    float of_rows[2];
-    const unsigned byte = tile_byte(row, column);
+  // For each row the sum of tile * product; a lane is left with one row's.
+  __device__ __forceinline__ float row_sum(const unsigned char* tile) const {
+    const Factor factor(m, tile, at.lane);
+    float of_rows[2] = {};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 left = tile_pair(tile, further(byte, 8 * i, 0));
-      const float2 right = tile_pair(tile, further(byte, 8 * i, 1));
-      of_rows[i] = left.x * sums[0][2 * i] + left.y * sums[0][2 * i + 1] +
-                   right.x * sums[1][2 * i] + right.y * sums[1][2 * i + 1];
+    for (int block = 0; block < 2; ++block) {
+      std::uint32_t words[4];
+      factor.left(first_row(), first_made() + 16 * block, words);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* own = &products[2 * block + i / 2][i % 2 * 2];
+        const float2 pair = wide_pair(words[i]);
+        of_rows[i % 2] = fmaf(pair.x, own[0], fmaf(pair.y, own[1], of_rows[i % 2]));
+      }
     }
     sum_lanes<2, 1, 2>(of_rows, at.lane);
     return of_rows[0];
@@ -216,8 +255,21 @@ struct HeadOutputs {
       const auto own = static_cast<int>(token((first + left) / 4));
       if (own >= chunk.tokens) continue;
       if (own == at.end - 1 - chunk.begin) add_last<kPairs>(place, to_x + left);
-      put_pairs<kPairs>(job.grads.z, chunk.begin + own, place, grad_z + left);
-      put_pairs<kPairs>(job.grads.x, chunk.begin + own, place, to_x + left);
+      put_row<kPairs>((chunk.begin + own) * job.grads.z.stride + place, grad_z + left, to_x + left);
+    }
+  }
+
+  // Gradients of z and x have the same type, and rows as far apart.
+  template <int kPairs>
+  __device__ __forceinline__ void put_row(std::int64_t first, const float* grad_z,
+                                          const float* grad_x) const {
+    const GradientColumn &z = job.grads.z, &x = job.grads.x;
+    if (z.bf16 == nullptr) {
+      put_pairs<kPairs>(z.fp32 + first, grad_z);
+      put_pairs<kPairs>(x.fp32 + first, grad_x);
+    } else {
+      put_pairs<kPairs>(z.bf16 + first, grad_z);
+      put_pairs<kPairs>(x.bf16 + first, grad_x);
     }
   }
 

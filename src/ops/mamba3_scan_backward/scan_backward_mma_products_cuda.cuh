@@ -24,7 +24,7 @@ struct Factor {
       : by_rows(shared_address(&memory) + swizzled(lane % 16, lane / 16 * 8)),
         by_columns(shared_address(&memory) + swizzled(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8)),
         by_eight(shared_address(&memory) + swizzled(lane % 8, lane / 8 * 8)),
-        tile(static_cast<std::uint32_t>(own - reinterpret_cast<const unsigned char*>(&memory))) {}
+        tile(shared_address(own) - shared_address(&memory)) {}
 
   // The first factor: its rows are the tile's, or the tile's columns.
   __device__ __forceinline__ void left(unsigned row, unsigned column,
@@ -43,6 +43,15 @@ struct Factor {
   __device__ __forceinline__ void right_transposed(unsigned row, unsigned column,
                                                    std::uint32_t (&out)[4]) const {
     load_blocks(along_columns(by_columns, row, column), out);
+  }
+  // Sums of two eighths, in bf16, where left() finds them: a thread's pairs are as theirs.
+  __device__ __forceinline__ void put(unsigned row, unsigned column,
+                                      const float (*eighths)[4]) const {
+    store_matrices(
+        along_columns(by_rows, row, column),
+        make_uint4(pack_bf16(eighths[0][0], eighths[0][1]), pack_bf16(eighths[0][2], eighths[0][3]),
+                   pack_bf16(eighths[1][0], eighths[1][1]),
+                   pack_bf16(eighths[1][2], eighths[1][3])));
   }
   // Of only eight rows, for two steps along the columns.
   __device__ __forceinline__ void right_eight(unsigned row, unsigned column,
@@ -83,6 +92,11 @@ __device__ __forceinline__ void clear(Sums<kBlocks>& d) {
   }
 }
 
+// Two eighths of such sums, from one on.
+__device__ __forceinline__ Sums<1>& two_eighths(float (*first)[4]) {
+  return *reinterpret_cast<Sums<1>*>(first);
+}
+
 // A number that stays in its registers: the compiler would compute it again in every branch.
 __device__ __forceinline__ unsigned kept(unsigned v) {
   asm volatile("" : "+r"(v));
@@ -103,16 +117,16 @@ __device__ __forceinline__ constexpr std::uint32_t step_bytes(int step) {
 // Operands of wgmma in the block's memory: an addition leads from that of its begin to each, where
 // it would take masks and shifts to make each of its own address.
 struct Operands {
-  const unsigned char* begin;
+  std::uint32_t begin;
   std::uint64_t first;
 
   template <class Memory>
   __device__ __forceinline__ explicit Operands(const Memory& memory)
-      : begin(reinterpret_cast<const unsigned char*>(&memory)),
-        first(wgmma_operand(shared_address(begin))) {}
+      : begin(shared_address(&memory)), first(wgmma_operand(begin)) {}
 
+  // A difference of shared addresses: of generic ones the compiler makes no constant.
   __device__ __forceinline__ std::uint64_t tile(const unsigned char* own) const {
-    return wgmma_further(first, static_cast<std::uint32_t>(own - begin));
+    return wgmma_further(first, shared_address(own) - begin);
   }
   // A tile's rows from a multiple of eight on.
   __device__ __forceinline__ std::uint64_t rows(const unsigned char* own, unsigned row) const {
@@ -211,27 +225,41 @@ struct StateTile {
         column(at.warp / S::kStateSteps * (16 * kBlocks)),
         lane(at.lane) {}
 
-  // The byte of a thread's first numbers in a tile.
-  __device__ __forceinline__ unsigned first_byte() const {
-    return swizzled(row + lane / 4, column + lane % 4 * 2);
-  }
-
-  // Calls f(two neighbours along p, how many rows and eighths of columns they are behind the
-  // thread's first).
-  template <class F>
-  __device__ __forceinline__ void each_behind(Sums<kBlocks>& h, const F& f) const {
-#pragma unroll
-    for (int i = 0; i < 2 * kBlocks; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) f(h[i][2 * half], h[i][2 * half + 1], 8 * half, i);
-    }
-  }
   // Calls f(two neighbours along p, their row, their column).
   template <class F>
   __device__ __forceinline__ void each(Sums<kBlocks>& h, const F& f) const {
-    each_behind(h, [&](float& a, float& b, unsigned rows, unsigned eighths) {
-      f(a, b, row + lane / 4 + rows, column + 8 * eighths + lane % 4 * 2);
-    });
+#pragma unroll
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        f(h[i][2 * half], h[i][2 * half + 1], row + lane / 4 + 8 * half,
+          column + 8 * i + lane % 4 * 2);
+      }
+    }
+  }
+  // Rounds to a tile of h.
+  __device__ __forceinline__ void put(const Factor& to, const Sums<kBlocks>& h) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      to.put(row, column + 16 * block, h + 2 * block);
+    }
+  }
+  // The sum of a thread's numbers times those of a tile.
+  __device__ __forceinline__ float multiply_with(const Factor& other,
+                                                 const Sums<kBlocks>& h) const {
+    float sum = 0;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      std::uint32_t words[4];
+      other.left(row, column + 16 * block, words);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* own = &h[2 * block + i / 2][i % 2 * 2];
+        const float2 pair = wide_pair(words[i]);
+        sum = fmaf(own[0], pair.x, fmaf(own[1], pair.y, sum));
+      }
+    }
+    return sum;
   }
 
   // Starts h = decay h + rows_n^T rows_p as a group of its own. A warpgroup's 64 rows of h are a

@@ -22,44 +22,70 @@ struct RowWeights {
   float2 bias;
 };
 
-// Normed rows with their bias, turned by cos_sin [t, stride]. A thread has a pair of columns. Some
-// rows are loaded before any is stored: the compiler moves no load over a store that might be to
-// the same place, and would wait for each.
-template <int kThreads, class S, class... Kinds>
-__device__ __forceinline__ void make_rows(const __half2* cos_sin, int stride, int angles,
-                                          const Kinds&... kinds) {
+// A thread's place among rows that are made at once. A warp has 32 pairs of a row; warps of a
+// scheduler, which are four apart, have different ones, for those that turn take longer.
+template <class S>
+struct RowPlace {
+  static constexpr unsigned kWarpsOfRow = S::kPairs / kWarpLanes;
+  unsigned row;
+  unsigned first_pair;  // of the warp
+  unsigned pair;
+
+  __device__ __forceinline__ explicit RowPlace(const MmaPlace& at)
+      : row(at.warp % 4 + at.warp / (4 * kWarpsOfRow) * 4),
+        first_pair(at.warp / 4 % kWarpsOfRow * kWarpLanes),
+        pair(first_pair + at.lane) {}
+};
+
+// Normed rows with their bias, turned by cos_sin [t, stride] as far as there are angles: a thread's
+// pair of some rows. kTurns: whether any of its warp's pairs turn. Some rows are loaded before any
+// is stored: the compiler moves no load over a store that might be to the same place, and would
+// wait for each.
+template <bool kTurns, int kThreads, class S, class... Kinds>
+__device__ __forceinline__ void make_pairs(const RowPlace<S>& at, const __half2* cos_sin,
+                                           int stride, int angles, const Kinds&... kinds) {
   constexpr int kGroups = kThreads / S::kPairs;
   constexpr int kAtOnce = 4, kKinds = sizeof...(kinds);
   static_assert(kGroups % S::kRank == 0);
-  const int pair = static_cast<int>(threadIdx.x) % S::kPairs;
-  const unsigned first = threadIdx.x / S::kPairs;
-  const bool turns = pair < angles;
-  const unsigned byte = tile_byte(first, 2 * pair);
-  const auto* rotation = cos_sin + static_cast<int>(first / S::kRank) * stride + (turns ? pair : 0);
+  const bool turns = at.pair < angles;
+  const unsigned byte = tile_byte(at.row, 2 * at.pair);
+  const auto* rotation = cos_sin + at.row / S::kRank * stride + (turns ? at.pair : 0);
   const Rows<S> rows[] = {kinds...};
-  const RowWeights weights[] = {{kinds.norm[pair], kinds.bias[first % S::kRank][pair]}...};
+  const RowWeights weights[] = {{kinds.norm[at.pair], kinds.bias[at.row % S::kRank][at.pair]}...};
 #pragma unroll
   for (int begin = 0; begin < kBackwardRows / kGroups; begin += kAtOnce) {
     __half2 raw[kAtOnce][kKinds], rotations[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i, rotation += kGroups / S::kRank * stride) {
-      rotations[i] = *rotation;
+      if (kTurns) rotations[i] = *rotation;
 #pragma unroll
       for (int kind = 0; kind < kKinds; ++kind) {
-        const auto* from = reinterpret_cast<const __half2*>(rows[kind].raw) + threadIdx.x;
-        raw[i][kind] = from[(begin + i) * kThreads];
+        const auto* from = reinterpret_cast<const __half2*>(rows[kind].raw);
+        raw[i][kind] = from[(at.row + (begin + i) * kGroups) * S::kPairs + at.pair];
       }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const float2 by = __half22float2(turns ? rotations[i] : __floats2half2_rn(1.0f, 0.0f));
+      const float2 by = kTurns && turns ? __half22float2(rotations[i]) : make_float2(1.0f, 0.0f);
 #pragma unroll
       for (int kind = 0; kind < kKinds; ++kind) {
         const RowWeights& own = weights[kind];
-        const float2 v = turned(biased(raw[i][kind], own.norm, own.bias), by);
-        put_tile_pair(rows[kind].out, further(byte, (begin + i) * kGroups, 0), v.x, v.y);
+        const float2 v = biased(raw[i][kind], own.norm, own.bias);
+        const float2 to = kTurns ? turned(v, by) : v;
+        put_tile_pair(rows[kind].out, further(byte, (begin + i) * kGroups, 0), to.x, to.y);
       }
     }
+  }
+}
+
+template <int kThreads, class S, class... Kinds>
+__device__ __forceinline__ void make_rows(const MmaPlace& at, const __half2* cos_sin, int stride,
+                                          int angles, const Kinds&... kinds) {
+  const RowPlace<S> place(at);
+  if (RowPlace<S>::kWarpsOfRow == 1 || place.first_pair < angles) {
+    make_pairs<true, kThreads, S>(place, cos_sin, stride, angles, kinds...);
+  } else {
+    make_pairs<false, kThreads, S>(place, cos_sin, stride, angles, kinds...);
   }
 }
 

@@ -16,15 +16,21 @@ template <class S>
 struct ScoreTile {
   BackwardMemory<S>& m;
   const ChunkDecays<S>& decays;
+  ChunkSums<S>& sums;
   unsigned row;  // of tiles
   unsigned column;
   unsigned lane;
   Sums<1> scores;  // S = Q K^T
   Sums<1> grads;   // dP = dO X^T
 
-  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, const ChunkDecays<S>& own_decays,
-                                       unsigned row_in, unsigned column_in, unsigned lane_in)
-      : m(memory), decays(own_decays), row(row_in), column(column_in), lane(lane_in) {
+  __device__ __forceinline__ ScoreTile(BackwardMemory<S>& memory, int parity, unsigned row_in,
+                                       unsigned column_in, unsigned lane_in)
+      : m(memory),
+        decays(memory.decays[parity]),
+        sums(memory.sums[parity]),
+        row(row_in),
+        column(column_in),
+        lane(lane_in) {
     clear<1>(scores);
     clear<1>(grads);
     const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
@@ -60,10 +66,10 @@ struct ScoreTile {
         }
       }
     }
-    store(m.scores, scores);
-    store(m.grad_scores, grads);
+    Factor(m, m.scores, lane).put(16 * row, 16 * column, scores);
+    Factor(m, m.grad_scores, lane).put(16 * row, 16 * column, grads);
     tell_columns(column_sums);
-    tell_rows(row_sums, m.row_sums[column]);
+    tell_rows(row_sums);
   }
 
  private:
@@ -73,25 +79,16 @@ struct ScoreTile {
   __device__ __forceinline__ unsigned column_of(int j, int e) const {
     return 8 * j + lane % 4 * 2 + e;
   }
-  __device__ __forceinline__ void store(unsigned char* to, const Sums<1>& from) const {
-    const unsigned byte = tile_byte(16 * row + lane / 4, 16 * column + column_of(0, 0));
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        put_tile_pair(to, further(byte, 8 * i, j), from[j][2 * i], from[j][2 * i + 1]);
-      }
-    }
+  __device__ __forceinline__ void tell_rows(float (&of_rows)[2]) const {
+    sum_lanes<2, 1, 2>(of_rows, lane);
+    const unsigned own = lane / 4 + 8 * first_of_lane<2, 1, 2>(lane);
+    if (tells<2, 1, 2>(lane)) sums.between[column][16 * row + own] = of_rows[0];
   }
-  __device__ __forceinline__ void tell_rows(float (&sums)[2], float* to) const {
-    sum_lanes<2, 1, 2>(sums, lane);
-    if (tells<2, 1, 2>(lane)) to[16 * row + lane / 4 + 8 * first_of_lane<2, 1, 2>(lane)] = sums[0];
-  }
-  __device__ __forceinline__ void tell_columns(float (&sums)[4]) const {
-    sum_lanes<16, 4, 4>(sums, lane);
+  __device__ __forceinline__ void tell_columns(float (&of_columns)[4]) const {
+    sum_lanes<16, 4, 4>(of_columns, lane);
     const int own = first_of_lane<16, 4, 4>(lane);
     if (tells<16, 4, 4>(lane)) {
-      m.column_sums[row][16 * column + column_of(own / 2, own % 2)] = sums[0];
+      sums.between[row][16 * column + column_of(own / 2, own % 2)] = of_columns[0];
     }
   }
 };
@@ -103,17 +100,16 @@ constexpr unsigned kScoreWarps = kBelowTiles + kRowTiles + kRowTiles / 2;
 // warps out by fours: two of its schedulers have two tiles below and right columns, and two have
 // one and left columns of two tiles.
 template <class S>
-__device__ __forceinline__ void make_scores(const MmaPlace& at, const ChunkDecays<S>& decays,
-                                            BackwardMemory<S>& m) {
+__device__ __forceinline__ void make_scores(const MmaPlace& at, int parity, BackwardMemory<S>& m) {
   const unsigned of_four = at.warp % 4;
   if (at.warp < kBelowTiles) {
     unsigned row = 1, first = 0;
     while (first + row <= at.warp) first += row++;
-    ScoreTile<S>(m, decays, row, at.warp - first, at.lane).finish();
+    ScoreTile<S>(m, parity, row, at.warp - first, at.lane).finish();
   } else if (at.warp < kScoreWarps && of_four < 2) {
-    DiagonalRights<S>(m, decays, 2 * of_four, at.lane).finish();
+    DiagonalRights<S>(m, parity, 2 * of_four, at.lane).finish();
   } else if (at.warp < kScoreWarps) {
-    DiagonalLeft<S>(m, decays, at.warp / 8 * 2 + of_four - 2, at.lane).finish();
+    DiagonalLeft<S>(m, parity, at.warp / 8 * 2 + of_four - 2, at.lane).finish();
   }
 }
 

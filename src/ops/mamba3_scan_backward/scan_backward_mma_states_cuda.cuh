@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kStatesThreads, 2)
     const KeyInputs<S>& keys = m.keys[parity];
     spread_faded_x<kStatesThreads>(keys.x, m.decays[parity].fade, m);
     __syncthreads();
-    make_rows<kStatesThreads, S>(m.cos_sin(), sizes.angles, sizes.angles,
+    make_rows<kStatesThreads, S>(at, m.cos_sin(), sizes.angles, sizes.angles,
                                  Rows<S>{keys.b, m.b_norm, m.b_bias, m.k});
     fence_async_proxy();
     __syncthreads();

@@ -11,10 +11,10 @@
 namespace mamba3 {
 namespace {
 
-// Warps that have less to do than others where these are called.
+// Warps that make no scores.
 constexpr unsigned kNumbersWarp = kBackwardWarps - 1;
 constexpr unsigned kInsideWarp = kNumbersWarp - 1;
-constexpr unsigned kRequestingWarp = kNumbersWarp;
+constexpr unsigned kRequestingWarp = kInsideWarp - 1;
 static_assert(kRequestingWarp >= kScoreWarps);
 
 template <class S>
@@ -22,8 +22,8 @@ using GradStateTile = StateTile<kBackwardThreads, S>;
 template <class S>
 using GradState = Sums<GradStateTile<S>::kBlocks>;
 
-// What of a chunk is asked for while the one behind it is worked on: rows when their memory is
-// free, and columns when theirs is.
+// What of a chunk is asked for while the one behind it is worked on: what it comes to first, and,
+// when its memory is free, the rest.
 template <class S>
 __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const MmaPlace& at,
                                                 const BackwardChunk& chunk, int parity,
@@ -33,12 +33,22 @@ __device__ __forceinline__ void request_rows_of(const BackwardMmaJob& job, const
     const auto turn_bytes = static_cast<std::uint32_t>(chunk.tokens * stride) * sizeof(__half2);
     barrier_arrive_expecting(&m.rows_came, chunk.tokens * 4 * S::kRank * S::kState + turn_bytes +
                                                ChunkDecays<S>::kBytes);
-    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
-              &m.rows_came);
     request_raw<S>(job, at, chunk, job.scan.in_b, m.keys.b, &m.rows_came);
-    request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
     bulk_copy(m.cos_sin(parity, job.scan.sizes.angles),
               job.cos_sin + (at.head * job.scan.tokens + chunk.begin) * stride, turn_bytes,
+              &m.rows_came);
+  }
+}
+
+// Rows of C come where products are given away, and decays where those of the chunk behind were:
+// both are expected with the others.
+template <class S>
+__device__ __forceinline__ void request_rest_of(const BackwardMmaJob& job, const MmaPlace& at,
+                                                const BackwardChunk& chunk, int parity,
+                                                BackwardMemory<S>& m) {
+  if (at.warp == kRequestingWarp && elect_lane()) {
+    request_raw<S>(job, at, chunk, job.scan.out_c, m.raw_c, &m.rows_came);
+    bulk_copy(&m.decays[parity], decays_of<S>(job, at, chunk), ChunkDecays<S>::kBytes,
               &m.rows_came);
   }
 }
@@ -95,10 +105,11 @@ __device__ float sum_block(BackwardMemory<S>& m, const MmaPlace& at, float value
     value += __shfl_xor_sync(0xffffffffu, value, lanes);
   }
   __syncthreads();
-  if (at.lane == 0) m.state_sums[at.warp] = value;
+  auto& parts = m.sums[0].states;
+  if (at.lane == 0) parts[at.warp] = value;
   __syncthreads();
   float sum = 0;
-  for (const float part : m.state_sums) sum += part;
+  for (const float part : parts) sum += part;
   return sum;
 }
 
@@ -199,33 +210,36 @@ __device__ void leave_sums(const BackwardMmaJob& job, const MmaPlace& at, float 
 // What a warp's part of the gradient and the state have in common, and the gradient in bf16.
 template <class S>
 __device__ __forceinline__ void multiply_states(const MmaPlace& at, const GradStateTile<S>& tile,
-                                                GradState<S>& grad, BackwardMemory<S>& m) {
-  float sum = 0;
-  const unsigned byte = tile.first_byte();
-  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
-    const float2 own = tile_pair(m.state, further(byte, rows, eighths));
-    sum = fmaf(a, own.x, fmaf(b, own.y, sum));
-  });
+                                                const GradState<S>& grad, int parity,
+                                                BackwardMemory<S>& m) {
+  float sum = tile.multiply_with(Factor(m, m.state, at.lane), grad);
   for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
     sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
   }
-  if (at.lane == 0) m.state_sums[at.warp] = sum;
+  if (at.lane == 0) m.sums[parity].states[at.warp] = sum;
 }
 
 template <class S>
 __device__ __forceinline__ void prepare_chunk(const BackwardMmaJob& job, const MmaPlace& at,
                                               int parity, const GradStateTile<S>& tile,
                                               GradState<S>& grad, BackwardMemory<S>& m) {
-  const unsigned byte = tile.first_byte();
-  tile.each_behind(grad, [&](float a, float b, unsigned rows, unsigned eighths) {
-    put_tile_pair(m.grad_state, further(byte, rows, eighths), a, b);
-  });
+  tile.put(Factor(m, m.grad_state, at.lane), grad);
   const int angles = job.scan.sizes.angles;
   const __half2* cos_sin = m.cos_sin(parity, angles);
-  make_rows<kBackwardThreads, S>(cos_sin, turn_stride(angles), angles,
+  make_rows<kBackwardThreads, S>(at, cos_sin, turn_stride(angles), angles,
                                  Rows<S>{m.keys.b, m.b_norm, m.b_bias, m.k},
                                  Rows<S>{m.raw_c, m.c_norm, m.c_bias, m.q});
   make_columns<kBackwardThreads>(m.decays[parity], m);
+}
+
+// What is left to tell of a chunk when it has been walked: by warps that make no scores of the
+// next.
+template <class S>
+__device__ __forceinline__ void tell_sums(const BackwardMmaJob& job, const MmaPlace& at,
+                                          const BackwardChunk& chunk, int parity, unsigned turn,
+                                          BackwardMemory<S>& m) {
+  if (at.warp == kInsideWarp) add_inside(parity, at.lane, m);
+  if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, parity, turn, m);
 }
 
 template <class S>
@@ -236,6 +250,7 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
   open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
   if (threadIdx.x == 0) open_numbers(m);
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
+  request_rest_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
   request_columns_of(job, at, BackwardChunk::at<S>(at, last), m);
   __pipeline_commit();
   request_state(job, at, BackwardChunk::at<S>(at, last), m);
@@ -263,34 +278,40 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     __syncthreads();
     if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
     outputs.start_states();
-    make_scores(at, decays, m);
+    if (index < last) {
+      tell_sums(job, at, BackwardChunk::at<S>(at, index + 1), parity ^ 1, (last - index - 1) & 1,
+                m);
+    }
+    make_scores(at, parity, m);
     outputs.finish_states(decays);
-    multiply_states(at, tile, grad, m);
-    outputs.tell_states();
+    multiply_states(at, tile, grad, parity, m);
+    outputs.tell_states(m.sums[parity]);
     fence_async_proxy();
     __syncthreads();
     // What is started here the tensor cores do while read-outs are finished.
     RowGradients<S> rows(job, at, m, parity);
     rows.start();
+    outputs.take_states();
     outputs.add_scores();
     rows.fade();
     tile.start_fold(decays.whole, Operands(m), m.q, m.decayed_grad_o, grad);
     outputs.finish(chunk);
     __syncthreads();
-    if (index > 0) request_columns_of(job, at, next, m);
+    if (index > 0) {
+      request_rest_of(job, at, next, parity ^ 1, m);
+      request_columns_of(job, at, next, m);
+    }
     __pipeline_commit();
     rows.wait();
     rows.finish(chunk);
-    rows.tell_turns();
     tile.finish_fold(grad);
     __pipeline_wait_prior(0);
     if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
     __syncthreads();
     if (index > 0) request_state(job, at, next, m);
     if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, (last - index) & 1, m);
-    if (at.warp == kInsideWarp) add_inside(decays, at.lane, m);
-    if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, decays, (last - index) & 1, m);
   }
+  tell_sums(job, at, BackwardChunk::at<S>(at, 0), 0, last & 1, m);
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     const int row = place_of(sizes, static_cast<int>(n));
     float* to = grad_ssm(job, at) + row * kBackwardHeadDim + p;
