@@ -38,6 +38,8 @@ struct TrainCommand {
 void check_command(const TrainCommand& command);
 // Refuses a folder that holds a model or a training.
 void check_free(const std::filesystem::path& folder);
+// In what a new training computes unless --dtype says it.
+Compute usual_compute(bool gpu);
 // `record` with what the command line gives.
 TrainRecord with_given(const TrainCommand& command, TrainRecord record);
 

@@ -71,9 +71,9 @@ void begin_from_scratch(const TrainCommand& command, TrainStart& start) {
   start.config.mixer.a_activation_recorded = true;
 }
 
-TrainRecord record_of_texts(const TrainCommand& command, const Context& ctx) {
+TrainRecord record_of_texts(const TrainCommand& command, Compute compute) {
   TrainRecord record;
-  record.options.compute = ctx.gpu() ? Compute::kBf16 : Compute::kF32;
+  record.options.compute = compute;
   Schedule& schedule = record.options.schedule;
   schedule.steps = command.steps.value_or(1000);
   schedule.warmup_steps = std::min<std::int64_t>(200, schedule.steps / 5);
@@ -92,7 +92,9 @@ TrainStart begin(const TrainCommand& command, Context& ctx) {
     begin_with_model(command, start, ctx);
   }
   check_config(start.config);
-  TrainRecord record = task ? task_record(command.task) : record_of_texts(command, ctx);
+  const Compute compute = usual_compute(ctx.gpu() != nullptr);
+  TrainRecord record =
+      task ? task_record(command.task, compute) : record_of_texts(command, compute);
   record.options.seed = command.common.seed.value_or(std::random_device{}());
   start.record = with_given(command, std::move(record));
   TrainOptions& options = start.record.options;
@@ -264,6 +266,10 @@ void check_command(const TrainCommand& command) {
   need(!command.data.empty(), "--data", "to name the texts");
   need(!command.common.tokenizer.empty() || !command.init_from.empty(), "--tokenizer",
        "because a new model has none");
+}
+
+Compute usual_compute(bool gpu) {
+  return gpu ? Compute::kBf16 : Compute::kF32;
 }
 
 TrainRecord with_given(const TrainCommand& command, TrainRecord record) {

@@ -31,11 +31,11 @@ class Sweep {
   Sweep(const CLI::App& app, const TrainCommand& command)
       : app_(app),
         command_(command),
-        record_(with_given(command, task_record(command.task))),
+        device_(choose_device(command.common)),
+        record_(record_of(command)),
         folder_(command.resume.empty() ? command.output : command.resume),
         cells_(sweep_cells(command)),
         results_(cells_.size()),
-        device_(choose_device(command.common)),
         bar_(command.common, "training", "steps") {}
 
   // A result for each cell, in their order; null where it was interrupted.
@@ -53,6 +53,10 @@ class Sweep {
   }
 
  private:
+  TrainRecord record_of(const TrainCommand& command) const {
+    return with_given(command,
+                      task_record(command.task, usual_compute(device_.kind == DeviceKind::kCuda)));
+  }
   Task task() const { return record_.task->task; }
   fs::path result_path(std::size_t i) const { return cells_[i].folder(folder_) / "result.json"; }
 
@@ -105,7 +109,7 @@ class Sweep {
   }
   nlohmann::json options_of(std::size_t i) const {
     const TrainCommand command = cell_command(command_, folder_, cells_[i]);
-    const TrainRecord record = with_given(command, task_record(command.task));
+    const TrainRecord record = record_of(command);
     nlohmann::json options = to_json(record.options);
     for (const char* key : {"steps", "accumulate", "recompute"}) options.erase(key);
     options["eval_blocks"] = record.rhythm.eval_blocks;
@@ -270,12 +274,12 @@ class Sweep {
 
   const CLI::App& app_;
   TrainCommand command_;
+  Device device_;
   TrainRecord record_;  // what all of them have in common
   fs::path folder_;
   std::optional<FolderLock> lock_;
   std::vector<SweepCell> cells_;
   std::vector<Json> results_;
-  Device device_;
   std::mutex mutex_;  // of what follows
   ProgressBar bar_;
   std::int64_t steps_ = 0, earlier_ = 0;  // made now; made by an earlier call

@@ -24,7 +24,7 @@ struct TaskCommand {
 void add_task_options(CLI::App& app, TaskCommand& command);
 
 // A record to train a task with, before other options are given.
-TrainRecord task_record(const TaskCommand& command);
+TrainRecord task_record(const TaskCommand& command, Compute compute);
 // The options of the task that are given. Of a training on texts only that none is (kUsage).
 void give_task(const TaskCommand& command, std::optional<TaskOptions>& task);
 // `file` is a config.json whose vocabulary becomes the task's; empty: the paper's sizes.

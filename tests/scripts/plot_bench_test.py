@@ -94,8 +94,9 @@ class PlotBench(unittest.TestCase):
                                             ('parity/bf16', 14, 0))]
         self.write(state_tracking_all=document(rows))
         texts = self.texts(self.draw()['state-tracking.svg'])
-        self.assertEqual([text for text in texts if text in ('Parity', 'Arithmetic', 'fp32', 'bf16', 'bf16, no MLP')],
-                         ['Parity', 'bf16', 'Arithmetic', 'fp32', 'Arithmetic', 'bf16', 'Arithmetic', 'bf16, no MLP'])
+        kinds = ('Parity', 'Arithmetic', 'bf16', 'bf16, MLP', 'fp32', 'fp32, MLP')
+        self.assertEqual([text for text in texts if text in kinds],
+                         ['Parity', 'bf16', 'Arithmetic', 'bf16', 'Arithmetic', 'bf16, MLP', 'Arithmetic', 'fp32, MLP'])
         for value in ('11.0', '12.0', '13.0', '14.0'):
             self.assertIn(value, texts)
 
