@@ -242,11 +242,13 @@ __device__ __forceinline__ void tell_sums(const BackwardMmaJob& job, const MmaPl
   if (at.warp == kNumbersWarp) tell_numbers(job, at, chunk, parity, turn, m);
 }
 
+// Up to where the last chunk can be walked.
 template <class S>
-__device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const ChainPlace& at,
-                                          unsigned char* memory, BackwardMemory<S>& m) {
+__device__ __forceinline__ void begin_walk(const BackwardMmaJob& job, const ChainPlace& at,
+                                           int last, const GradStateTile<S>& tile,
+                                           GradState<S>& grad, unsigned char* memory,
+                                           BackwardMemory<S>& m) {
   const TokenSizes& sizes = job.scan.sizes;
-  const int last = (at.end - at.begin - 1) / S::kTokens;
   open_memory<kBackwardThreads>(memory, BackwardMemory<S>::bytes(sizes.angles), m);
   if (threadIdx.x == 0) open_numbers(m);
   request_rows_of(job, at, BackwardChunk::at<S>(at, last), last & 1, m);
@@ -255,8 +257,6 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
   __pipeline_commit();
   request_state(job, at, BackwardChunk::at<S>(at, last), m);
   load_head(job, at, m, last & 1);
-  const GradStateTile<S> tile(at);
-  GradState<S> grad;
   tile.each(grad, [&](float& a, float& b, unsigned n, unsigned p) {
     const float* from =
         grad_ssm(job, at) + place_of(sizes, static_cast<int>(n)) * kBackwardHeadDim + p;
@@ -266,51 +266,62 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
   __pipeline_wait_prior(0);
   barrier_wait(&m.rows_came, 0);
   __syncthreads();
-  HeadOutputs<S> outputs(job, at, m);
-  for (int index = last; index >= 0; --index) {
-    const int parity = index & 1;
-    const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
-    const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
-    const ChunkDecays<S>& decays = m.decays[parity];
-    prepare_chunk(job, at, parity, tile, grad, m);
-    barrier_wait(&m.state_came, (last - index) & 1);
-    fence_async_proxy();
-    __syncthreads();
-    if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
-    outputs.start_states();
-    if (index < last) {
-      tell_sums(job, at, BackwardChunk::at<S>(at, index + 1), parity ^ 1, (last - index - 1) & 1,
-                m);
-    }
-    make_scores(at, parity, m);
-    outputs.finish_states(decays);
-    multiply_states(at, tile, grad, parity, m);
-    outputs.tell_states(m.sums[parity]);
-    fence_async_proxy();
-    __syncthreads();
-    // What is started here the tensor cores do while read-outs are finished.
-    RowGradients<S> rows(job, at, m, parity);
-    rows.start();
-    outputs.take_states();
-    outputs.add_scores();
-    rows.fade();
-    tile.start_fold(decays.whole, Operands(m), m.q, m.decayed_grad_o, grad);
-    outputs.finish(chunk);
-    __syncthreads();
-    if (index > 0) {
-      request_rest_of(job, at, next, parity ^ 1, m);
-      request_columns_of(job, at, next, m);
-    }
-    __pipeline_commit();
-    rows.wait();
-    rows.finish(chunk);
-    tile.finish_fold(grad);
-    __pipeline_wait_prior(0);
-    if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
-    __syncthreads();
-    if (index > 0) request_state(job, at, next, m);
-    if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, (last - index) & 1, m);
+}
+
+template <class S>
+__device__ __forceinline__ void walk_chunk(const BackwardMmaJob& job, const ChainPlace& at,
+                                           int index, int last, const GradStateTile<S>& tile,
+                                           GradState<S>& grad, HeadOutputs<S>& outputs,
+                                           BackwardMemory<S>& m) {
+  const int parity = index & 1;
+  const BackwardChunk chunk = BackwardChunk::at<S>(at, index);
+  const BackwardChunk next = BackwardChunk::at<S>(at, index - 1);
+  const ChunkDecays<S>& decays = m.decays[parity];
+  prepare_chunk(job, at, parity, tile, grad, m);
+  barrier_wait(&m.state_came, (last - index) & 1);
+  fence_async_proxy();
+  __syncthreads();
+  if (index > 0) request_rows_of(job, at, next, parity ^ 1, m);
+  outputs.start_states();
+  if (index < last) {
+    tell_sums(job, at, BackwardChunk::at<S>(at, index + 1), parity ^ 1, (last - index - 1) & 1, m);
   }
+  make_scores(at, parity, m);
+  outputs.finish_states(decays);
+  multiply_states(at, tile, grad, parity, m);
+  outputs.tell_states(m.sums[parity]);
+  fence_async_proxy();
+  __syncthreads();
+  // What is started here the tensor cores do while read-outs are finished.
+  RowGradients<S> rows(job, at, m, parity);
+  rows.start();
+  outputs.take_states();
+  outputs.add_scores();
+  rows.fade();
+  tile.start_fold(decays.whole, Operands(m), m.q, m.decayed_grad_o, grad);
+  outputs.finish(chunk);
+  __syncthreads();
+  if (index > 0) {
+    request_rest_of(job, at, next, parity ^ 1, m);
+    request_columns_of(job, at, next, m);
+  }
+  __pipeline_commit();
+  rows.wait();
+  rows.finish(chunk);
+  tile.finish_fold(grad);
+  __pipeline_wait_prior(0);
+  if (index > 0) barrier_wait(&m.rows_came, (last - index + 1) & 1);
+  __syncthreads();
+  if (index > 0) request_state(job, at, next, m);
+  if (at.warp < kPhaseWarps) tell_phases(job, at, chunk, parity, (last - index) & 1, m);
+}
+
+// What the first chunk leaves, and what the head leaves behind it.
+template <class S>
+__device__ __forceinline__ void end_walk(const BackwardMmaJob& job, const ChainPlace& at, int last,
+                                         const GradStateTile<S>& tile, GradState<S>& grad,
+                                         float skip_sum, BackwardMemory<S>& m) {
+  const TokenSizes& sizes = job.scan.sizes;
   tell_sums(job, at, BackwardChunk::at<S>(at, 0), 0, last & 1, m);
   tile.each(grad, [&](float a, float b, unsigned n, unsigned p) {
     const int row = place_of(sizes, static_cast<int>(n));
@@ -327,7 +338,21 @@ __device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const Chain
     angle[i] = m.phase[1][i];
   }
   leave_start(job, at, m);
-  leave_sums(job, at, outputs.skip_sum, m);
+  leave_sums(job, at, skip_sum, m);
+}
+
+template <class S>
+__device__ __forceinline__ void walk_head(const BackwardMmaJob& job, const ChainPlace& at,
+                                          unsigned char* memory, BackwardMemory<S>& m) {
+  const int last = (at.end - at.begin - 1) / S::kTokens;
+  const GradStateTile<S> tile(at);
+  GradState<S> grad;
+  begin_walk(job, at, last, tile, grad, memory, m);
+  HeadOutputs<S> outputs(job, at, m);
+  for (int index = last; index >= 0; --index) {
+    walk_chunk(job, at, index, last, tile, grad, outputs, m);
+  }
+  end_walk(job, at, last, tile, grad, outputs.skip_sum, m);
 }
 
 // Blocks of a chain's other heads have nothing to do where its first one's walks them all.
