@@ -104,6 +104,16 @@ class PlotBench(unittest.TestCase):
         self.write(gpu_train_curves_24m=CURVES)
         self.assertIn('siso-24m: 3.500, theirs 3.625', self.texts(self.draw()['gpu-train-curves.svg']))
 
+    def test_training_is_drawn_over_the_authors(self):
+        self.write(gpu_train=document([
+            row('train/siso-24m/bf16/batch=128/tokens=512', 1.5e6, 'tokens/s', baseline=6e5, ratio=2.5, ceiling=2.4e6),
+            row('train/mimo-1.5b/bf16/batch=4/tokens=2048', 3e4, 'tokens/s', baseline=2e4, ratio=1.5, ceiling=6e4),
+            row('train/siso-1.5b/bf16/batch=4/tokens=2048/memory', 40, 'GB')], baselines='somebody'))
+        plot = self.draw()['gpu-train.svg']
+        for words in ('SISO', 'MIMO', '24M', '1.5B', '2.50', '1.50', "the authors' package"):
+            self.assertIn(words, self.texts(plot))
+        self.assertNotIn('40.0', self.texts(plot))
+
     def test_decode_is_drawn_in_milliseconds(self):
         self.write(gpu_decode=DECODE)
         plot = self.draw()['gpu-decode.svg']
