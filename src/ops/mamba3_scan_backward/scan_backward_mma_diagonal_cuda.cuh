@@ -29,6 +29,23 @@ struct DiagonalProduct {
   }
 };
 
+// S = Q K^T and dP = dO X^T of 16 rows by 16 columns, which are rows of Q and dO and of K and X:
+// from `row` and `column` on, by what the lane adds to them.
+template <class S>
+__device__ __forceinline__ void multiply_scores(const BackwardMemory<S>& m, unsigned row,
+                                                unsigned column, unsigned lane, Sums<1>& scores,
+                                                Sums<1>& grads) {
+  clear<1>(scores);
+  clear<1>(grads);
+  const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
+  multiply<S::kStateSteps, 1>(
+      0, S::kStateSteps, [&](int step, auto& a) { q.left(row, 16 * step, a); },
+      [&](int step, int, auto& b) { k.right_transposed(column, 16 * step, b); }, scores);
+  multiply<kRowTiles, 1>(
+      0, kRowTiles, [&](int step, auto& a) { grad_o.left(row, 16 * step, a); },
+      [&](int step, int, auto& b) { x.right_transposed(column, 16 * step, b); }, grads);
+}
+
 // A square of eight rows and as many columns on the diagonal: tokens do not reach over one. A
 // thread has row lane / 4, columns lane % 4 * 2 and the next.
 template <class S>
@@ -154,17 +171,9 @@ struct DiagonalRights {
         sums(memory.sums[parity]),
         tile(tile_in),
         lane(lane_in) {
-    clear<1>(scores);
-    clear<1>(grads);
-    const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
     // Eight rows lie between those of one tile and those of the next.
     const unsigned from = 16 * tile + 8 + lane % 16 / 8 * 8, to = 16 * tile + 8 + lane / 16 * 8;
-    multiply<S::kStateSteps, 1>(
-        0, S::kStateSteps, [&](int step, auto& a) { q.left(from, 16 * step, a); },
-        [&](int step, int, auto& b) { k.right_transposed(to, 16 * step, b); }, scores);
-    multiply<kRowTiles, 1>(
-        0, kRowTiles, [&](int step, auto& a) { grad_o.left(from, 16 * step, a); },
-        [&](int step, int, auto& b) { x.right_transposed(to, 16 * step, b); }, grads);
+    multiply_scores<S>(m, from, to, lane, scores, grads);
   }
 
   // To sums over rows and columns, and to the weighted matrices.

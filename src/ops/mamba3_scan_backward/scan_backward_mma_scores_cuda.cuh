@@ -31,16 +31,7 @@ struct ScoreTile {
         row(row_in),
         column(column_in),
         lane(lane_in) {
-    clear<1>(scores);
-    clear<1>(grads);
-    const Factor q(m, m.q, lane), k(m, m.k, lane), grad_o(m, m.grad_o, lane), x(m, m.x, lane);
-    const unsigned from = 16 * row, to = 16 * column;
-    multiply<S::kStateSteps, 1>(
-        0, S::kStateSteps, [&](int step, auto& a) { q.left(from, 16 * step, a); },
-        [&](int step, int, auto& b) { k.right_transposed(to, 16 * step, b); }, scores);
-    multiply<kRowTiles, 1>(
-        0, kRowTiles, [&](int step, auto& a) { grad_o.left(from, 16 * step, a); },
-        [&](int step, int, auto& b) { x.right_transposed(to, 16 * step, b); }, grads);
+    multiply_scores<S>(m, 16 * row, 16 * column, lane, scores, grads);
   }
 
   // To sums over rows and columns, and to the weighted matrices.
