@@ -192,6 +192,21 @@ TEST_F(CudaProgram, ABatchWithoutRoomIsRefusedBeforeItIsLoaded) {
   EXPECT_EQ(with_batch("2").code, 0);
 }
 
+// As a training on texts does; on a CPU both are in fp32.
+TEST_F(CudaProgram, TasksComputeInBf16UnlessTold) {
+  const TestFolder folder;
+  const auto name = [&](const std::string& output, const std::vector<std::string>& more) {
+    std::vector<std::string> command{
+        "train", "--task",        "parity", "--width",       "32", "--batch",       "4", "--stages",
+        "4",     "--stage-steps", "2",      "--eval-length", "4",  "--eval-blocks", "4", "--rates",
+        "1e-3",  "--seeds",       "0",      "--json",        "-o", folder / output};
+    command.insert(command.end(), more.begin(), more.end());
+    return run_on("cuda", command).json()["name"].get<std::string>();
+  };
+  EXPECT_EQ(name("usual", {}).find("state-tracking/parity/bf16/"), 0);
+  EXPECT_EQ(name("told", {"--dtype", "fp32"}).find("state-tracking/parity/rope="), 0);
+}
+
 TEST_F(CudaProgram, VerifiesEveryGolden) {
   for (const char* dtype : {"fp32", "bf16"}) {
     const Outcome outcome = run_on(

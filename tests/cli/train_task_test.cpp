@@ -117,7 +117,7 @@ TEST_F(TrainTask, TheRateFallsOnceTheLongestSequencesHaveCome) {
   EXPECT_EQ(at_peak("4,7,7,7"), std::pair(3L, 25L));  // from 0.6 of the steps, no sooner
 }
 
-TEST_F(TrainTask, ArithmeticHasMoreStagesOfTheLongestSequences) {
+TEST_F(TrainTask, TasksHaveStagesAndARateOfTheirOwn) {
   for (const auto& [task, steps] :
        {std::pair("parity", 4), {"modular-arithmetic", 8}, {"modular-arithmetic-brackets", 4}}) {
     const Outcome made = run_mamba3({"train", "--task", task, "--config", folder_ / "config.json",
@@ -125,6 +125,9 @@ TEST_F(TrainTask, ArithmeticHasMoreStagesOfTheLongestSequences) {
                                      "--eval-blocks", "1", "--json", "-o", folder_ / task});
     ASSERT_EQ(made.code, 0) << made.err;
     EXPECT_EQ(made.json()["steps"], steps) << task;
+    const std::string rate = std::string(task) == "parity" ? "rate: 0.003\n" : "rate: 0.002\n";
+    EXPECT_NE(read_file(folder_ / (std::string(task) + "/run.yaml")).find(rate), std::string::npos)
+        << task;
   }
 }
 
