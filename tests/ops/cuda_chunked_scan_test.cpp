@@ -311,6 +311,13 @@ std::vector<Mamba3Dims> tuned_dims() {
   add(4, 64, 2, 1, 16);
   add(4, 64, 2, 4, 32);
   add(1, 64, 1, 2, 16);
+  // Rotations by fixed steps, and none.
+  add(3, 64, 1, 1, 16);
+  out.back().fixed_steps = true;
+  add(2, 128, 1, 4, 64);
+  out.back().fixed_steps = true;
+  add(2, 64, 2, 1, 0);
+  add(3, 128, 1, 2, 0);
   return out;
 }
 
@@ -342,15 +349,6 @@ std::vector<Mamba3Dims> other_dims() {
   add(3, 8, 56, 1, 7, false);  // of one head a token has 8 numbers: too few for a fair plain run
   add(3, 160, 256, 3, 2, true);
   add(16, 8, 64, 1, 1, false);  // as state tracking has them
-  // Rotations by fixed steps, and none, of sizes that would be tuned otherwise.
-  add(3, 64, 64, 1, 1, false);
-  out.back().fixed_steps = true;
-  add(2, 64, 128, 1, 4, true);
-  out.back().fixed_steps = true;
-  add(2, 64, 64, 1, 1, false);
-  out.back().angles = 0;
-  add(3, 64, 128, 1, 2, false);
-  out.back().angles = 0;
   return out;
 }
 

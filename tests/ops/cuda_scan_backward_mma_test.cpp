@@ -178,6 +178,13 @@ std::vector<Mamba3Dims> tuned_dims() {
   add(8, 64, 2, 1, 32);
   add(1, 64, 1, 2, 12);
   add(4, 64, 2, 4, 32);
+  // Rotations by fixed steps, and none.
+  add(3, 64, 1, 1, 16);
+  out.back().fixed_steps = true;
+  add(2, 128, 1, 4, 64);
+  out.back().fixed_steps = true;
+  add(4, 64, 2, 1, 0);
+  add(2, 128, 1, 2, 0);
   return out;
 }
 

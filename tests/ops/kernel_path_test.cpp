@@ -86,6 +86,21 @@ TEST(KernelPath, NoneForWhatIsTooLargeForAnyKernel) {
   }
 }
 
+TEST(KernelPath, OnlyStepsDependOnWhatRotates) {
+  const auto expect_general_step = [](const Mamba3Dims& dims, const std::string& because) {
+    const KernelPath step = mamba3_step_path(dims, 90);
+    EXPECT_FALSE(step.tuned);
+    EXPECT_NE(step.because.find(because), std::string::npos) << step.because;
+    EXPECT_TRUE(mamba3_scan_path(dims, 90, true).tuned);
+  };
+  Mamba3Dims dims = tuned_dims();
+  dims.fixed_steps = true;
+  expect_general_step(dims, "fixed steps");
+  dims = tuned_dims();
+  dims.angles = 0;
+  expect_general_step(dims, "no rotation");
+}
+
 TEST(KernelPath, StepsWithOutNormOrOddAnglesAreGeneral) {
   Mamba3Dims dims = tuned_dims();
   dims.out_norm = true;

@@ -27,10 +27,6 @@ KernelPath tuned_for(const Mamba3Dims& dims, int compute_capability) {
     return {false, str("compute capability ", compute_capability / 10, ".", compute_capability % 10,
                        "; the tuned kernels are for 9.0")};
   }
-  if (dims.fixed_steps || dims.angles == 0) {
-    return {false, str(dims.fixed_steps ? "fixed steps of the phases" : "no rotation",
-                       "; the tuned kernels are for data-dependent ones")};
-  }
   if (dims.state != 64 && dims.state != 128) {
     return {false, str("n = ", dims.state, "; the tuned kernels are for 64 and 128")};
   }

@@ -135,7 +135,7 @@ void mamba3_scan_chunked_cuda(const Mamba3ScanArgs& args, Context& ctx) {
   if (job.tokens == 0 || job.sequences == 0) return;
   ArenaScope scope(ctx.workspace());
   take_chunked_workspace(job, scope);
-  job.nothing = job.dt;
+  job.nothing = job.turning;
   const cudaStream_t stream = stream_of(ctx);
   if (job.z == nullptr) round_columns(job, scope, stream);
   prepare_chunked_tokens(job, stream);

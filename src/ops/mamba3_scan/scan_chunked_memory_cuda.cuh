@@ -134,7 +134,7 @@ struct alignas(kPieceBytes) SharedRows {
 template <class S>
 struct TurnInputs {
   double half_tanh[S::kTurned][S::kTokens / S::kTurningWarps][kWarpLanes];
-  double dt[S::kTokens];
+  double turning[S::kTokens];
 };
 
 // The phases of a chunk, in turns of 2^-32.

@@ -46,15 +46,15 @@ struct ChunkedScanJob {
 
   // B and C divided by their root mean square, which makes them small enough for fp16: eight times
   // the precision of bf16. See canonical_place.
-  __half* in_b;   // [g, t, r, n]
-  __half* out_c;  // [g, t, r, n]
-  double* dt;     // [h, t]
+  __half* in_b;     // [g, t, r, n]
+  __half* out_c;    // [g, t, r, n]
+  double* turning;  // [h, t]  what phases move by
   // Of each 32 tokens from the first on, running sums of what they leave of a state, as base-2
   // logarithms in units of kDecayUnit. Sums of integers do not depend on where they begin, so a
   // sequence's bits do not depend on its place among others.
   std::int64_t* decays;  // [h, t]
   float2* weights;       // [h, t]  gamma, and (1 - lam) dt
-  double* half_tanh;     // [t, 32 or 64]  zero where nothing is rotated
+  double* half_tanh;     // [t, 32 or 64]  turn_rate(), zero where nothing is rotated
   ScanPiece* pieces;     // of one walk
   int piece_heads;       // of each
   unsigned* taken;  // pieces whose blocks have started; null: blocks have those of their numbers
@@ -162,7 +162,7 @@ __device__ void weigh_tokens(const ChunkedScanJob& job, std::int64_t token, int 
                                               static_cast<int>(threadIdx.x) % kWarpLanes);
   if (!is) return;
   const std::int64_t to = head * job.tokens + token;
-  job.dt[to] = numbers.dt;
+  job.turning[to] = turning(job.sizes, numbers.dt);
   job.decays[to] = sum;
   job.weights[to] = make_float2(static_cast<float>(numbers.now) + broken,
                                 static_cast<float>(numbers.carry) + broken);
@@ -208,8 +208,9 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const std::int64_t token =
         std::int64_t{block} * (kPrepareThreads / columns) + threadIdx.x / columns;
     if (token >= job.tokens) return;
-    const float* row = job.columns.angle_raw + token * job.columns.row_stride;
-    job.half_tanh[token * columns + angle] = angle < sizes.angles ? half_tanh(row[angle]) : 0.0;
+    const std::int64_t row = token * job.columns.row_stride;
+    job.half_tanh[token * columns + angle] =
+        angle < sizes.angles ? turn_rate(sizes, job.columns.angle_raw, row, angle) : 0.0;
   }
 }
 
@@ -242,7 +243,7 @@ void take_chunked_workspace(ChunkedScanJob& job, ArenaScope& scope) {
   const std::int64_t pairs = job.tokens * sizes.heads;
   job.in_b = scope.allocate<__half>(shared);
   job.out_c = scope.allocate<__half>(shared);
-  job.dt = scope.allocate<double>(pairs);
+  job.turning = scope.allocate<double>(pairs);
   job.decays = scope.allocate<std::int64_t>(pairs);
   job.weights = scope.allocate<float2>(pairs);
   job.half_tanh = scope.allocate<double>(job.tokens * angle_columns(sizes));

@@ -13,9 +13,9 @@ namespace mamba3 {
 namespace {
 
 // turns_moved without its branch: right for a step that is `small`.
-__device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, double dt,
+__device__ __forceinline__ std::uint32_t small_turns_moved(double half_tanh, double turning,
                                                            bool& small) {
-  const double step = __dmul_rn(half_tanh, dt);
+  const double step = __dmul_rn(half_tanh, turning);
   small = (__double2hiint(step) & 0x7fffffff) < 0x41200000;
   return units_of_step(step);
 }
@@ -27,16 +27,16 @@ struct Turner {
   static constexpr unsigned kAnglesAtOnce = kWarpLanes / kParts;
   static constexpr int kRow = S::kTurned * kWarpLanes;  // of half_tanh
   std::uint32_t start[S::kTurned];                      // before the next chunk
-  // Of the next chunk to be requested: the lane's first token and angle, and its first dt.
+  // Of the next chunk to be requested: the lane's first token and angle, and its first `turning`.
   const double* tanh_from;
-  const double* dt_from;
+  const double* turning_from;
 
   // `turns`: before the first chunk, [s].
   __device__ __forceinline__ Turner(const ChunkedScanJob& job, const ChunkPlace& at,
                                     const std::uint32_t* turns)
       : tanh_from(job.half_tanh + (std::int64_t{at.begin} + first_token(at)) * kRow +
                   angle_of(at, 0)),
-        dt_from(job.dt + at.head * job.tokens + at.begin + at.lane) {
+        turning_from(job.turning + at.head * job.tokens + at.begin + at.lane) {
 #pragma unroll
     for (int j = 0; j < S::kTurned; ++j) {
       const auto angle = static_cast<int>(angle_of(at, j));
@@ -44,7 +44,7 @@ struct Turner {
     }
   }
 
-  // A lane brings what it reads itself, but for dt. Tokens behind the end turn nothing.
+  // A lane brings what it reads itself, but for `turning`. Tokens behind the end turn nothing.
   __device__ __forceinline__ void request(const ChunkedScanJob& job, const ChunkPlace& at,
                                           int begin, ChunkMemory<S>& m) {
     if (__builtin_expect(begin + S::kTokens <= at.end, 1)) {
@@ -53,7 +53,7 @@ struct Turner {
       request_tokens<false>(job, at, begin, m.turn_inputs[at.warp % S::kTurningWarps]);
     }
     tanh_from += S::kTokens * kRow;
-    dt_from += S::kTokens;
+    turning_from += S::kTokens;
   }
 
   // When what was requested is there.
@@ -125,20 +125,20 @@ struct Turner {
 #pragma unroll
     for (int i = 0; i < S::kTokens; i += kWarpLanes) {
       const int token = i + static_cast<int>(at.lane);
-      if (token < S::kTokens) bring(&to.dt[token], dt_from + i, token);
+      if (token < S::kTokens) bring(&to.turning[token], turning_from + i, token);
     }
   }
 
   static __device__ __forceinline__ std::uint32_t sum(const TurnInputs<S>& in, const ChunkPlace& at,
                                                       int j, std::uint32_t (&turns)[kTokens],
                                                       bool& broken) {
-    const double* dt = in.dt + part_of(at) * kTokens;
+    const double* turning = in.turning + part_of(at) * kTokens;
     std::uint32_t sum = 0;
     bool all_small = true;
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       bool small;
-      turns[t] = sum += small_turns_moved(in.half_tanh[j][t][at.lane], dt[t], small);
+      turns[t] = sum += small_turns_moved(in.half_tanh[j][t][at.lane], turning[t], small);
       all_small = all_small && small;
     }
     if (__builtin_expect(all_small, 1)) return sum;
@@ -146,7 +146,7 @@ struct Turner {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       bool finite = true;
-      turns[t] = sum += turns_moved(in.half_tanh[j][t][at.lane], dt[t], finite);
+      turns[t] = sum += turns_moved(in.half_tanh[j][t][at.lane], turning[t], finite);
       broken = broken || !finite;
     }
     return sum;

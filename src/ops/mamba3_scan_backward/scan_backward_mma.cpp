@@ -8,8 +8,7 @@ bool mamba3_scan_backward_takes_mma(const Mamba3ScanBackwardArgs& args, int comp
   const Mamba3Dims& dims = args.dims;
   const Mamba3Columns& columns = args.columns;
   const bool shape = mamba3_scan_path(dims, compute_capability, args.bf16_products).tuned &&
-                     dims.mimo == (dims.rank > 1) && dims.angles > 0 && dims.angles % 4 == 0 &&
-                     !dims.out_norm;
+                     dims.mimo == (dims.rank > 1) && dims.angles % 4 == 0 && !dims.out_norm;
   const bool pieces = args.grad_y.is_bf16() && columns.z_bf16 != nullptr &&
                       columns.x_bf16 != nullptr &&
                       begins_on_pieces(args.grad_y.data, 2 * args.grad_y.stride[0]) &&

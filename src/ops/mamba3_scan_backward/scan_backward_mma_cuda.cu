@@ -130,11 +130,17 @@ void finish_rows(const Mamba3ScanBackwardArgs& args, const Workspace& workspace,
   add_norm_sums(args, workspace.finish_pieces, workspace.norm_sums, stream);
 }
 
+// Fixed steps depend on no column: the gradients of their phases go nowhere.
+BackwardMmaJob without_fixed_angles(BackwardMmaJob job) {
+  if (job.scan.sizes.fixed_steps) job.scan.sizes.angles = 0;
+  return job;
+}
+
 void finish_token_numbers(const BackwardMmaJob& job, cudaStream_t stream) {
   const auto add_phases = job.scan.sizes.angles <= 4 * kPhaseLanes ? add_head_phases_kernel<1>
                                                                    : add_head_phases_kernel<2>;
   add_phases<<<grid_blocks(job.scan.tokens, kTotalThreads / kPhaseLanes), kTotalThreads, 0,
-               stream>>>(job);
+               stream>>>(without_fixed_angles(job));
   check_launch("mamba3_scan_backward: phases of all heads");
   const int heads = job.scan.sizes.heads;
   const dim3 grid(grid_blocks(job.scan.tokens, kWarpLanes), grid_blocks(heads, kWarpLanes));

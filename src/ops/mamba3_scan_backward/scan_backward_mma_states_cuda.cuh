@@ -13,7 +13,7 @@ namespace {
 constexpr int kStatesThreads = 256;
 constexpr int kTurnGroups = kStatesThreads / kWarpLanes;  // of a chunk's tokens, a warp each
 
-// Behind it stands cos_sin[kTokens][s].
+// Behind it stands cos_sin[kTokens][s]; without angles one that is read and not used.
 template <class S>
 struct StatesMemory : KeyMemory<S> {
   KeyInputs<S> keys[2];               // by the parity of a chunk's number, as what follows
@@ -24,7 +24,7 @@ struct StatesMemory : KeyMemory<S> {
   __device__ __forceinline__ __half2* cos_sin() { return reinterpret_cast<__half2*>(this + 1); }
   static __host__ __device__ int bytes(int angles) {
     return static_cast<int>(sizeof(StatesMemory)) +
-           S::kTokens * angles * static_cast<int>(sizeof(__half2));
+           (S::kTokens * angles + (angles == 0 ? 1 : 0)) * static_cast<int>(sizeof(__half2));
   }
 };
 

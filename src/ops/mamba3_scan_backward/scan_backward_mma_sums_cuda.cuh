@@ -137,14 +137,18 @@ struct NumberGradients {
 };
 
 // token_scalars_backward() of token_scalars_backward.h, for one token of one head. Returns what
-// dt_raw gets. In double is what is held against the floor: as forward.
+// dt_raw gets. In double is what is held against the floor: as forward. What phases move by is dt,
+// unless their steps are fixed.
 __device__ __forceinline__ float finish_numbers(const BackwardMmaJob& job, std::int64_t token,
-                                                int head, float dt, const NumberGradients& grads) {
+                                                int head, float turning,
+                                                const NumberGradients& grads) {
   const TokenSizes& sizes = job.scan.sizes;
   const Mamba3Columns& columns = job.scan.columns;
   const std::int64_t from = token * columns.row_stride + head;
   const float decay_raw = columns.decay_raw[from];
-  const SigmoidParts dt_slope(columns.dt_raw[from] + job.scan.params.dt_bias[head]);
+  const float raw = columns.dt_raw[from] + job.scan.params.dt_bias[head];
+  const float dt = sizes.fixed_steps ? static_cast<float>(device_softplus(raw)) : turning;
+  const SigmoidParts dt_slope(raw);
   const SigmoidParts lam(columns.trap_raw[from]);
   const double act = decay_activation(decay_raw, sizes.softplus);
   const auto own_act = static_cast<float>(act);

@@ -14,7 +14,8 @@
 namespace mamba3 {
 
 // Whether steps with a ring exist for this shape on this card: compute capability 9.0, head dim 64,
-// state size 64 or 128, rank 1, 2 or 4, angles a multiple of 4, no out-norm.
+// state size 64 or 128, rank 1, 2 or 4, rotated by the data with a multiple of 4 angles, no
+// out-norm.
 bool mamba3_ring_fits(const Mamba3Dims& dims, const Gpu& gpu);
 
 struct RingCursorArgs {

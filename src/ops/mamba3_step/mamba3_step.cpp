@@ -37,6 +37,10 @@ StepScratch take_step_scratch(ArenaScope& scope, const Mamba3Dims& dims) {
 KernelPath mamba3_step_path(const Mamba3Dims& dims, int compute_capability) {
   KernelPath path = tuned_for(dims, compute_capability);
   if (path.tuned && dims.out_norm) path = {false, "out-norm; the tuned kernels are without"};
+  if (path.tuned && (dims.fixed_steps || dims.angles == 0)) {
+    path = {false, str(dims.fixed_steps ? "fixed steps of the phases" : "no rotation",
+                       "; the tuned kernels are for data-dependent ones")};
+  }
   if (path.tuned && dims.angles % 4 != 0) {
     path = {false, str("s = ", dims.angles, "; the tuned kernels are for multiples of 4")};
   }
