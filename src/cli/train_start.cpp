@@ -144,12 +144,13 @@ void refuse_other_model(const TrainCommand& command, const ModelConfig& config) 
   const auto& mixer = config.mixer;
   const bool same = task.width.value_or(config.width) == config.width &&
                     task.layers.value_or(config.layers) == config.layers &&
+                    task.head_dim.value_or(mixer.head_dim) == mixer.head_dim &&
                     task.mlp.value_or(config.mlp_hidden) == config.mlp_hidden &&
                     (task.rope.empty() || rope_named(task.rope) == mixer.rope) &&
                     activation.value_or(mixer.a_activation) == mixer.a_activation;
   check_input(same, "the training's model has --width ", config.width, ", --layers ", config.layers,
-              ", --mlp ", config.mlp_hidden, ", --rope ", rope_name(mixer.rope),
-              " and --a-activation ", a_activation_name(mixer.a_activation),
+              ", --head-dim ", mixer.head_dim, ", --mlp ", config.mlp_hidden, ", --rope ",
+              rope_name(mixer.rope), " and --a-activation ", a_activation_name(mixer.a_activation),
               "; expected the same; leave them out, or begin anew");
 }
 
@@ -241,9 +242,11 @@ void check_command(const TrainCommand& command) {
          "add it");
   }
   const TaskCommand& task = command.task;
-  if (command.resume.empty() && (task.width || task.layers || task.mlp || !task.rope.empty())) {
+  const bool sizes = task.width || task.layers || task.head_dim || task.mlp || !task.rope.empty();
+  if (command.resume.empty() && sizes) {
     fail(ErrorCode::kUsage,
-         "--width, --layers, --mlp or --rope is given without --task; expected the sizes of a "
+         "--width, --layers, --head-dim, --mlp or --rope is given without --task; expected the "
+         "sizes of a "
          "model for texts in a config.json; name one with --config");
   }
   const int begins = int{!command.preset.empty()} + int{!command.config.empty()} +

@@ -66,6 +66,7 @@ void add_task_options(CLI::App& app, TaskCommand& command) {
       ->group(group);
   whole("--width", command.width, 1, "d_model of a new model (default: 64)");
   whole("--layers", command.layers, 1, "its layers (default: 1 for parity, otherwise 3)");
+  whole("--head-dim", command.head_dim, 1, "columns of a head (default: 32)");
   whole(
       "--mlp", command.mlp, 0,
       "width of the MLP of each, 0: none (default: 128 for modular-arithmetic-brackets, otherwise "
@@ -145,6 +146,7 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
   set(config.layers, command.layers);
   set(config.mlp_hidden, command.mlp);
   if (file.empty()) config.mixer.head_dim = std::min(config.mixer.head_dim, config.inner());
+  set(config.mixer.head_dim, command.head_dim);
   if (!command.rope.empty()) config.mixer.rope = rope_named(command.rope);
   config.vocab = std::ssize(task_symbols(task));
   return config;

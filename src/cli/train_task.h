@@ -18,7 +18,7 @@ struct TaskCommand {
   std::string stages, rope;
   std::optional<bool> multiplication;
   std::optional<std::int64_t> stage_steps, min_length, eval_length;
-  std::optional<std::int64_t> width, layers, mlp;
+  std::optional<std::int64_t> width, layers, head_dim, mlp;
 };
 
 void add_task_options(CLI::App& app, TaskCommand& command);

@@ -89,7 +89,37 @@ TEST_F(TrainTask, OnlyModelsOfBracketsHaveAnMlpUnlessAskedFor) {
   EXPECT_EQ(hidden("without", small("modular-arithmetic-brackets", {"--mlp", "0"})), 0);
   EXPECT_EQ(hidden("again", {"--run", folder_ / "without/run.yaml"}), 0);
   expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "without", "--mlp", "8"}), 1,
-               "--layers 1, --mlp 0");
+               "--mlp 0");
+}
+
+TEST_F(TrainTask, HeadsHaveTheColumnsAskedFor) {
+  const auto columns = [&](const std::string& output, const std::vector<std::string>& more) {
+    std::vector<std::string> command{"train",
+                                     "-q",
+                                     "--task",
+                                     "parity",
+                                     "--batch",
+                                     "4",
+                                     "--stages",
+                                     "4",
+                                     "--stage-steps",
+                                     "2",
+                                     "--eval-length",
+                                     "4",
+                                     "--eval-blocks",
+                                     "4",
+                                     "-o",
+                                     folder_ / output};
+    command.insert(command.end(), more.begin(), more.end());
+    const Outcome made = run_mamba3(command);
+    EXPECT_EQ(made.code, 0) << made.err;
+    return json::parse(read_file(folder_ / (output + "/config.json")))["ssm_cfg"]["headdim"];
+  };
+  EXPECT_EQ(columns("usual", {"--width", "32"}), 32);
+  EXPECT_EQ(columns("narrow", {"--width", "8"}), 16);  // all that it has
+  EXPECT_EQ(columns("asked", {"--width", "32", "--head-dim", "64"}), 64);
+  expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "asked", "--head-dim", "32"}), 1,
+               "--layers 1, --head-dim 64");
 }
 
 TEST_F(TrainTask, TheRateFallsOnceTheLongestSequencesHaveCome) {
