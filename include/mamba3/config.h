@@ -50,6 +50,8 @@ struct Mamba3Config {
 };
 
 struct ModelConfig {
+  static constexpr std::int64_t kMlpMultiple = 128;  // the package rounds an MLP's width up to it
+
   std::int64_t width = 2560;    // d
   std::int64_t mlp_hidden = 0;  // f as the weights have it; 0: no MLP
   std::int64_t layers = 64;     // l

@@ -67,10 +67,9 @@ void add_task_options(CLI::App& app, TaskCommand& command) {
   whole("--width", command.width, 1, "d_model of a new model (default: 64)");
   whole("--layers", command.layers, 1, "its layers (default: 1 for parity, otherwise 3)");
   whole("--head-dim", command.head_dim, 1, "columns of a head (default: 32)");
-  whole(
-      "--mlp", command.mlp, 0,
-      "width of the MLP of each, 0: none (default: 128 for modular-arithmetic-brackets, otherwise "
-      "none)");
+  whole("--mlp", command.mlp, 0,
+        "width of the MLP of each, a multiple of 128, 0: none (default: 128 for "
+        "modular-arithmetic-brackets, otherwise none)");
   app.add_option("--rope", command.rope,
                  "what rotates its B and C: data-dependent, standard (fixed steps) or none "
                  "(default: data-dependent)")
@@ -145,6 +144,9 @@ ModelConfig task_model(const TaskCommand& command, const std::string& file) {
   set(config.width, command.width);
   set(config.layers, command.layers);
   set(config.mlp_hidden, command.mlp);
+  check_input(config.mlp_hidden % ModelConfig::kMlpMultiple == 0, "--mlp is ", config.mlp_hidden,
+              "; expected a multiple of ", ModelConfig::kMlpMultiple,
+              ", which the authors' package rounds it up to; correct the option");
   if (file.empty()) config.mixer.head_dim = std::min(config.mixer.head_dim, config.inner());
   set(config.mixer.head_dim, command.head_dim);
   if (!command.rope.empty()) config.mixer.rope = rope_named(command.rope);

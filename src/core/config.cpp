@@ -170,7 +170,8 @@ ModelConfig preset(const std::string& name) {
     ModelConfig config;
     config.width = size.width;
     config.layers = size.layers;
-    config.mlp_hidden = round_up(mimo ? size.mimo_hidden : size.siso_hidden, 128);
+    config.mlp_hidden =
+        round_up(mimo ? size.mimo_hidden : size.siso_hidden, ModelConfig::kMlpMultiple);
     config.vocab = 128256;
     config.mixer.mimo = mimo;
     config.mixer.rank = mimo ? 4 : 1;

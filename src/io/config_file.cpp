@@ -25,8 +25,6 @@ constexpr std::string_view kOtherKeys[] = {
     "model_type",    "torch_dtype",      "dtype",          "transformers_version",
     "_name_or_path", "bos_token_id",     "eos_token_id",   "pad_token_id"};
 
-constexpr std::int64_t kMlpMultiple = 128;  // the package rounds the MLP's width up to it
-
 std::string shown(const json& value) {
   return quote(value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', true));
 }
@@ -210,9 +208,10 @@ ModelConfig parse_config(const std::string& json_text, const std::string& origin
   config.vocab_multiple = fields.integer("pad_vocab_size_multiple", config.vocab_multiple);
   config.tied_embeddings = fields.boolean("tie_embeddings", config.tied_embeddings);
   const std::int64_t hidden = fields.integer("d_intermediate", 0);
-  const bool can_round = hidden < std::numeric_limits<std::int64_t>::max() - kMlpMultiple;
+  constexpr std::int64_t kMultiple = ModelConfig::kMlpMultiple;
+  const bool can_round = hidden < std::numeric_limits<std::int64_t>::max() - kMultiple;
   config.mlp_hidden =
-      hidden > 0 && can_round ? (hidden + kMlpMultiple - 1) / kMlpMultiple * kMlpMultiple : hidden;
+      hidden > 0 && can_round ? (hidden + kMultiple - 1) / kMultiple * kMultiple : hidden;
   if (by_hand) fields.refuse_unknown(kOtherKeys);
   try {
     check_config(config);

@@ -88,6 +88,8 @@ TEST_F(TrainTask, OnlyModelsOfBracketsHaveAnMlpUnlessAskedFor) {
   EXPECT_EQ(hidden("with", small("modular-arithmetic", {"--mlp", "128"})), 128);
   EXPECT_EQ(hidden("without", small("modular-arithmetic-brackets", {"--mlp", "0"})), 0);
   EXPECT_EQ(hidden("again", {"--run", folder_ / "without/run.yaml"}), 0);
+  expect_error(run_mamba3({"train", "--task", "parity", "--mlp", "32", "-o", folder_ / "odd"}), 1,
+               "--mlp is 32; expected a multiple of 128");
   expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "without", "--mlp", "8"}), 1,
                "--mlp 0");
 }
