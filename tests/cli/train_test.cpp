@@ -211,7 +211,7 @@ TEST_F(Train, WhatIsRefusedChangesNothing) {
     EXPECT_NE(outcome.err.find(reason), std::string::npos) << outcome.err;
   };
   refused({"--tokenizer", folder_ / "other.json"}, 1, "not those that the training was made");
-  refused({"--width", "64"}, 1, "has --width 32, --layers 2, --mlp 128");
+  refused({"--width", "64"}, 1, "has --width 32, --layers 2, --head-dim 16, --mlp 128");
   refused({"--rope", "none"}, 1, "--rope data-dependent");
   refused({"--a-activation", "softplus"}, 1, "--a-activation heavy-tail");
   refused({"--task", "parity"}, 2, "a training on texts");
