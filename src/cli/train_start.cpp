@@ -246,8 +246,7 @@ void check_command(const TrainCommand& command) {
   if (command.resume.empty() && sizes) {
     fail(ErrorCode::kUsage,
          "--width, --layers, --head-dim, --mlp or --rope is given without --task; expected the "
-         "sizes of a "
-         "model for texts in a config.json; name one with --config");
+         "sizes of a model for texts in a config.json; name one with --config");
   }
   const int begins = int{!command.preset.empty()} + int{!command.config.empty()} +
                      int{!command.init_from.empty()} + int{!command.resume.empty()};

@@ -41,6 +41,20 @@ class TrainTask : public ::testing::Test {
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   }
+  // The config.json that a training leaves.
+  json config_after(std::vector<std::string> arguments, const std::string& output) const {
+    arguments.insert(arguments.begin(), {"train", "-q", "-o", folder_ / output});
+    const Outcome made = run_mamba3(arguments);
+    EXPECT_EQ(made.code, 0) << made.err;
+    return json::parse(read_file(folder_ / (output + "/config.json")));
+  }
+  // That of a new model, after two steps.
+  json new_model(const std::string& task, const std::string& output,
+                 std::vector<std::string> more) const {
+    more.insert(more.end(), {"--task", task, "--batch", "4", "--stages", "4", "--stage-steps", "2",
+                             "--eval-length", "4", "--eval-blocks", "4"});
+    return config_after(std::move(more), output);
+  }
   TestFolder folder_;
 };
 
@@ -59,35 +73,22 @@ TEST_F(TrainTask, WritesAModelThatAnswers) {
 
 // A tied head of two symbols shrinks with their embeddings until nothing is learnt.
 TEST_F(TrainTask, ANewModelHasAHeadOfItsOwn) {
-  const Outcome made = run_mamba3({"train", "--task", "parity", "--width", "8", "--batch", "4",
-                                   "--stages", "4", "--stage-steps", "2", "--eval-length", "4",
-                                   "--eval-blocks", "4", "-o", folder_ / "run"});
-  ASSERT_EQ(made.code, 0) << made.err;
-  const json config = json::parse(read_file(folder_ / "run/config.json"));
+  const json config = new_model("parity", "run", {"--width", "8"});
   EXPECT_EQ(config["tie_embeddings"], false);
   EXPECT_EQ(config["ssm_cfg"]["a_activation"], "softplus");
 }
 
 TEST_F(TrainTask, OnlyModelsOfBracketsHaveAnMlpUnlessAskedFor) {
-  const auto hidden = [&](const std::string& output, const std::vector<std::string>& more) {
-    std::vector<std::string> command{"train", "-q", "-o", folder_ / output};
-    command.insert(command.end(), more.begin(), more.end());
-    const Outcome made = run_mamba3(command);
-    EXPECT_EQ(made.code, 0) << made.err;
-    return json::parse(read_file(folder_ / (output + "/config.json")))["d_intermediate"];
+  const auto hidden = [&](const std::string& output, const std::string& task,
+                          std::vector<std::string> more) {
+    more.insert(more.end(), {"--width", "8", "--layers", "1"});
+    return new_model(task, output, more)["d_intermediate"];
   };
-  const auto small = [](const std::string& task, const std::vector<std::string>& more) {
-    std::vector<std::string> command{
-        "--task",   task, "--width",       "8", "--layers",      "1", "--batch",       "4",
-        "--stages", "4",  "--stage-steps", "2", "--eval-length", "4", "--eval-blocks", "4"};
-    command.insert(command.end(), more.begin(), more.end());
-    return command;
-  };
-  EXPECT_EQ(hidden("brackets", small("modular-arithmetic-brackets", {})), 128);
-  EXPECT_EQ(hidden("arithmetic", small("modular-arithmetic", {})), 0);
-  EXPECT_EQ(hidden("with", small("modular-arithmetic", {"--mlp", "128"})), 128);
-  EXPECT_EQ(hidden("without", small("modular-arithmetic-brackets", {"--mlp", "0"})), 0);
-  EXPECT_EQ(hidden("again", {"--run", folder_ / "without/run.yaml"}), 0);
+  EXPECT_EQ(hidden("brackets", "modular-arithmetic-brackets", {}), 128);
+  EXPECT_EQ(hidden("arithmetic", "modular-arithmetic", {}), 0);
+  EXPECT_EQ(hidden("with", "modular-arithmetic", {"--mlp", "128"}), 128);
+  EXPECT_EQ(hidden("without", "modular-arithmetic-brackets", {"--mlp", "0"}), 0);
+  EXPECT_EQ(config_after({"--run", folder_ / "without/run.yaml"}, "again")["d_intermediate"], 0);
   expect_error(run_mamba3({"train", "--task", "parity", "--mlp", "32", "-o", folder_ / "odd"}), 1,
                "--mlp is 32; expected a multiple of 128");
   expect_error(run_mamba3({"train", "-q", "--resume", folder_ / "without", "--mlp", "8"}), 1,
@@ -96,26 +97,7 @@ TEST_F(TrainTask, OnlyModelsOfBracketsHaveAnMlpUnlessAskedFor) {
 
 TEST_F(TrainTask, HeadsHaveTheColumnsAskedFor) {
   const auto columns = [&](const std::string& output, const std::vector<std::string>& more) {
-    std::vector<std::string> command{"train",
-                                     "-q",
-                                     "--task",
-                                     "parity",
-                                     "--batch",
-                                     "4",
-                                     "--stages",
-                                     "4",
-                                     "--stage-steps",
-                                     "2",
-                                     "--eval-length",
-                                     "4",
-                                     "--eval-blocks",
-                                     "4",
-                                     "-o",
-                                     folder_ / output};
-    command.insert(command.end(), more.begin(), more.end());
-    const Outcome made = run_mamba3(command);
-    EXPECT_EQ(made.code, 0) << made.err;
-    return json::parse(read_file(folder_ / (output + "/config.json")))["ssm_cfg"]["headdim"];
+    return new_model("parity", output, more)["ssm_cfg"]["headdim"];
   };
   EXPECT_EQ(columns("usual", {"--width", "32"}), 32);
   EXPECT_EQ(columns("narrow", {"--width", "8"}), 16);  // all that it has
