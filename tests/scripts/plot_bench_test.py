@@ -89,15 +89,18 @@ class PlotBench(unittest.TestCase):
         self.assertEqual(plot.count(b'<circle'), 4)
 
     def test_state_tracking_keeps_kinds_of_models_apart(self):
-        rows = [dict(row(f'state-tracking/{task}/rope=none/width=64/rate=0.001/seed=0', value, 'scaled accuracy'), model={'d_intermediate': hidden})
-                for task, value, hidden in (('modular-arithmetic', 11, 128), ('modular-arithmetic/bf16', 12, 128), ('modular-arithmetic/bf16', 13, 0),
-                                            ('parity/bf16', 14, 0))]
+        rows = [dict(row(f'state-tracking/{task}/rope=none/width=64/rate=0.001/seed=0', value, 'scaled accuracy'), model={'d_intermediate': hidden},
+                     steps=steps)
+                for task, value, hidden, steps in (('modular-arithmetic', 11, 128, 40000), ('modular-arithmetic/bf16', 12, 128, 40000),
+                                                   ('modular-arithmetic/bf16', 13, 0, 40000), ('modular-arithmetic/bf16', 15, 0, 80000),
+                                                   ('parity/bf16', 14, 0, 40000))]
         self.write(state_tracking_all=document(rows))
         texts = self.texts(self.draw()['state-tracking.svg'])
-        kinds = ('Parity', 'Arithmetic', 'bf16', 'bf16, MLP', 'fp32', 'fp32, MLP')
+        kinds = ('Parity', 'Arithmetic', 'bf16', 'bf16, MLP', 'fp32', 'fp32, MLP', '40,000 steps', '80,000 steps')
         self.assertEqual([text for text in texts if text in kinds],
-                         ['Parity', 'bf16', 'Arithmetic', 'bf16', 'Arithmetic', 'bf16, MLP', 'Arithmetic', 'fp32, MLP'])
-        for value in ('11.0', '12.0', '13.0', '14.0'):
+                         ['Parity', 'bf16', '40,000 steps', 'Arithmetic', 'bf16', '40,000 steps', 'Arithmetic', 'bf16', '80,000 steps',
+                          'Arithmetic', 'bf16, MLP', '40,000 steps', 'Arithmetic', 'fp32, MLP', '40,000 steps'])
+        for value in ('11.0', '12.0', '13.0', '14.0', '15.0'):
             self.assertIn(value, texts)
 
     def test_curves_name_both_ends(self):
