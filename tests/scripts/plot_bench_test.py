@@ -134,6 +134,13 @@ class PlotBench(unittest.TestCase):
         self.write(gpu_decode=DECODE)
         self.assertIn('Imaginary <9000> & more, abc1234, 2026-01-02', self.texts(self.draw()['gpu-decode.svg']))
 
+    def test_each_day_is_named_on_a_line_inside_the_picture(self):
+        self.write(gpu_one=DECODE, gpu_two={**DECODE, 'date': '2026-01-03'}, gpu_three={**DECODE, 'date': '2026-01-04'})
+        root = ET.fromstring(self.draw()['gpu-decode.svg'])
+        days = [(text.text, float(text.get('y'))) for text in root.iter(TEXT) if '2026-01-' in text.text]
+        self.assertEqual([words[-10:] for words, _ in days], ['2026-01-02', '2026-01-03', '2026-01-04'])
+        self.assertTrue(days[0][1] < days[1][1] < days[2][1] < float(root.get('height')))
+
     def test_kernels_without_a_share_are_left_out(self):
         self.write(gpu_kernels=KERNELS)
         plot = self.draw()['gpu-kernels.svg']
